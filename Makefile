@@ -1,0 +1,24 @@
+# `make demo` and `make test` are the two commands: each sets up .venv first, and again when repeated.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+export MPLBACKEND := Agg
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments,dev]'
+	touch $@
+
+.PHONY: help
+help:  ## say what the targets do
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 \t/'
+
+.PHONY: test
+test: .venv/ready  ## set up, then run the tests (a few minutes)
+	$(BIN)/python -m pytest -n 2
+
+.PHONY: lint
+lint: .venv/ready  ## set up, then lint, check the format and the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright

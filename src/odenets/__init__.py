@@ -1,0 +1,17 @@
+"""odenets: ODE-Nets (neural ordinary differential equations) for PyTorch."""
+
+from odenets.adjoint import Backsolve as Backsolve
+from odenets.adjoint import Checkpointed as Checkpointed
+from odenets.adjoint import Direct as Direct
+from odenets.captured import LostGradientError as LostGradientError
+from odenets.controller import PID as PID
+from odenets.controller import Fixed as Fixed
+from odenets.methods import METHODS as METHODS
+from odenets.methods import ExplicitRungeKutta as ExplicitRungeKutta
+from odenets.solution import Solution as Solution
+from odenets.solution import SolveError as SolveError
+from odenets.solution import Stats as Stats
+from odenets.solution import Status as Status
+from odenets.solve import solve as solve
+
+__version__ = "0.1.0"

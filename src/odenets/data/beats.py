@@ -1,0 +1,100 @@
+"""The tensor form that every source of heartbeats has, and the rule that makes its rows.
+
+One row is one heartbeat: 187 numbers in [0, 1] at 120 Hz, from the R peak of the beat to a fifth of the way
+between the next beat and the one after it, padded with zeros. The Kaggle "heartbeat" files have this form; the
+raw records and the synthetic beats are brought to it by the same two functions below.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odenets.data.errors import DataError
+
+__all__ = ["CLASSES", "CLASS_NAMES", "ROW_LENGTH", "UNKNOWN_RECORD", "Beats", "ragged_arange", "scale_rows"]
+
+CLASSES = ("N", "S", "V", "F", "Q")
+"""Letters of the five classes; the label of a beat is the position of its letter."""
+
+CLASS_NAMES = (
+    "normal",
+    "supraventricular premature",
+    "premature ventricular contraction",
+    "fusion of ventricular and normal",
+    "unclassified or paced",
+)
+"""Long names of `CLASSES`, in the same order."""
+
+ROW_LENGTH = 187
+UNKNOWN_RECORD = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Beats:
+    """Heartbeats as tensors.
+
+    `x` (n, 187) float32 in [0, 1]; `y` (n,) int64, index into `CLASSES`; `record` (n,) int64, number of the
+    record (or synthetic patient) a beat comes from, -1 where unknown; `source` a sentence fit for a report;
+    `synthetic` True where no human heart was involved. Raises `DataError` where shapes or types disagree.
+    """
+
+    x: Tensor
+    y: Tensor
+    record: Tensor
+    source: str
+    synthetic: bool
+
+    def __post_init__(self) -> None:
+        n = len(self.y)
+        _require("x", self.x, (n, ROW_LENGTH), torch.float32)
+        _require("y", self.y, (n,), torch.int64)
+        _require("record", self.record, (n,), torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def counts(self) -> tuple[int, ...]:
+        """Number of beats of each of the five classes."""
+        return tuple(torch.bincount(self.y, minlength=len(CLASSES)).tolist())
+
+    def select(self, index: Tensor) -> "Beats":
+        """The beats at `index` (int64 positions or a boolean mask), in that order."""
+        return Beats(self.x[index], self.y[index], self.record[index], self.source, self.synthetic)
+
+
+def _require(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise DataError(
+            f"`{name}` must have shape {shape} and type {dtype}, got {tuple(tensor.shape)} and {tensor.dtype}; "
+            f"`x`, `y` and `record` hold one entry for each beat."
+        )
+
+
+def ragged_arange(lengths: np.ndarray) -> np.ndarray:
+    """0 … lengths[0]-1, 0 … lengths[1]-1, … in one array: the position of each value in its own segment."""
+    first = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum()) - np.repeat(first, lengths)
+
+
+def scale_rows(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Segments of any length → rows (n, 187) float32 in [0, 1].
+
+    `values` holds the segments one after the other, `lengths` (n,) says how long each is (at least 1).
+    Each segment is scaled by its own minimum and maximum, over its whole length and before it is cut to 187
+    values; shorter ones are padded with zeros. A flat segment gives a row of zeros.
+    """
+    rows = np.zeros((len(lengths), ROW_LENGTH), np.float32)
+    if len(lengths) == 0:
+        return rows
+    first = np.cumsum(lengths) - lengths
+    low = np.minimum.reduceat(values, first)
+    span = np.maximum.reduceat(values, first) - low
+    span = np.where(span > 0, span, 1)
+    position = ragged_arange(lengths)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    scaled = (values - low[row]) / span[row]  # float64, so the one rounding to float32 is the correct one
+    keep = position < ROW_LENGTH
+    rows[row[keep], position[keep]] = scaled[keep]
+    return rows

@@ -1,0 +1,126 @@
+"""What an experiment hands over: its answer, its tables and figures, and all that is needed to run it again.
+
+An experiment builds one `Result`; `odenets.report` writes it as a page, figures and a JSON file. Nothing here
+knows about files or HTML.
+"""
+
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from matplotlib.figure import Figure
+
+Cell: TypeAlias = str | float | int | None
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers were made with: odenets, Python, torch, platform, processor, torch's threads."""
+    return {
+        "odenets": version("odenets"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": _processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, or its architecture: `platform.processor` is empty on most Linux systems."""
+    names = re.search(r"^model name\s*: (.+)$", CPU_INFO.read_text(), re.M) if CPU_INFO.exists() else None
+    return names[1] if names else platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns. The first column names the row; `None` is shown as a dash; `note` stands
+    below.
+
+    Give numbers as numbers, not as text: the report chooses the digits. Raises `ValueError` for a row of
+    another length.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+    def __post_init__(self):
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"`rows[{number}]` of table {self.title!r} has {len(row)} cells "
+                    f"and `columns` has {len(self.columns)}: "
+                    "give one cell for each column, `None` where there is no value"
+                )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its words. `name` is its file's stem, `caption` says what one sees, also to those who
+    cannot see it.
+
+    Raises `ValueError` for a name that is not made of lower-case letters, digits and hyphens.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
+            raise ValueError(
+                f"`name` of a picture is {self.name!r}: it becomes a file's name, "
+                "so use lower-case letters, digits and single hyphens, such as 'learning-curves'"
+            )
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, paragraphs of plain text (an empty line between two of them), then tables, then pictures."""
+
+    title: str
+    text: str
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything an experiment found.
+
+    `lead` answers in one paragraph what was run and what came out. `config` is the configuration as a
+    mapping. `source` is a sentence on where the data came from, and `synthetic` says that they are made up:
+    then the report says so everywhere. `summary` holds the numbers worth keeping, either name → number or
+    network → name → number. `versions` is filled in. Raises `ValueError` where two pictures have one name.
+    """
+
+    experiment: str
+    title: str
+    lead: str
+    config: Mapping[str, Any]
+    source: str
+    synthetic: bool
+    sections: tuple[Section, ...]
+    summary: Mapping[str, Any]
+    versions: Mapping[str, Any] = field(default_factory=versions)
+
+    def __post_init__(self):
+        names = [picture.name for picture in self.pictures()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"`sections` have more than one picture named {twice}: give each picture its own `name`"
+            )
+
+    def pictures(self) -> Iterator[Picture]:
+        """All pictures of all sections, in order."""
+        return (picture for section in self.sections for picture in section.pictures)

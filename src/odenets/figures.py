@@ -1,0 +1,651 @@
+"""The figures of the experiments: arrays in, one Matplotlib figure out.
+
+Every function takes NumPy arrays, tensors or plain lists and returns a `matplotlib.figure.Figure` that
+belongs to nobody: no pyplot, no global figure, nothing to close. `to_svg` and `to_png` turn it into bytes.
+
+Colours come from `PALETTE` and mean the same thing in every figure: a network keeps its look
+(`network_looks`), the target function is blue and data are purple, as in the document's figures 4, 7 and 8.
+Each colour has a twin for dark pages, so a page that embeds the SVG can exchange them; that is why no figure
+may use a colour from anywhere else. What tells two things apart is never colour alone: lines also differ in
+dash, points in shape.
+
+A `history` is a mapping from the network's name to its rows, one row (a mapping) for each seed and epoch,
+with the keys `epoch`, `seed` (0 where there is none) and the numbers measured, such as `train_loss`,
+`test_loss`, `seconds` and `nfe`. Data frames serve as well.
+"""
+
+import io
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+Values: TypeAlias = np.ndarray | torch.Tensor | Sequence[Any]
+History: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]] | pd.DataFrame]
+
+
+class Colour(NamedTuple):
+    """One meaning, two inks: `light` on a white page, `dark` on a black one (both `#rrggbb`, lower case)."""
+
+    light: str
+    dark: str
+
+
+class Look(NamedTuple):
+    """What one network looks like in every figure: `#rrggbb`, and Matplotlib's line style and marker."""
+
+    colour: str
+    dash: Any
+    marker: str
+
+
+PALETTE = {
+    "paper": Colour("#ffffff", "#15181d"),
+    "ink": Colour("#24292f", "#e4e7eb"),
+    "muted": Colour("#6a737d", "#9aa4b1"),
+    "grid": Colour("#e2e6ea", "#2f353d"),
+    "field": Colour("#b4bcc6", "#4d5763"),
+    "target": Colour("#0072b2", "#58b4ea"),
+    "data": Colour("#8a3fb0", "#cf97ee"),
+    "odenet": Colour("#d1401f", "#ff7d5c"),
+    "resnet": Colour("#00805f", "#35c99c"),
+    "amber": Colour("#a87400", "#e5b331"),
+    "slate": Colour("#4f5d75", "#aab6cb"),
+    "rose": Colour("#c2417f", "#f58cbb"),
+}
+PAPER, INK, MUTED, GRID, FIELD, TARGET, DATA = (colour.light for colour in list(PALETTE.values())[:7])
+NETWORKS = {
+    "ODE-Net": Look(PALETTE["odenet"].light, "-", "o"),
+    "ResNet": Look(PALETTE["resnet"].light, "--", "s"),
+}
+OTHERS = (
+    Look(PALETTE["amber"].light, "-.", "^"),
+    Look(PALETTE["slate"].light, ":", "D"),
+    Look(PALETTE["rose"].light, (0, (5, 1, 1, 1, 1, 1)), "v"),
+)
+
+SINGLE = (5.4, 3.5)  # inches: one panel, legible on a telephone without scrolling
+PANEL = (3.7, 3.3)  # inches: one of several panels side by side
+BAND: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}  # smallest to largest of the seeds
+REPORTED: dict[str, Any] = {
+    "linestyle": "none",
+    "marker": "D",
+    "markersize": 9,
+    "color": INK,
+    "fillstyle": "none",
+}
+BEAT_RATE = 120.0  # samples a second in the heartbeat set: every third of the 360 Hz originals
+
+STYLE: dict[Any, Any] = {
+    "font.family": ["DejaVu Sans"],  # comes with Matplotlib, so a figure looks the same everywhere
+    "font.size": 10.0,
+    "text.color": INK,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": PAPER,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "figure.constrained_layout.h_pad": 0.08,  # inches
+    "figure.constrained_layout.w_pad": 0.08,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "svg.fonttype": "path",  # letters as outlines: the reader needs no font, and the layout cannot shift
+    "svg.hashsalt": "odenets",  # the same figure gives the same file
+}
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """A vector field dz/dt = f(t, z) of a one-dimensional state, sampled on a grid.
+
+    `t` is (m,), `z` is (k,), `dz` is (k, m) with `dz[i, j] = f(t[j], z[i])`. Raises `ValueError` where the
+    shapes do not fit.
+    """
+
+    t: Values
+    z: Values
+    dz: Values
+
+    def __post_init__(self):
+        expected, got = (len(self.z), len(self.t)), _array(self.dz).shape
+        if got != expected:
+            raise ValueError(
+                f"`dz` has shape {got}, expected (len(z), len(t)) = {expected}: "
+                "evaluate the field at every pair, with one row for each `z`"
+            )
+
+
+def network_looks(names: Iterable[str]) -> dict[str, Look]:
+    """The look of each network: fixed for "ODE-Net" and "ResNet", the next free one for any other name.
+
+    Raises `ValueError` for more than three other names, which nobody could tell apart.
+    """
+    names = list(names)
+    others = [name for name in names if name not in NETWORKS]
+    if len(others) > len(OTHERS):
+        raise ValueError(
+            f"`names` has {len(others)} networks besides {' and '.join(NETWORKS)}: {others}. "
+            f"At most {len(OTHERS)} can be told apart, draw the rest in a second figure"
+        )
+    looks = NETWORKS | dict(zip(others, OTHERS))
+    return {name: looks[name] for name in names}
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as the text of an SVG file: letters as outlines, the same text each time, no date inside."""
+    buffer = io.StringIO()
+    with rc_context(STYLE):  # ticks are made while drawing, so they need the style again
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def to_png(figure: Figure, dpi: int = 200) -> bytes:
+    """The figure as the bytes of a PNG file on white, `dpi` pixels an inch."""
+    buffer = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+@rc_context(STYLE)
+def regression_fit(
+    x: Values, target: Values, curves: Mapping[str, Values], points_x: Values, points_y: Values
+) -> Figure:
+    """Training points, target function and what one or more networks made of them (the document's figures 4,
+    7 and 8).
+
+    `x` and `target` are (n,). `curves` maps a network's name to (n,), or to (seeds, n): then the median is
+    drawn with a band from the smallest to the largest. `points_x` and `points_y` are the training data, (m,).
+    Raises `ValueError` where lengths differ.
+    """
+    figure, axes = _single("x", "y")
+    _draw_fit(axes, x, target, curves, points_x, points_y)
+    axes.legend()
+    return figure
+
+
+@rc_context(STYLE)
+def regression_comparison(
+    x: Values, target: Values, curves: Mapping[str, Values], points_x: Values, points_y: Values
+) -> Figure:
+    """`regression_fit` with the errors (network − target) below, on the same x axis.
+
+    Use it to compare networks (the document's figure 8): where two fits lie on the target, only the lower
+    panel shows which is nearer.
+    """
+    figure = Figure(figsize=(SINGLE[0], 5.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    _draw_fit(upper, x, target, curves, points_x, points_y)
+    upper.set_ylabel("y")
+    upper.legend()
+    lower.axhline(0.0, color=TARGET)
+    errors = {name: _array(y) - _array(target) for name, y in curves.items()}
+    _draw_curves(lower, _array(x), errors)
+    lower.set(xlabel="x", ylabel="network − target")
+    return figure
+
+
+@rc_context(STYLE)
+def flow(
+    t: Values,
+    trajectories: Values,
+    slopes: Slopes | None = None,
+    network: str = "ODE-Net",
+    label: str = "hidden state z",
+) -> Figure:
+    """How a network moves its states from input to output: one line an input, a dot where it starts.
+
+    `t` is (T,) and `trajectories` (T, n) for a one-dimensional state, or (T, n, d): then there is a panel for
+    each component, so choose few. `slopes` puts the direction field behind the lines and needs a
+    one-dimensional state. Raises `ValueError` for other shapes.
+    """
+    times, paths = _array(t), _array(trajectories)
+    if paths.ndim not in (2, 3) or len(paths) != len(times):
+        raise ValueError(
+            f"`trajectories` has shape {paths.shape} and `t` {times.shape}: "
+            "expected (T, n) or (T, n, d) for `t` of (T,)"
+        )
+    components = paths.reshape(*paths.shape[:2], -1)  # (T, n, d)
+    if slopes is not None and components.shape[-1] != 1:
+        raise ValueError(
+            f"`slopes` were given for a state of {components.shape[-1]} components: "
+            "a direction field can be drawn for one component only, leave `slopes` out"
+        )
+    if components.shape[-1] == 1:
+        figure, axes = _single("time t", label)
+        panels = [axes]
+    else:
+        figure, panels = _panels([f"component {i + 1}" for i in range(components.shape[-1])], "time t", label)
+    for axes, component in zip(panels, np.moveaxis(components, -1, 0)):
+        _draw_flow(axes, times, component, slopes, network_looks([network])[network].colour)
+    return figure
+
+
+@rc_context(STYLE)
+def learning_curves(
+    history: History,
+    train: str = "train_loss",
+    test: str = "test_loss",
+    label: str = "loss",
+    log: bool = False,
+) -> Figure:
+    """Training and test loss over the epochs, one panel a network on one y axis (the document's figures 9 and
+    10).
+
+    Of several seeds the mean is drawn with a band from the smallest to the largest; the mean ends where a
+    seed has no number. `train` and `test` are the rows' keys, `label` says what the loss is. Raises
+    `ValueError` for a history without them.
+    """
+    figure, panels = _panels(list(history), "epoch", label)
+    for axes, (network, look) in zip(panels, network_looks(history).items()):
+        _draw_band(axes, _over_epochs(history, network, train), look._replace(dash="--"), "train")
+        _draw_band(axes, _over_epochs(history, network, test), look._replace(dash="-"), "test")
+        axes.xaxis.set_major_locator(_whole_numbers())
+        axes.legend()
+    _start_at_zero(panels[0], "y", log)
+    return figure
+
+
+@rc_context(STYLE)
+def metric_over_epochs(history: History, metric: str, label: str) -> Figure:
+    """One quantity of every network over the epochs, such as the number of evaluations of f: mean and min–max
+    band of the seeds.
+
+    `metric` is the rows' key, `label` the y axis with its unit. Raises `ValueError` for a history without it.
+    """
+    figure, axes = _single("epoch", label)
+    for network, look in network_looks(history).items():
+        _draw_band(axes, _over_epochs(history, network, metric), look, network)
+    axes.xaxis.set_major_locator(_whole_numbers())
+    axes.legend()
+    return figure
+
+
+@rc_context(STYLE)
+def bars(values: Mapping[str, Values], label: str) -> Figure:
+    """One bar a network: the mean of its values, written beside it, and a whisker from the smallest to the
+    largest.
+
+    `values` maps a network's name to (n,), for example one number a seed; `label` names the quantity and its
+    unit.
+    """
+    figure = Figure(figsize=(SINGLE[0], 0.9 + 0.55 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    for row, (network, look) in enumerate(network_looks(values).items()):
+        numbers = _array(values[network])
+        mean, low, high = numbers.mean(), numbers.min(), numbers.max()
+        axes.barh(row, mean, height=0.6, color=look.colour, alpha=0.75)
+        if len(numbers) > 1:
+            axes.plot([low, high], [row, row], color=INK, linewidth=1.4, marker="|", markersize=9)
+        axes.annotate(_number(mean), (high, row), (8, 0), textcoords="offset points", va="center")
+    _name_rows(axes, list(values))
+    room_for_numbers = 1.2 * max(_array(numbers).max() for numbers in values.values())
+    axes.set(xlabel=label, xlim=(0, room_for_numbers))
+    return figure
+
+
+def seconds_per_epoch(history: History, seconds: str = "seconds") -> Figure:
+    """Seconds an epoch takes for each network: one number a seed, the median of its epochs, drawn by `bars`.
+
+    The median, because a first epoch also pays for compiling and loading. `seconds` is the rows' key.
+    """
+    medians = {name: _over_epochs(history, name, seconds).median().to_numpy() for name in history}
+    return bars(medians, "seconds an epoch")
+
+
+@rc_context(STYLE)
+def confusion(matrices: Mapping[str, Values], classes: Sequence[str]) -> Figure:
+    """Confusion matrices, one panel a network: rows are the true classes, each cell its share of the row
+    (shade, %) and its count.
+
+    `matrices` maps a network's name to counts (k, k) with `[true, predicted]`, `classes` are k names. A true
+    class without any example shows dashes. Raises `ValueError` for another shape.
+    """
+    size = 1.8 + 0.62 * len(classes)
+    figure = Figure(figsize=(1.3 + 0.72 * len(classes) * len(matrices), size), layout="constrained")
+    panels = figure.subplots(1, len(matrices), sharey=True, squeeze=False)[0]
+    for axes, (network, look) in zip(panels, network_looks(matrices).items()):
+        _draw_confusion(axes, _array(matrices[network]), classes, look.colour)
+        axes.set(title=network, xlabel="predicted class")
+    panels[0].set_ylabel("true class")
+    return figure
+
+
+@rc_context(STYLE)
+def loss_over_time(
+    history: History,
+    reference: str = "ResNet",
+    loss: str = "test_loss",
+    seconds: str = "seconds",
+    label: str = "test loss",
+    log_time: bool = False,
+) -> Figure:
+    """Loss against the seconds spent training: which network is the better buy, and when it reaches the
+    reference's last loss.
+
+    A row's `seconds` are those of its own epoch; they are summed here. Thin lines are seeds, thick ones their
+    mean in both directions. The horizontal line is the mean last loss of `reference`; a dot marks where
+    another network's mean first gets there. Raises `ValueError` if `reference` is not in the history, or a
+    key is not.
+    """
+    if reference not in history:
+        raise ValueError(
+            f"`reference` is {reference!r}, but the history has {list(history)}: name one of these"
+        )
+    figure, axes = _single("training time in seconds", label)
+    level = _over_epochs(history, reference, loss).mean(axis=1, skipna=False).iloc[-1]
+    looks = network_looks(history)
+    name = f"{reference}, last: {_number(level)}"
+    axes.axhline(level, color=looks[reference].colour, linewidth=1.0, linestyle=":", label=name)
+    for network, look in looks.items():
+        times = _over_epochs(history, network, seconds).cumsum()
+        losses = _over_epochs(history, network, loss)
+        _draw_race(axes, times, losses, look, network)
+        if network != reference:
+            mean = losses.mean(axis=1, skipna=False).to_numpy()
+            _mark_arrival(axes, times.mean(axis=1).to_numpy(), mean, level, look.colour)
+    _start_at_zero(axes, "y")
+    _start_at_zero(axes, "x", log_time)
+    axes.legend()
+    return figure
+
+
+@rc_context(STYLE)
+def seed_differences(
+    differences: Values,
+    interval: tuple[float, float],
+    label: str = "test loss, ODE-Net − ResNet",
+    seeds: Sequence[Any] | None = None,
+    confidence: str = "95 %",
+) -> Figure:
+    """Paired differences, one a seed, with their mean and its confidence interval: an interval over zero
+    settles nothing.
+
+    `differences` is (n,), `interval` (low, high), `seeds` the names of the rows (0, 1, … if left out);
+    `label` says what was taken from what. Raises `ValueError` for an interval the wrong way round or another
+    number of seeds.
+    """
+    numbers, (low, high) = _array(differences), interval
+    if not low <= high:
+        raise ValueError(f"`interval` is ({low}, {high}): give (low, high) with low ≤ high")
+    names = [f"seed {seed}" for seed in (range(len(numbers)) if seeds is None else seeds)]
+    _check_lengths("seeds", names, "differences", numbers)
+    figure = Figure(figsize=(SINGLE[0], 1.3 + 0.27 * (len(numbers) + 1)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0.0, color=MUTED, linewidth=1.2)
+    axes.axvspan(low, high, color=TARGET, alpha=0.10, linewidth=0)
+    axes.plot(numbers, range(len(numbers)), linestyle="none", marker="o", color=DATA)
+    axes.plot([low, high], [len(numbers)] * 2, color=TARGET, linewidth=2.4, marker="|", markersize=9)
+    axes.plot(numbers.mean(), len(numbers), marker="D", color=TARGET)
+    _name_rows(axes, [*names, f"mean, {confidence} interval"])
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    return figure
+
+
+@rc_context(STYLE)
+def beats(x: Values, y: Values, classes: Sequence[str], examples: int = 3, rate: float = BEAT_RATE) -> Figure:
+    """The first examples of every class of heartbeat: a row a class, time in seconds.
+
+    `x` is (n, 187) with values from 0 to 1, `y` (n,) holds the number of the class, `rate` is in samples a
+    second. A class with fewer examples leaves its panels empty. Raises `ValueError` where `x` and `y` differ
+    in length.
+    """
+    signals, labels = _array(x), _array(y)
+    _check_lengths("y", labels, "x", signals)
+    seconds = np.arange(signals.shape[1]) / rate
+    figure = Figure(figsize=(2.45 * examples, 1.0 + 0.95 * len(classes)), layout="constrained")
+    grid = figure.subplots(len(classes), examples, sharex=True, sharey=True, squeeze=False)
+    for number, (name, row) in enumerate(zip(classes, grid)):
+        _draw_beats(row, seconds, signals[labels == number][:examples])
+        row[0].set_title(name)
+    for axes in grid[-1]:
+        axes.set_xlabel("seconds")
+    figure.supylabel("amplitude (each beat scaled to 0–1)", fontsize=10)
+    return figure
+
+
+@rc_context(STYLE)
+def errors_by_seed(
+    values: Mapping[str, Values],
+    label: str = "out-of-sample error (mean square)",
+    reported: Mapping[str, float] | None = None,
+    log: bool = False,
+) -> Figure:
+    """One point a seed for each network, with the median as a bar: how much one run can say.
+
+    `values` maps a network's name to (seeds,). `reported` adds what a publication printed, for example the
+    document's 4.673 and 7.72, as a hollow diamond. Raises `ValueError` for a reported network that has no
+    values.
+    """
+    unknown = [name for name in reported or {} if name not in values]
+    if unknown:
+        raise ValueError(
+            f"`reported` names {unknown}, but `values` has {list(values)}: give numbers for these only"
+        )
+    figure = Figure(figsize=(SINGLE[0], 1.3 + 0.75 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    for row, (network, look) in enumerate(network_looks(values).items()):
+        _draw_strip(axes, row, _array(values[network]), look)
+    for name, number in (reported or {}).items():
+        axes.plot(number, list(values).index(name), **REPORTED)
+    _name_rows(axes, list(values), room=0.65)
+    axes.set_xlabel(label)
+    _start_at_zero(axes, "x", log)
+    if reported:
+        diamond = Line2D([], [], **REPORTED)
+        figure.legend([diamond], ["as printed in the document"], loc="outside upper right")
+    return figure
+
+
+def _array(value: Values) -> np.ndarray:
+    """Any array-like as a NumPy array: tensors leave the graph and the device."""
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _check_lengths(name: str, value: Any, other_name: str, other: Any) -> None:
+    if len(value) != len(other):
+        raise ValueError(
+            f"`{name}` has length {len(value)} and `{other_name}` has {len(other)}: "
+            f"give one of `{name}` for each of `{other_name}`"
+        )
+
+
+def _single(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SINGLE, layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=x_label, ylabel=y_label)
+    return figure, axes
+
+
+def _panels(titles: Sequence[str], x_label: str, y_label: str) -> tuple[Figure, list[Axes]]:
+    """Panels side by side with one y axis, each with its title."""
+    figure = Figure(figsize=(PANEL[0] * len(titles), PANEL[1]), layout="constrained")
+    panels = list(figure.subplots(1, len(titles), sharey=True, squeeze=False)[0])
+    for axes, title in zip(panels, titles):
+        axes.set(title=title, xlabel=x_label)
+    panels[0].set_ylabel(y_label)
+    return figure, panels
+
+
+def _whole_numbers() -> MaxNLocator:
+    return MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True)
+
+
+def _start_at_zero(axes: Axes, which: Literal["x", "y"], log: bool = False) -> None:
+    """Losses, errors and times start at zero, so that a length is the number; a log axis gets 1, 2, 5."""
+    if not log:
+        axes.set(**{f"{which}lim": (0, None)})
+        return
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _number(value: float) -> str:
+    """Three significant digits, and no fewer than all digits before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def _name_rows(axes: Axes, names: Sequence[str], room: float = 0.5) -> None:
+    """Category names on the y axis, the first on top, without grid lines across."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 1 + room, -room)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+
+
+def _draw_fit(axes: Axes, x, target, curves: Mapping[str, Values], points_x, points_y) -> None:
+    x, target, points_x, points_y = map(_array, (x, target, points_x, points_y))
+    _check_lengths("target", target, "x", x)
+    _check_lengths("points_y", points_y, "points_x", points_x)
+    axes.plot(points_x, points_y, linestyle="none", marker="o", color=DATA, label="training points", zorder=4)
+    axes.plot(x, target, color=TARGET, linewidth=2.6, label="target function")
+    _draw_curves(axes, x, curves)
+
+
+def _draw_curves(axes: Axes, x: np.ndarray, curves: Mapping[str, Values]) -> None:
+    """Each network's curve, (n,) or the median and the band of (seeds, n)."""
+    for name, look in network_looks(curves).items():
+        seeds = np.atleast_2d(_array(curves[name]))
+        _check_lengths(name, seeds.T, "x", x)
+        axes.plot(x, np.median(seeds, axis=0), color=look.colour, linestyle=look.dash, label=name, zorder=3)
+        if len(seeds) > 1:
+            axes.fill_between(x, seeds.min(axis=0), seeds.max(axis=0), color=look.colour, **BAND)
+
+
+def _draw_flow(axes: Axes, times: np.ndarray, paths: np.ndarray, slopes: Slopes | None, colour: str) -> None:
+    if slopes is not None:
+        axes.grid(False)
+        _draw_slopes(axes, slopes)
+    axes.plot(times, paths, color=colour, linewidth=1.2, alpha=0.8)
+    start = np.full(paths.shape[1], times[0])
+    axes.plot(
+        start, paths[0], linestyle="none", marker="o", markersize=4, color=DATA, clip_on=False, zorder=4
+    )
+
+
+def _draw_slopes(axes: Axes, slopes: Slopes) -> None:
+    """Unit arrows in the direction (1, dz/dt) of the axes: the lines must run along them."""
+    t, z, dz = _array(slopes.t), _array(slopes.z), _array(slopes.dz)
+    length = np.hypot(1.0, dz)
+    arrow = {"angles": "xy", "pivot": "mid", "width": 0.003, "scale": 1.1 * len(t)}
+    axes.quiver(t, z, 1 / length, dz / length, color=FIELD, **arrow)
+
+
+def _over_epochs(history: History, network: str, key: str) -> pd.DataFrame:
+    """One quantity of one network: a row an epoch, a column a seed, NaN where a seed has no number."""
+    rows = pd.DataFrame(history[network])
+    lacking = {"epoch", key} - set(rows.columns)
+    if lacking:
+        raise ValueError(
+            f"`history` of {network!r} lacks {sorted(lacking)}, its rows have {list(rows.columns)}: "
+            "add it, or name another key"
+        )
+    return rows.assign(seed=rows.get("seed", 0)).pivot(index="epoch", columns="seed", values=key)
+
+
+def _draw_band(axes: Axes, seeds: pd.DataFrame, look: Look, name: str) -> None:
+    """Mean of the seeds (only where all of them have a number) and their range."""
+    epochs, mean = seeds.index.to_numpy(), seeds.mean(axis=1, skipna=False)
+    lone = look.marker if len(epochs) == 1 else None  # a line of one point would be invisible
+    axes.plot(epochs, mean, color=look.colour, linestyle=look.dash, label=name, marker=lone)
+    if seeds.shape[1] > 1:
+        axes.fill_between(epochs, seeds.min(axis=1), seeds.max(axis=1), color=look.colour, **BAND)
+
+
+def _draw_race(axes: Axes, times: pd.DataFrame, losses: pd.DataFrame, look: Look, name: str) -> None:
+    if losses.shape[1] > 1:
+        axes.plot(times.to_numpy(), losses.to_numpy(), color=look.colour, linewidth=0.8, alpha=0.35)
+    mean = losses.mean(axis=1, skipna=False)
+    axes.plot(times.mean(axis=1), mean, color=look.colour, linestyle=look.dash, label=name)
+
+
+def _mark_arrival(axes: Axes, times: np.ndarray, losses: np.ndarray, level: float, colour: str) -> None:
+    """A dot and the seconds where the loss first is at the level; nothing if it never is."""
+    there = np.flatnonzero(losses <= level)
+    if not len(there):
+        return
+    point = (float(times[there[0]]), float(losses[there[0]]))
+    axes.plot(*point, marker="o", markersize=7, color=colour, markeredgecolor=PAPER, zorder=5)
+    axes.annotate(f"{_number(point[0])} s", point, (3, 8), textcoords="offset points", color=colour)
+
+
+def _draw_confusion(axes: Axes, counts: np.ndarray, classes: Sequence[str], colour: str) -> None:
+    """Shaded squares rather than an image: their colour follows the page from light to dark."""
+    expected = (len(classes), len(classes))
+    if counts.shape != expected:
+        raise ValueError(
+            f"`matrices` has one of shape {counts.shape}, expected {expected}: "
+            f"one row and one column for each of the {len(classes)} `classes`"
+        )
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.full(expected, np.nan), where=totals > 0)
+    for (true, predicted), share in np.ndenumerate(shares):
+        count = int(counts[true, predicted])
+        shade = {"color": colour, "alpha": 0.6 * np.nan_to_num(share), "linewidth": 0}
+        axes.add_patch(Rectangle((predicted - 0.5, true - 0.5), 1, 1, **shade))
+        text = {"ha": "center", "va": "center", "fontsize": 8, "color": INK if count else MUTED}
+        axes.text(predicted, true, _cell(share, count), **text)
+    wrapped = [textwrap.fill(name, 18) for name in classes]
+    axes.set_xticks(range(len(classes)), wrapped, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
+    axes.set_yticks(range(len(classes)), wrapped, fontsize=9)
+    axes.set(xlim=(-0.5, len(classes) - 0.5), ylim=(len(classes) - 0.5, -0.5), aspect="equal")
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set(visible=True, color=GRID)
+
+
+def _cell(share: float, count: int) -> str:
+    if np.isnan(share):
+        return "–"
+    return f"{100 * share:.1f} %\n{count:,}" if count else "0"
+
+
+def _draw_beats(row: Sequence[Axes], seconds: np.ndarray, signals: np.ndarray) -> None:
+    """One beat a panel; the panels of a row that stay empty say so."""
+    for axes, signal in zip(row, signals):
+        axes.plot(seconds, signal, color=DATA, linewidth=1.2)
+    for axes in row[len(signals) :]:
+        axes.text(0.5, 0.5, "no example", transform=axes.transAxes, ha="center", va="center", color=MUTED)
+
+
+def _spread(count: int) -> np.ndarray:
+    """Small offsets across a row, so that equal values do not hide each other; the same each time."""
+    return 0.16 * np.sin(2.4 * np.arange(count))
+
+
+def _draw_strip(axes: Axes, row: int, numbers: np.ndarray, look: Look) -> None:
+    dots = {"linestyle": "none", "marker": look.marker, "color": look.colour, "alpha": 0.7}
+    axes.plot(numbers, row + _spread(len(numbers)), **dots)
+    median = float(np.median(numbers))
+    axes.plot([median] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=2.4)
+    above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+    axes.annotate(f"median {_number(median)}", (median, row - 0.3), **above)

@@ -1,0 +1,50 @@
+"""Dense output: the state at any time of a solved interval."""
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenets.methods import ExplicitRungeKutta
+
+
+@dataclass(frozen=True)
+class DenseOutput:
+    """The continuous extensions of all steps of a solve, as one function of time.
+
+    Args:
+        method: The method whose extension it is.
+        steps: For each step its t, dt, y and stages (s + 1, *y.shape), in order of t.
+        sign: −1 where the caller's time runs against the solver's.
+        unflatten: Gives the caller's structure to states (..., *y.shape).
+    """
+
+    method: ExplicitRungeKutta
+    steps: Sequence[tuple[float, float, Tensor, Tensor]]
+    sign: float
+    unflatten: Callable[[Tensor], Any]
+
+    def __call__(self, t: float | Tensor) -> Any:
+        """The state at t (any shape): (*t.shape, *y.shape)."""
+        given = torch.as_tensor(t)
+        if given.dtype.is_complex or given.dtype == torch.bool:
+            raise TypeError(f"`t` must be real numbers, got dtype {given.dtype}")
+        times = self.sign * given.flatten().to(torch.float64)
+        states = [self._at(value, times[i]) for i, value in enumerate(times.tolist())]
+        y = self.steps[0][2]
+        flat = torch.stack(states) if states else y.new_empty((0, *y.shape))
+        return self.unflatten(flat.reshape(*given.shape, *y.shape))
+
+    def _at(self, value: float, t: Tensor) -> Tensor:
+        first, last = self.steps[0][0], self.steps[-1][0] + self.steps[-1][1]
+        slack = 1e-9 * (last - first)
+        if not first - slack <= value <= last + slack:
+            low, high = sorted((self.sign * first + 0.0, self.sign * last + 0.0))  # + 0.0: never "-0"
+            raise ValueError(f"`t` must lie in the solved interval [{low:g}, {high:g}], got {self.sign * value:g}")
+        index = max(bisect.bisect_right(self.steps, value, key=lambda step: step[0]) - 1, 0)
+        start, dt, y, stages = self.steps[index]
+        theta = (t - start) / dt if t.requires_grad else (value - start) / dt
+        return self.method.interpolate(y, dt, list(stages), theta)

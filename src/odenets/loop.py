@@ -1,0 +1,355 @@
+"""The one loop: try a step, ask the controller, keep or drop it, and hand out what falls inside it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from odenets.controller import Controller
+from odenets.methods import ExplicitRungeKutta, Field, Step, stage_times
+from odenets.solution import Failure, Stats, Status
+
+
+class CountedField:
+    """A vector field that counts its evaluations and refuses a result of another shape or dtype."""
+
+    def __init__(self, f: Field, stats: Stats) -> None:
+        self.f = f
+        self.stats = stats
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        self.stats.nfe += 1
+        out = self.f(t, y)
+        if out.shape != y.shape:
+            raise ValueError(
+                f"`f` must return a tensor of y's shape {tuple(y.shape)}, returned {tuple(out.shape)} "
+                f"at t = {float(t):g}"
+            )
+        if out.dtype != y.dtype:
+            if not torch.is_autocast_enabled(y.device.type):
+                raise TypeError(
+                    f"`f` must return y's dtype {y.dtype}, returned {out.dtype}; cast inside `f`, "
+                    "or give `y0` that dtype"
+                )
+            out = out.to(y.dtype)  # mixed precision inside f; state and error stay in y's dtype
+        return out
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An initial value problem in normal form: one tensor, increasing times, every name an object."""
+
+    bind: Callable[[tuple], Field]  # bind(args) is f with its extra arguments
+    args: tuple
+    f: Field  # bind(args), or with other tensors in their place
+    y0: Tensor
+    t: Tensor  # (T,), increasing; may require grad
+    times: list[float]  # the same times on the host
+    method: ExplicitRungeKutta
+    controller: Controller
+    max_steps: int
+    dense: bool
+    watched: object  # the caller's f: where the tensors that it reaches are looked for
+    stats: Stats = field(default_factory=Stats)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An accepted step, just taken."""
+
+    t: float
+    dt: float
+    y: Tensor  # the state at t
+    step: Step
+    final: bool  # the step ends on the last time because it was cut to: dt = t_end − t
+    t_in: float | Tensor  # t and dt as the step received them: tensors where gradients flow through the times
+    dt_in: float | Tensor
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a replay needs of an accepted step: its stages are made again."""
+
+    t: float
+    dt: float
+    y: Tensor
+    final: bool
+    ends: tuple[int, ...]  # the outputs that are the end of this step
+    inside: tuple[int, ...]  # the outputs that are interpolated inside it
+
+
+class DenseStep(NamedTuple):
+    """What the continuous extension needs of an accepted step."""
+
+    t: float
+    dt: float
+    y: Tensor  # the state at t
+    stages: Tensor  # (s + 1, *y.shape)
+
+
+@dataclass
+class Trajectory:
+    """What a run of the loop leaves: the outputs reached, the accepted steps if kept, and how it ended."""
+
+    ys: Tensor  # (outputs reached, *y0.shape)
+    kept: list[Kept]
+    dense: list[DenseStep]
+    failure: Failure | None
+
+
+class Stepper:
+    """One solve in progress: advance it a step at a time. Times increase.
+
+    `clock`, where given, is the pair (start, end) of 0-dimensional float64 tensors that gradients to the times
+    flow through; the values are the same as the floats.
+    """
+
+    def __init__(self, problem: Problem, y0: Tensor, t0: float, clock: tuple[Tensor, Tensor] | None = None) -> None:
+        self.method, self.controller = problem.method, problem.controller
+        self.stats, self.max_steps = problem.stats, problem.max_steps
+        self.f = CountedField(problem.f, self.stats)
+        self.t, self.y = t0, y0
+        self.f0: Tensor | None = None
+        self.dt: float | None = None
+        self.memory: tuple[float, ...] = ()
+        self.clock = clock
+        self.failure: Failure | None = None
+        self._y0 = y0
+
+    def derivative(self) -> Tensor:
+        """f at the present point, evaluated once."""
+        if self.f0 is None:
+            (t,) = stage_times(self.t if self.clock is None else self.clock[0], 0.0, (0.0,), self.y)
+            self.f0 = self.f(t, self.y)
+        return self.f0
+
+    def jump(self, y: Tensor) -> None:
+        """Replace the state in place of time; step size and controller memory go on."""
+        self.y, self.f0 = y, None
+
+    def choose_first_step(self, t_end: float) -> None:
+        """Let the controller choose the first step of a solve to t_end, and check the start while at it."""
+        if not self.controller.adaptive:
+            self.dt = self.controller.first_step(self.f, self.y, self.y, self.t, t_end, self.method.order)
+            return
+        f0 = self.derivative()
+        with torch.no_grad():
+            if not bool(torch.isfinite(f0).all()):
+                self._fail_at_start(f0)
+                return
+            self.dt = self.controller.first_step(self.f, self.y, f0, self.t, t_end, self.method.order)
+
+    def advance(self, t_end: float, final: bool = True) -> Taken | None:
+        """Take one accepted step towards t_end, which it never passes; None when the solve has failed.
+
+        `final` says that t_end is the last time, so that its gradient flows through the step that ends there.
+        """
+        if self.dt is None:
+            self.choose_first_step(t_end)
+        while self.failure is None and self.dt is not None:
+            if self.stats.steps >= self.max_steps:
+                return self._fail(Status.MAX_STEPS, self.dt, "")
+            remaining = t_end - self.t
+            clipped = self.dt >= remaining * (1 - 1e-9)  # a rounding error of t must not cost a sliver of a step
+            dt = remaining if clipped else self.dt
+            t_in, dt_in = self._differentiable(dt, clipped and final)
+            step = self.method.step(self.f, t_in, self.y, dt_in, self.f0)
+            if not self.controller.adaptive:
+                return self._accept(step, t_in, dt_in, dt, clipped, final, t_end)
+            step, ratio = self._judge(step, dt)
+            decision = self.controller.decide(ratio, dt, self.memory, self.method.order)
+            self.memory = decision.memory
+            if decision.accept:
+                planned = self.dt
+                self.dt = max(decision.dt, planned) if clipped else decision.dt
+                return self._accept(step, t_in, dt_in, dt, clipped, final, t_end)
+            self.stats.rejected += 1
+            self.f0 = step.stages[0]
+            self.dt = decision.dt
+            if self.t + self.dt * 0.5 == self.t or self.dt < 1e-14 * (t_end - self.t):
+                return self._diagnose_underflow(step, ratio)
+        return None
+
+    def stages(self, step: Step) -> Step:
+        """The step with f1 among its stages, evaluated once."""
+        if len(step.stages) > len(self.method.b):
+            return step
+        return step._replace(stages=(*step.stages, self.f(step.t1, step.y)))
+
+    def _judge(self, step: Step, dt: float) -> tuple[Step, float]:
+        if self.method.error_needs_f1:
+            step = self.stages(step)
+        with torch.no_grad():
+            error = self.method.error(dt, step.stages)
+            ratio = self.controller.error_ratio(self.y, step.y, error)
+        return step, ratio.item()  # the one host read of a step
+
+    def _differentiable(self, dt: float, last: bool) -> tuple[float | Tensor, float | Tensor]:
+        if self.clock is None:
+            return self.t, dt
+        start, end = self.clock
+        return (start, end - start) if last else (start, dt)
+
+    def _accept(
+        self,
+        step: Step,
+        t_in: float | Tensor,
+        dt_in: float | Tensor,
+        dt: float,
+        clipped: bool,
+        final: bool,
+        t_end: float,
+    ) -> Taken:
+        self.stats.accepted += 1
+        taken = Taken(self.t, dt, self.y, step, clipped and final, t_in, dt_in)
+        self.t = t_end if clipped else self.t + dt
+        self.y = step.y
+        self.settle(step)
+        if self.clock is not None:
+            start, end = self.clock
+            self.clock = (end if taken.final else start + dt, end)
+        return taken
+
+    def settle(self, step: Step) -> None:
+        """Keep f1, where it is known, as the first stage of the next step."""
+        self.f0 = step.stages[-1] if len(step.stages) > len(self.method.b) else None
+
+    # Failures. Only here is the state inspected element by element.
+
+    def _fail(self, status: Status, dt: float, detail: str) -> None:
+        self.failure = Failure(status, self.t, dt, detail)
+
+    def _fail_at_start(self, f0: Tensor) -> None:
+        if not bool(torch.isfinite(self.y).all()):
+            self._fail(Status.NON_FINITE_START, 0.0, f"y0: {locate_non_finite(self.y)}.")
+        else:
+            self._fail(Status.NON_FINITE_FIELD, 0.0, f"f(t0, y0): {locate_non_finite(f0)}.")
+
+    @torch.no_grad()
+    def _diagnose_underflow(self, step: Step, ratio: float) -> None:
+        dt = self.dt or 0.0
+        seen = f"The largest |y| is {float(self.y.abs().max()):.3g}, the last error was {ratio:.3g} tolerances."
+        if not _is_tame(self.y, self._y0):
+            return self._fail(
+                Status.DIVERGED, dt, f"{seen} Largest at {_position(self.y, int(self.y.abs().argmax()))}."
+            )
+        if not math.isfinite(ratio):
+            broken = next((k for k in step.stages if not bool(torch.isfinite(k).all())), step.y)
+            return self._fail(Status.NON_FINITE_FIELD, dt, f"Just after this t, f: {locate_non_finite(broken)}. {seen}")
+        return self._fail(Status.STEP_SIZE_UNDERFLOW, dt, seen)
+
+
+def run(problem: Problem, y0: Tensor, f0: Tensor | None, *, keep: bool, clock: Tensor | None = None) -> Trajectory:
+    """Solve from the first time to the last.
+
+    Args:
+        y0: The start; `problem.y0`, or a copy of it outside of autograd.
+        f0: f(t0, y0) where it is known already.
+        keep: Keep what a replay of the accepted steps needs.
+        clock: `problem.t`, where gradients to the times shall flow through the loop itself.
+    """
+    times, t_end = problem.times, problem.times[-1]
+    stepper = Stepper(problem, y0, times[0], None if clock is None else (clock[0], clock[-1]))
+    stepper.f0 = f0
+    ys = [y0] * (1 if clock is not None else times.count(times[0]))
+    kept: list[Kept] = []
+    dense: list[DenseStep] = []
+    while stepper.t < t_end:
+        taken = stepper.advance(t_end)
+        if taken is None:
+            break
+        step, ends, inside = _emit(problem, stepper, ys, taken, clock)
+        if problem.dense:
+            dense.append(DenseStep(taken.t, taken.dt, taken.y, torch.stack(step.stages)))
+        if keep:
+            kept.append(Kept(taken.t, taken.dt, taken.y, taken.final, ends, inside))
+    failure = stepper.failure
+    if failure is None and not problem.controller.adaptive:
+        failure = _find_non_finite(problem, y0, ys[-1])
+    return Trajectory(torch.stack(ys), kept, dense, failure)
+
+
+def _emit(
+    problem: Problem, stepper: Stepper, ys: list[Tensor], taken: Taken, clock: Tensor | None
+) -> tuple[Step, tuple[int, ...], tuple[int, ...]]:
+    """Append the outputs that lie in this step; the step (with f1 if it was needed) and the outputs' indices."""
+    first = last = len(ys)
+    while last < len(problem.times) and problem.times[last] <= stepper.t:
+        last += 1
+    ends = tuple(j for j in range(first, last) if _ends_step(problem, stepper.t, j, clock is not None))
+    inside = tuple(j for j in range(first, last) if j not in ends)
+    step = taken.step
+    if inside or problem.dense:
+        step = stepper.stages(step)
+        stepper.settle(step)
+    for j in range(first, last):
+        if j in ends:
+            ys.append(step.y)
+        else:
+            t_out = problem.times[j] if clock is None else clock[j]
+            ys.append(interpolate(problem.method, taken.y, step, taken.t_in, taken.dt_in, t_out))
+    return step, ends, inside
+
+
+def _ends_step(problem: Problem, t: float, j: int, differentiable: bool) -> bool:
+    """Whether output j is the end of the step itself, at t, and not an interpolation inside it.
+
+    Where gradients to the times are wanted only the last output is: there alone the step's own length carries
+    the gradient; every other one gets it from the interpolation.
+    """
+    return j == len(problem.times) - 1 if differentiable else problem.times[j] == t
+
+
+def interpolate(
+    method: ExplicitRungeKutta,
+    y: Tensor,
+    step: Step,
+    t: float | Tensor,
+    dt: float | Tensor,
+    t_out: float | Tensor,
+) -> Tensor:
+    """The state at t_out in the step from t to t + dt that starts at y."""
+    return method.interpolate(y, dt, step.stages, (t_out - t) / dt)
+
+
+def _find_non_finite(problem: Problem, y0: Tensor, y_end: Tensor) -> Failure | None:
+    """After fixed steps, which read nothing back: is the end finite? If not, walk the steps again to say where."""
+    if bool(torch.isfinite(y_end).all()):
+        return None
+    with torch.no_grad():
+        stepper = Stepper(replace(problem, stats=Stats()), y0.detach(), problem.times[0])
+        if not bool(torch.isfinite(y0).all()):
+            return Failure(Status.NON_FINITE_START, stepper.t, 0.0, f"y0: {locate_non_finite(y0)}.")
+        while bool(torch.isfinite(stepper.y).all()) and stepper.t < problem.times[-1]:
+            taken = stepper.advance(problem.times[-1])
+            if taken is None:
+                raise RuntimeError("fixed steps cannot fail")
+            for k in taken.step.stages:
+                if not bool(torch.isfinite(k).all()):
+                    status = Status.NON_FINITE_FIELD if _is_tame(taken.y, y0) else Status.NON_FINITE_STATE
+                    return Failure(status, taken.t, taken.dt, f"f: {locate_non_finite(k)}.")
+        return Failure(Status.NON_FINITE_STATE, stepper.t, stepper.dt or 0.0, f"y: {locate_non_finite(y_end)}.")
+
+
+def _is_tame(y: Tensor, y0: Tensor) -> bool:
+    """Whether the state has stayed within six orders of magnitude of its start."""
+    return float(y.abs().max()) <= 1e6 * (1 + float(y0.abs().max()))
+
+
+def locate_non_finite(x: Tensor) -> str:
+    """Say where x is not finite, and in how many places."""
+    bad = ~torch.isfinite(x)
+    index = int(bad.flatten().to(torch.int8).argmax())
+    return (
+        f"{_position(x, index)} is {x.flatten()[index].item()} ({int(bad.sum())} of {x.numel()} values are not finite)"
+    )
+
+
+def _position(x: Tensor, flat_index: int) -> str:
+    if x.dim() == 0:
+        return "the state"
+    index = [int(i) for i in torch.unravel_index(torch.tensor(flat_index), x.shape)]
+    return f"sample {index[0]}" + (f", component {tuple(index[1:])}" if len(index) > 1 else "")

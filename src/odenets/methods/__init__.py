@@ -1,0 +1,7 @@
+"""How one step is made. Each family is a file; `METHODS` maps a name to a frozen method object."""
+
+from odenets.methods.runge_kutta import METHODS as METHODS
+from odenets.methods.runge_kutta import ExplicitRungeKutta as ExplicitRungeKutta
+from odenets.methods.runge_kutta import Field as Field
+from odenets.methods.runge_kutta import Step as Step
+from odenets.methods.runge_kutta import stage_times as stage_times

@@ -1,0 +1,269 @@
+"""Explicit Runge–Kutta methods: one step is one pure function of tensors, a method is data that checks itself.
+
+Notation and the order conditions are those of Hairer, Nørsett and Wanner, *Solving Ordinary Differential
+Equations I* (1993), chapter II.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Field = Callable[[Tensor, Tensor], Tensor]  # f(t, y): t 0-dimensional in y's real dtype, y and f of one shape
+
+
+class Step(NamedTuple):
+    """One step that was tried: where it leads, and the stages it was made of."""
+
+    y: Tensor  # the candidate for y(t + dt), of y's shape
+    stages: tuple[Tensor, ...]  # k_1 … k_s, each of y's shape
+    t1: Tensor  # t + dt as f receives it
+
+
+@dataclass(frozen=True)
+class ExplicitRungeKutta:
+    """An explicit Runge–Kutta method with s stages, as a tableau.
+
+    `k_i = f(t + c_i dt, y + dt Σ_j a_ij k_j)` and `y1 = y + dt Σ_i b_i k_i`. The derivative at the end of the
+    step, `f1 = f(t + dt, y1)`, counts as stage s + 1: it is the first stage of the next step, the error
+    estimate may weigh it, and the continuous extension needs it. So every method here is "first same as last".
+
+    Args:
+        name: The name in `METHODS`.
+        order: The order p: the global error is O(dt^p).
+        a: The s rows of the strictly lower triangle; row i has i entries.
+        b: The s weights of the solution.
+        c: The s nodes.
+        b_error: The s + 1 weights of the error estimate, b − b̂ with b̂ of order p − 1; None where the method
+            has no embedded partner and so cannot adapt its step.
+        dense_correction: s + 1 weights d that lift the cubic Hermite interpolant to
+            `hermite(θ) + θ²(1 − θ)² dt Σ_i d_i k_i`; None where the cubic is accurate enough (order ≤ 4).
+
+    Raises:
+        ValueError: If the coefficients contradict each other.
+    """
+
+    name: str
+    order: int
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+    b_error: tuple[float, ...] | None = None
+    dense_correction: tuple[float, ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        s = len(self.b)
+        self._require(len(self.a) == len(self.c) == s, "`a`, `b` and `c` must have one entry a stage")
+        for i, row in enumerate(self.a):
+            self._require(len(row) == i, f"row {i} of `a` must have {i} entries, has {len(row)}")
+            self._require(_close(sum(row), self.c[i]), f"row {i} of `a` sums to {sum(row)}, `c` is {self.c[i]}")
+        self._require(_close(sum(self.b), 1), f"`b` must sum to 1, sums to {sum(self.b)}")
+        for label, weights in (("b_error", self.b_error), ("dense_correction", self.dense_correction)):
+            if weights is not None:
+                self._require(len(weights) == s + 1, f"`{label}` must have {s + 1} entries, has {len(weights)}")
+                self._require(_close(sum(weights), 0), f"`{label}` must sum to 0, sums to {sum(weights)}")
+
+    def _require(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise ValueError(f"tableau {self.name!r}: {message}")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method estimates its error, and so can choose its own step size."""
+        return self.b_error is not None
+
+    @property
+    def error_needs_f1(self) -> bool:
+        """Whether the error estimate weighs the derivative at the end of the step."""
+        return self.b_error is not None and self.b_error[-1] != 0
+
+    def step(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
+        """The step from y(t) to y(t + dt); `f0` is f(t, y) where it is known already, else None."""
+        times = stage_times(t, dt, (*self.c, 1.0), y)
+        stages = [f(times[0], y) if f0 is None else f0]
+        for a_i, t_i in zip(self.a[1:], times[1:-1]):
+            stages.append(f(t_i, combine(y, dt, a_i, stages)))
+        return Step(combine(y, dt, self.b, stages), tuple(stages), times[-1])
+
+    def error(self, dt: float | Tensor, stages: Sequence[Tensor]) -> Tensor:
+        """The estimate of the step's local error, of y's shape; `stages` with f1 at its end."""
+        if self.b_error is None:
+            raise ValueError(f"method {self.name!r} has no error estimate")
+        return combine(None, dt, self.b_error, stages)
+
+    def interpolate(self, y: Tensor, dt: float | Tensor, stages: Sequence[Tensor], theta: float | Tensor) -> Tensor:
+        """y(t + θ dt) for 0 ≤ θ ≤ 1, of y's shape, at the order of the method; `stages` with f1 at its end."""
+        return combine(y, dt, self.dense_weights(theta), stages)
+
+    def dense_weights(self, theta: float | Tensor) -> list:
+        """b_i(θ), the weights of the continuous extension y(t + θ dt) = y + dt Σ_i b_i(θ) k_i."""
+        return [_horner(row, theta) for row in self.dense]
+
+    @cached_property
+    def dense(self) -> tuple[tuple[float, float, float, float], ...]:
+        """The coefficients of θ, θ², θ³, θ⁴ in b_i(θ): s + 1 rows.
+
+        Cubic Hermite interpolation through y, k_1, y1 and f1 (Hairer, Nørsett and Wanner, II.6), rewritten in
+        the stages, plus the correction. Its error is O(dt⁴) without and O(dt⁵) with the correction.
+        """
+        rows = [[0.0, 3 * b_i, -2 * b_i, 0.0] for b_i in (*self.b, 0.0)]
+        for i, hermite in ((0, (1, -2, 1)), (-1, (0, -1, 1))):
+            for power, coefficient in enumerate(hermite):
+                rows[i][power] += coefficient
+        for row, d_i in zip(rows, self.dense_correction or [0.0] * len(rows)):
+            for power, coefficient in enumerate((0, 1, -2, 1)):
+                row[power] += coefficient * d_i
+        return tuple((row[0], row[1], row[2], row[3]) for row in rows)
+
+
+def stage_times(t: float | Tensor, dt: float | Tensor, nodes: Sequence[float], y: Tensor) -> Sequence[Tensor]:
+    """t + c dt for each node c, as 0-dimensional tensors in y's real dtype; sums are made in float64."""
+    dtype = y.dtype.to_real() if y.dtype.is_complex else y.dtype
+    if isinstance(t, float) and isinstance(dt, float):
+        # One tensor for all stages: one copy to the device a step instead of one a stage.
+        return torch.tensor([t + c * dt for c in nodes], dtype=dtype, device=y.device).unbind()
+    time_dtype = t.dtype if isinstance(t, Tensor) else torch.float64
+    times = t + torch.tensor(nodes, dtype=time_dtype, device=y.device) * dt  # (stages,)
+    return times.to(dtype).unbind()
+
+
+def combine(
+    y: Tensor | None, dt: float | Tensor, weights: Sequence[float | Tensor], stages: Sequence[Tensor]
+) -> Tensor:
+    """y + dt Σ_i w_i k_i (without y: dt Σ_i w_i k_i); a weight that is the number 0 costs nothing."""
+    for w, k in zip(weights, stages):
+        if isinstance(w, float) and w == 0:
+            continue
+        scale = dt * w
+        if isinstance(scale, Tensor):
+            term = scale.to(k.dtype) * k
+            y = term if y is None else y + term
+        else:
+            y = k * scale if y is None else torch.add(y, k, alpha=scale)
+    if y is None:
+        raise ValueError("all weights are zero")
+    return y
+
+
+def _horner(row: tuple[float, ...], theta: float | Tensor) -> float | Tensor:
+    c1, c2, c3, c4 = row
+    return theta * (c1 + theta * (c2 + theta * (c3 + theta * c4)))
+
+
+def _close(value: float, target: float) -> bool:
+    return math.isclose(value, target, rel_tol=0, abs_tol=1e-12)
+
+
+EULER = ExplicitRungeKutta("euler", order=1, a=((),), b=(1.0,), c=(0.0,))  # equation (1) of the introduction
+
+MIDPOINT = ExplicitRungeKutta(
+    "midpoint",
+    order=2,
+    a=((), (1 / 2,)),
+    b=(0.0, 1.0),
+    c=(0.0, 1 / 2),
+    b_error=(-1.0, 1.0, 0.0),  # against Euler
+)
+
+HEUN = ExplicitRungeKutta(
+    "heun",
+    order=2,
+    a=((), (1.0,)),
+    b=(1 / 2, 1 / 2),
+    c=(0.0, 1.0),
+    b_error=(-1 / 2, 1 / 2, 0.0),  # against Euler
+)
+
+# Kutta (1901), the classical method.
+RK4 = ExplicitRungeKutta(
+    "rk4",
+    order=4,
+    a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
+    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+    c=(0.0, 1 / 2, 1 / 2, 1.0),
+)
+
+# Bogacki and Shampine, "A 3(2) pair of Runge–Kutta formulas", Appl. Math. Letters 2 (1989).
+BOSH3 = ExplicitRungeKutta(
+    "bosh3",
+    order=3,
+    a=((), (1 / 2,), (0.0, 3 / 4)),
+    b=(2 / 9, 1 / 3, 4 / 9),
+    c=(0.0, 1 / 2, 3 / 4),
+    b_error=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+)
+
+# Dormand and Prince, "A family of embedded Runge–Kutta formulae", J. Comput. Appl. Math. 6 (1980);
+# the continuous extension is the one of Hairer, Nørsett and Wanner's code DOPRI5 (II.6, after Shampine 1986).
+DOPRI5 = ExplicitRungeKutta(
+    "dopri5",
+    order=5,
+    a=(
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    ),
+    b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0),
+    b_error=(71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+    dense_correction=(
+        -12715105075 / 11282082432,
+        0.0,
+        87487479700 / 32700410799,
+        -10690763975 / 1880347072,
+        701980252875 / 199316789632,
+        -1453857185 / 822651844,
+        69997945 / 29380423,
+    ),
+)
+
+# Tsitouras, "Runge–Kutta pairs of order 5(4) satisfying only the first column simplifying assumption",
+# Comput. Math. Appl. 62 (2011); its continuous extension, of order 4, as the correction of the cubic.
+TSIT5 = ExplicitRungeKutta(
+    "tsit5",
+    order=5,
+    a=(
+        (),
+        (0.161,),
+        (-0.008480655492356989, 0.335480655492357),
+        (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+        (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+        (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
+    ),
+    b=(
+        0.09646076681806523,
+        0.01,
+        0.4798896504144996,
+        1.379008574103742,
+        -3.290069515436081,
+        2.324710524099774,
+    ),
+    c=(0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0),
+    b_error=(
+        -0.00178001105222577714,
+        -0.0008164344596567469,
+        0.007880878010261995,
+        -0.1447110071732629,
+        0.5823571654525552,
+        -0.45808210592918697,
+        1 / 66,
+    ),
+    dense_correction=(
+        -1.0530884977290216,
+        0.1017,
+        2.490627285651253,
+        -16.548102889244902,
+        47.37952196281928,
+        -34.87065786149661,
+        2.5,
+    ),
+)
+
+METHODS = {method.name: method for method in (EULER, MIDPOINT, HEUN, RK4, BOSH3, DOPRI5, TSIT5)}

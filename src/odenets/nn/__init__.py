@@ -1,0 +1,12 @@
+"""Layers and models, plain `torch.nn.Module`s."""
+
+from odenets.nn.block import ODEBlock as ODEBlock
+from odenets.nn.field import ACTIVATIONS as ACTIVATIONS
+from odenets.nn.field import MLPField as MLPField
+from odenets.nn.field import activation as activation
+from odenets.nn.models import MLP as MLP
+from odenets.nn.models import ODENet as ODENet
+from odenets.nn.models import ResNet as ResNet
+from odenets.nn.models import Twins as Twins
+from odenets.nn.models import count_parameters as count_parameters
+from odenets.nn.models import twins as twins

@@ -1,0 +1,246 @@
+"""A `Result` as files: one HTML page that stands alone, the figures, and the numbers as JSON.
+
+The page can be mailed: figures are inside it, it runs no script and asks nothing of any server (its own
+security policy forbids it).
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from odenets import figures
+from odenets.experiments.result import Cell, Picture, Result, Table, versions
+from odenets.files import write_atomically
+
+__all__ = ["render", "versions", "write_result"]
+
+DASH, MINUS = "–", "−"
+PIXELS_PER_INCH = 96  # a CSS inch
+WIDE = 560  # pixels: a wider figure scrolls in a narrow window, a narrower one shrinks with it
+FOREIGN_INK = re.compile(r"#[0-9a-f]{6}\b")
+
+
+def write_result(result: Result, folder: str | Path) -> Path:
+    """Write `report.html`, `summary.json` and `figures/<name>.svg` and `.png` into `folder`, which is made if
+    need be.
+
+    All of it is rendered before the first file is written, and each file appears whole or not at all, so a
+    failure leaves the previous report as it was. Returns the path of the page.
+    """
+    folder = Path(folder)
+    files = dict(_files(result))
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    return folder / "report.html"
+
+
+def _files(result: Result) -> Iterator[tuple[str, str | bytes]]:
+    for picture in result.pictures():
+        yield f"figures/{picture.name}.svg", figures.to_svg(picture.figure)
+        yield f"figures/{picture.name}.png", figures.to_png(picture.figure)
+    yield "summary.json", summary_json(result)
+    yield "report.html", render(result)
+
+
+def summary_json(result: Result) -> str:
+    """The numbers of `result.summary` with what is needed to believe them: experiment, source, configuration,
+    versions.
+
+    Tensors and arrays become lists, numbers that JSON cannot hold become "nan", "inf" and "-inf" (which
+    `float` reads back), and any other object its `str`.
+    """
+    kept = ("experiment", "title", "source", "synthetic", "config", "versions", "summary")
+    content = {name: _plain(getattr(result, name)) for name in kept}
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's types."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if isinstance(value, str | int | None) else str(value)
+
+
+def render(result: Result) -> str:
+    """The result as one HTML page: every text is escaped, web addresses in paragraphs become links."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"grid": grid, "paragraphs": _paragraphs, "slug": _slug}
+    template = resources.files("odenets").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        result=result,
+        palette=figures.PALETTE,
+        plot=Plot.of,
+        summary=_summary_table(result.summary),
+        config=_pairs("Configuration", "setting", result.config, exact=True),
+        seeds={key: _exact(value) for key, value in result.config.items() if key in ("seed", "seeds")},
+        versions={key: _exact(value) for key, value in result.versions.items()},
+    )
+
+
+class Plot(NamedTuple):
+    """A picture ready for the page: its SVG element, its natural width in pixels, and whether it is too wide
+    to shrink.
+
+    `themed` says that the SVG takes its colours from the page; a figure with other colours than
+    `figures.PALETTE` needs white behind it.
+    """
+
+    svg: Markup
+    width: int
+    wide: bool
+    themed: bool
+
+    @classmethod
+    def of(cls, picture: Picture, caption: str) -> "Plot":
+        inches, _ = picture.figure.get_size_inches()
+        width = round(float(inches) * PIXELS_PER_INCH)
+        svg = figures.to_svg(picture.figure)
+        themed = set(FOREIGN_INK.findall(svg)) <= {colour.light for colour in figures.PALETTE.values()}
+        return cls(_inline(svg, picture.name, caption, themed), width, width > WIDE, themed)
+
+
+def _inline(svg: str, name: str, caption: str, themed: bool) -> Markup:
+    """An SVG file's text as an element of the page: ids made unique, colours left to the page, described."""
+    opening, _, body = svg[svg.index("<svg") :].partition(">")
+    box = re.search(r'viewBox="[^"]+"', opening)
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
+    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body.replace("xlink:href", "href"))
+    if themed:
+        for key, colour in figures.PALETTE.items():
+            body = body.replace(colour.light, f"var(--{key})")
+    head = Markup('<svg {} role="img" aria-label="{}">').format(Markup(box[0] if box else ""), caption)
+    return head + Markup(body)
+
+
+class Text(NamedTuple):
+    """What stands in a cell, and whether it belongs on the right, with the numbers."""
+
+    text: str
+    number: bool
+
+
+def grid(table: Table) -> dict[str, list]:
+    """A table's `head` and `rows` as `Text`, with digits that suit each column."""
+    cells = list(zip(*table.rows)) if table.rows else [()] * len(table.columns)
+    right = [index > 0 and _numeric(column) for index, column in enumerate(cells)]
+    texts = zip(*(_column(column) for column in cells)) if table.rows else ()
+    return {
+        "head": [Text(name, number) for name, number in zip(table.columns, right)],
+        "rows": [[Text(text, number) for text, number in zip(row, right)] for row in texts],
+    }
+
+
+def _numeric(column: Sequence[Cell]) -> bool:
+    """Whether every cell is a number, missing, or a text that starts as one does, such as "0.09 ± 0.01"."""
+    given = [cell for cell in column if cell is not None]
+    return all(not isinstance(cell, str) or re.match(r"[-+−±<>≈~]?\s?\.?\d", cell) for cell in given)
+
+
+def _column(column: Sequence[Cell]) -> list[str]:
+    decimals = _decimals([cell for cell in column if isinstance(cell, float) and math.isfinite(cell)])
+    return [_cell(cell, decimals) for cell in column]
+
+
+def _decimals(numbers: Sequence[float]) -> int | None:
+    """Digits after the point for a whole column, so that the points stand in one line.
+
+    Four significant digits of the largest number, fewer if no number needs them; `None` if the smallest would
+    keep fewer than two.
+    """
+    sizes = [abs(number) for number in numbers if number]
+    if not sizes:
+        return 0
+    decimals = max(0, 3 - math.floor(math.log10(max(sizes))))
+    if min(sizes) < 10.0 ** (1 - decimals) or decimals > 8:
+        return None
+    return max(len(f"{size:.{decimals}f}".rstrip("0").partition(".")[2]) for size in sizes)
+
+
+def _cell(cell: Cell, decimals: int | None) -> str:
+    if cell is None:
+        return DASH
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, int):
+        text = f"{cell:,}"
+    elif decimals is not None and math.isfinite(cell):
+        text = f"{cell:,.{decimals}f}"
+    else:
+        text = f"{cell:,.0f}" if 1000 <= abs(cell) < 1e9 else f"{cell:.4g}"
+    return text.replace("-", MINUS)
+
+
+def _summary_table(summary: Mapping[str, Any]) -> Table:
+    """Network → name → number: a row for each name, a column for each network. Anything else: names and values."""
+    if not summary or not all(_is_flat(inner) for inner in summary.values()):
+        return _pairs("Summary", "quantity", summary)
+    names = list(dict.fromkeys(name for inner in summary.values() for name in inner))
+    rows = tuple((_words(name), *(_value(inner.get(name)) for inner in summary.values())) for name in names)
+    return Table("Summary", ("quantity", *map(str, summary)), rows)
+
+
+def _is_flat(value: Any) -> bool:
+    return isinstance(value, Mapping) and not any(isinstance(inner, Mapping) for inner in value.values())
+
+
+def _pairs(title: str, heading: str, values: Mapping[str, Any], exact: bool = False) -> Table:
+    show = _exact if exact else _value
+    rows = tuple((_words(name), show(value)) for name, value in _flatten(values))
+    return Table(title, (heading, "value"), rows)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}, ")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _words(name: Any) -> str:
+    return str(name).replace("_", " ")
+
+
+def _value(value: Any) -> Cell:
+    """A value of the summary as a cell: sequences as a list of rounded numbers."""
+    plain = value.tolist() if isinstance(value, torch.Tensor | np.ndarray | np.generic) else value
+    if isinstance(plain, list | tuple):
+        return ", ".join(_cell(_value(inner), None) for inner in plain)
+    return plain if isinstance(plain, str | float | int | None) else str(plain)
+
+
+def _exact(value: Any) -> str:
+    """A value of the configuration as it was given, every digit: the experiment must run again from it."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_exact, value))
+    return DASH if value is None else _cell(value, None) if isinstance(value, bool) else str(value)
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
+
+
+def _slug(title: str) -> str:
+    """A heading as an anchor: letters and digits of any script, hyphens between."""
+    return re.sub(r"[\W_]+", "-", title.lower()).strip("-") or "section"

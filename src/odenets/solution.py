@@ -1,0 +1,111 @@
+"""What a solve returns, and how it fails: `Solution`, `Stats`, `Status`, `SolveError`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+
+
+class Status(Enum):
+    """How a solve ended. The value is the sentence a person reads, with the remedy."""
+
+    SUCCESS = "the solve reached its last time"
+    MAX_STEPS = (
+        "the solve took `max_steps` steps and did not reach its last time; raise `max_steps`, or loosen "
+        "`rtol`/`atol`; if the steps are far smaller than the solution's own time scale, the problem is stiff for "
+        "an explicit method"
+    )
+    STEP_SIZE_UNDERFLOW = (
+        "the step size fell below what the time can resolve; f may be discontinuous here, or the tolerances "
+        "are finer than y's dtype can represent: loosen `rtol`/`atol` or solve in float64"
+    )
+    DIVERGED = (
+        "the solution grew without bound and the step size shrank to nothing: it probably blows up in finite "
+        "time; end the solve earlier, or bound f (tanh, weight decay, smaller weights)"
+    )
+    NON_FINITE_FIELD = (
+        "f returned NaN or infinity for a finite state; look for a division, logarithm or root in f, or for "
+        "weights that are no longer finite"
+    )
+    NON_FINITE_STATE = (
+        "the state became NaN or infinite although f was finite: the fixed steps are too large for this "
+        "problem; take smaller ones, or a method that adapts its steps"
+    )
+    NON_FINITE_START = "`y0` contains NaN or infinity; check the input of the ODE layer and what precedes it"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where a solve stopped, in the caller's terms."""
+
+    status: Status
+    t: float  # the last time reached
+    dt: float  # the step size that was tried there
+    detail: str  # what was seen, with sample and component where that is known
+
+
+class SolveError(RuntimeError):
+    """A solve that did not reach its last time. `status`, `t`, `dt` and `stats` say more than the text.
+
+    Pass `on_failure="status"` to get the partial solution instead.
+    """
+
+    def __init__(self, failure: Failure, stats: "Stats") -> None:
+        self.status, self.t, self.dt, self.stats = failure.status, failure.t, failure.dt, stats
+        super().__init__(
+            f"{failure.status.name} at t = {failure.t:.9g} with dt = {failure.dt:.3g}: {failure.status.value}. "
+            f"{failure.detail} ({stats.steps} steps, {stats.rejected} rejected, nfe {stats.nfe})"
+        )
+
+
+@dataclass
+class Stats:
+    """The effort of one solve, in counts.
+
+    `nfe` evaluations of f in the forward pass; `steps` = `accepted` + `rejected`; `nfe_backward` evaluations of f
+    in the backward pass: None before it has run, and with `Direct`, whose backward pass evaluates no f.
+    """
+
+    nfe: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    nfe_backward: int | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.accepted + self.rejected
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The solution of an initial value problem at the times asked for.
+
+    Attributes:
+        ts: The times, (T,), as they were given.
+        ys: The states there, (T, *y0.shape), in y0's structure. NaN from a failure on (`on_failure="status"`).
+        stats: Counts of evaluations and steps.
+        status: `Status.SUCCESS`, or what went wrong.
+        failure: Where and how it went wrong; None after success.
+    """
+
+    ts: Tensor
+    ys: Any
+    stats: Stats
+    status: Status
+    failure: Failure | None = None
+    interpolant: Callable[[Any], Any] | None = None
+
+    def __call__(self, t: Any) -> Any:
+        """The state at any time of the solved interval: t a number or a tensor of any shape; (*t.shape, *y0.shape).
+
+        Needs `solve(..., dense=True)`. Accurate to the order of the method, differentiable where `ys` is.
+
+        Raises:
+            TypeError: If the solve kept no dense output.
+            ValueError: If a time lies outside the solved interval.
+        """
+        if self.interpolant is None:
+            raise TypeError("this solution has no dense output: pass `dense=True` to solve()")
+        return self.interpolant(t)

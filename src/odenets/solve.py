@@ -1,0 +1,226 @@
+"""`solve`: check, bring into normal form once, hand to the adjoint, return a `Solution` or raise."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from odenets.adjoint import Adjoint, Checkpointed
+from odenets.controller import PID, Controller, check_pair
+from odenets.interpolate import DenseOutput
+from odenets.loop import Problem, Trajectory
+from odenets.methods import METHODS, ExplicitRungeKutta, Field
+from odenets.solution import Failure, Solution, SolveError, Status
+
+
+def solve(
+    f: Callable[..., Any],
+    y0: Any,
+    t: Tensor | Sequence[float],
+    args: tuple = (),
+    *,
+    method: str | ExplicitRungeKutta = "tsit5",
+    rtol: float | None = None,
+    atol: float | None = None,
+    controller: Controller | None = None,
+    adjoint: Adjoint = Checkpointed(),  # noqa: B008 — a frozen object
+    dense: bool = False,
+    max_steps: int = 16_384,
+    on_failure: str = "raise",
+) -> Solution:
+    """Solve the Cauchy problem dy/dt = f(t, y, *args), y(t[0]) = y0 (equation (2) of the introduction).
+
+    Args:
+        f: The vector field. Called as `f(t, y, *args)` with t 0-dimensional in y's (real) dtype and y of y0's
+            structure; returns the derivative in the same structure, shapes and dtypes.
+        y0: The initial state: a floating-point or complex tensor of any shape, or any nest of tuples, lists and
+            dicts of such tensors of one dtype and device.
+        t: The times, 1-D: the first is the start, the others are where the state is wanted. Increasing or
+            decreasing; repeated times are allowed. A tensor (which may require grad) or numbers.
+        args: Extra arguments of f. Tensors among them, in any nest, get their gradients.
+        method: How one step is made: a name in `odenets.METHODS`, or an `ExplicitRungeKutta`.
+        rtol, atol: Tolerances of the default controller, `PID`, whose own defaults hold where they are not given.
+        controller: How steps are chosen, instead of `rtol` and `atol`: `PID(...)` or `Fixed(...)`.
+        adjoint: How the solve is differentiated: `Checkpointed()`, `Direct()` or `Backsolve()`.
+        dense: Keep what `solution(t)` needs at any t: s + 1 states a step.
+        max_steps: The most steps, rejected ones included.
+        on_failure: "raise" a `SolveError`, or return the partial solution with its "status"; ys is NaN from the
+            failure on.
+
+    Returns:
+        A `Solution`. `ys` has shape (len(t), *y0.shape), in y0's structure.
+
+    Raises:
+        SolveError: If the solve does not reach its last time.
+        TypeError, ValueError: If an argument is not as described; the text says what would be.
+        LostGradientError: If a gradient would be lost: see `Checkpointed`.
+    """
+    method = _method(method)
+    controller = _controller(method, controller, rtol, atol)
+    if on_failure not in ("raise", "status"):
+        raise ValueError(f'`on_failure` must be "raise" or "status", got {on_failure!r}')
+    if not (isinstance(max_steps, int) and max_steps >= 1):
+        raise ValueError(f"`max_steps` must be an integer ≥ 1, got {max_steps!r}")
+    if not isinstance(args, tuple):
+        raise TypeError(f"`args` must be a tuple, got {type(args).__name__}: write `args=(value,)`")
+    if not callable(getattr(adjoint, "integrate", None)):
+        raise TypeError(f"`adjoint` must be an object such as Checkpointed(), got {adjoint!r}")
+    flat, unflatten = _flatten_state(y0)
+    ts, times = _times(t, flat)
+    sign = -1.0 if times[-1] < times[0] else 1.0
+    problem = Problem(
+        bind=lambda args: _field(f, args, unflatten, sign),
+        args=args,
+        f=_field(f, args, unflatten, sign),
+        y0=flat,
+        t=ts if sign > 0 else -ts,
+        times=[sign * value for value in times],
+        method=method,
+        controller=controller,
+        max_steps=max_steps,
+        dense=dense,
+        watched=f,
+    )
+    trajectory = adjoint.integrate(problem)
+    return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, sign, on_failure)
+
+
+def _solution(
+    problem: Problem,
+    trajectory: Trajectory,
+    ts: Tensor,
+    unflatten: Callable[[Tensor], Any],
+    sign: float,
+    on_failure: str,
+) -> Solution:
+    ys, failure = trajectory.ys, trajectory.failure
+    if failure is not None:
+        failure = Failure(failure.status, sign * failure.t, sign * failure.dt, failure.detail)
+        if on_failure == "raise":
+            raise SolveError(failure, problem.stats)
+        missing = len(problem.times) - len(ys)
+        ys = torch.cat([ys, ys.new_full((missing, *ys.shape[1:]), math.nan)])
+    interpolant = None
+    if problem.dense and trajectory.dense:
+        interpolant = DenseOutput(problem.method, trajectory.dense, sign, unflatten)
+    status = Status.SUCCESS if failure is None else failure.status
+    return Solution(ts, unflatten(ys), problem.stats, status, failure, interpolant)
+
+
+def _method(method: str | ExplicitRungeKutta) -> ExplicitRungeKutta:
+    if isinstance(method, ExplicitRungeKutta):
+        return method
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, or an ExplicitRungeKutta; got {method!r}")
+    return METHODS[method]
+
+
+def _controller(
+    method: ExplicitRungeKutta, controller: Controller | None, rtol: float | None, atol: float | None
+) -> Controller:
+    given = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    if controller is not None and given:
+        raise TypeError(
+            f"{' and '.join(f'`{name}`' for name in given)} would be ignored beside `controller`: "
+            "write `controller=PID(rtol=..., atol=...)`, or leave `controller` out"
+        )
+    controller = controller if controller is not None else PID(**given)
+    if not callable(getattr(controller, "decide", None)):
+        raise TypeError(f"`controller` must be an object such as PID() or Fixed(dt=...), got {controller!r}")
+    check_pair(method, controller)
+    return controller
+
+
+def _flatten_state(y0: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """The state as one tensor, and the way back for states (..., *shape)."""
+    if isinstance(y0, Tensor):
+        _check_leaf(y0, "")
+        return y0, _same
+    leaves, spec = pytree.tree_flatten(y0)
+    if not leaves:
+        raise ValueError(f"`y0` holds no tensor: {y0!r}")
+    for i, leaf in enumerate(leaves):
+        _check_leaf(leaf, f" (leaf {i})")
+        if (leaf.dtype, leaf.device) != (leaves[0].dtype, leaves[0].device):
+            raise TypeError(
+                f"`y0` must be of one dtype and device, leaf 0 is {leaves[0].dtype} on {leaves[0].device}, "
+                f"leaf {i} is {leaf.dtype} on {leaf.device}"
+            )
+    shapes = [leaf.shape for leaf in leaves]
+    sizes = [leaf.numel() for leaf in leaves]
+
+    def unflatten(y: Tensor) -> Any:
+        parts = y.split(sizes, dim=-1)
+        return pytree.tree_unflatten([p.reshape((*y.shape[:-1], *s)) for p, s in zip(parts, shapes)], spec)
+
+    return torch.cat([leaf.reshape(-1) for leaf in leaves]), unflatten
+
+
+def _check_leaf(leaf: Any, where: str) -> None:
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"`y0`{where} must be a tensor, got {type(leaf).__name__}: write torch.tensor(...)")
+    if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
+        raise TypeError(f"`y0`{where} must be floating-point or complex, got {leaf.dtype}: write y0.float()")
+    if leaf.numel() == 0:
+        raise ValueError(f"`y0`{where} is empty, of shape {tuple(leaf.shape)}: there is nothing to solve")
+
+
+def _same(y: Tensor) -> Tensor:
+    return y
+
+
+def _field(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], Any], sign: float) -> Field:
+    """f in normal form: of one tensor, in increasing time."""
+
+    def forward(t: Tensor, y: Tensor) -> Tensor:
+        return _as_tensor(f(t, y, *args))
+
+    def nested(t: Tensor, y: Tensor) -> Tensor:
+        state = unflatten(y)
+        leaves, spec = pytree.tree_flatten(f(t, state, *args))
+        expected = pytree.tree_structure(state)
+        if spec != expected:
+            raise ValueError(f"`f` must return y's structure {expected}, returned {spec}")
+        return torch.cat([_as_tensor(leaf).reshape(-1) for leaf in leaves])
+
+    field = forward if unflatten is _same else nested
+    if sign > 0:
+        return field
+    return lambda t, y: -field(-t, y)
+
+
+def _as_tensor(out: Any) -> Tensor:
+    if not isinstance(out, Tensor):
+        raise TypeError(f"`f` must return a tensor for each tensor of y, returned {type(out).__name__}")
+    return out
+
+
+def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]]:
+    """The times as a tensor and on the host, checked."""
+    # MPS has no float64; everywhere else times are kept in it, whatever the state's dtype.
+    dtype = torch.float32 if y0.device.type == "mps" else torch.float64
+    if isinstance(t, Tensor):
+        if t.dtype.is_complex or t.dtype == torch.bool:
+            raise TypeError(f"`t` must be real numbers, got dtype {t.dtype}")
+        ts = t.to(device=y0.device, dtype=dtype)
+        values = ts.detach().reshape(-1).tolist()
+    else:
+        values = [float(value) for value in t]
+        ts = torch.tensor(values, dtype=dtype, device=y0.device)
+    if ts.dim() != 1 or len(values) < 1:
+        raise ValueError(f"`t` must be 1-D with at least one time, got shape {tuple(ts.shape)}: write t.flatten()")
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"`t` must be finite, got {next(v for v in values if not math.isfinite(v))}")
+    steps = [b - a for a, b in itertools.pairwise(values)]
+    if any(d > 0 for d in steps) and any(d < 0 for d in steps):
+        forward = values[-1] >= values[0]
+        i = next(i for i, d in enumerate(steps) if d != 0 and (d > 0) != forward)
+        raise ValueError(
+            f"`t` must be monotone, increasing or decreasing; t[{i}] = {values[i]:g} is followed by "
+            f"{values[i + 1]:g}: sort it"
+        )
+    return ts, values

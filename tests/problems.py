@@ -1,0 +1,59 @@
+"""Initial value problems with known solutions, shared by the tests."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Known:
+    """dy/dt = f(t, y) with y(t0) = y0, and its exact solution."""
+
+    name: str
+    f: Callable[[Tensor, Tensor], Tensor]
+    y0: Tensor  # float64
+    exact: Callable[[Tensor], Tensor]  # times (T,) -> states (T, *y0.shape)
+    t1: float
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+DECAY = Known(
+    "decay",
+    lambda t, y: -y,
+    torch.ones(2, dtype=torch.float64),
+    lambda t: torch.exp(-t)[:, None].expand(-1, 2),
+    2.0,
+)
+FORCED = Known(
+    "forced",
+    lambda t, y: -y * torch.cos(t),
+    torch.ones(1, dtype=torch.float64),
+    lambda t: torch.exp(-torch.sin(t))[:, None],
+    3.0,
+)
+OSCILLATOR = Known(
+    "oscillator",
+    lambda t, y: torch.stack([y[..., 1], -y[..., 0]], -1),
+    torch.tensor([1.0, 0.0], dtype=torch.float64),
+    lambda t: torch.stack([torch.cos(t), -torch.sin(t)], -1),
+    2 * math.pi,
+)
+KNOWN = (DECAY, FORCED, OSCILLATOR)
+
+
+class Net(nn.Module):
+    """A small smooth field that depends on time, in float64."""
+
+    def __init__(self, width: int = 3, hidden: int = 5, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.inner = nn.Linear(width, hidden, dtype=torch.float64)
+        self.outer = nn.Linear(hidden, width, dtype=torch.float64)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.outer(torch.tanh(self.inner(y) + t)) * torch.cos(t)

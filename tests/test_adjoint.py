@@ -1,0 +1,417 @@
+"""Gradients of every adjoint, for y0, parameters, arguments, closures and every time."""
+
+import functools
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+
+from odenets import METHODS, PID, Backsolve, Checkpointed, Direct, Fixed, LostGradientError, SolveError, solve
+from problems import FORCED, Net
+
+METHOD = pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+TIMES = [0.0, 0.3, 0.55, 1.2]
+
+
+def options(method, rtol=1e-6):
+    if method.adaptive:
+        return {"method": method, "controller": PID(rtol=rtol, atol=rtol * 1e-2)}
+    return {"method": method, "controller": Fixed(steps=40)}
+
+
+def gradients(adjoint, times=TIMES, weigh=None, **solve_options):
+    """All gradients of one scalar of the solution: y0, both layers, an argument, a closure, each time."""
+    net = Net()
+    torch.manual_seed(1)
+    y0 = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    shift = torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64, requires_grad=True)
+    t = torch.tensor(times, dtype=torch.float64, requires_grad=True)
+    sol = solve(lambda t, y, scale: net(t, y) * scale + shift, y0, t, args=(scale,), adjoint=adjoint, **solve_options)
+    weight = torch.linspace(-1, 2, sol.ys.numel(), dtype=torch.float64).reshape(sol.ys.shape).cos()
+    loss = (sol.ys.sin() * weight).sum()
+    wrt = {"y0": y0, "scale": scale, "shift": shift, "t": t, **dict(net.named_parameters())}
+    grads = torch.autograd.grad(loss, list(wrt.values()))
+    return dict(zip(wrt, grads)), sol
+
+
+@METHOD
+@pytest.mark.parametrize("times", [[0.0, 1.2], TIMES, [1.2, 0.55, 0.0], [0.0, 0.55, 0.55, 1.2, 1.2]], ids=str)
+def test_checkpointed_equals_direct_to_rounding(method, times):
+    direct, sol_direct = gradients(Direct(), times, **options(method))
+    checkpointed, sol = gradients(Checkpointed(), times, **options(method))
+    torch.testing.assert_close(sol.ys, sol_direct.ys, rtol=1e-13, atol=1e-14)
+    for name in direct:
+        torch.testing.assert_close(checkpointed[name], direct[name], rtol=1e-9, atol=1e-11, msg=name)
+
+
+@METHOD
+def test_backsolve_agrees_to_its_tolerance(method):
+    direct, _ = gradients(Direct(), **options(method))
+    backsolve, _ = gradients(Backsolve(), **options(method))
+    tolerance = {1: 0.1, 2: 2e-3}.get(method.order, 1e-4) if not method.adaptive else 1e-3
+    for name in direct:
+        error = float((backsolve[name] - direct[name]).abs().max() / direct[name].abs().max())
+        assert error < tolerance, name
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed(), Backsolve()])
+def test_time_gradients_are_those_of_the_exact_solution(adjoint):
+    """y(t) = exp(sin t0 − sin t): every ∂y_j/∂t_j = −y_j cos t_j, and ∂y_j/∂t_0 = y_j cos t_0 (section 4.3)."""
+    t = torch.tensor([0.2, 0.7, 0.7, 1.5, 2.0], dtype=torch.float64, requires_grad=True)
+    sol = solve(FORCED.f, FORCED.y0, t, adjoint=adjoint, rtol=1e-9, atol=1e-11, method="dopri5")
+    for j in range(1, 5):
+        (grad,) = torch.autograd.grad(sol.ys[j, 0], t, retain_graph=True)
+        expected = torch.zeros(5, dtype=torch.float64)
+        y = float(sol.ys[j].detach())
+        expected[j] += -y * math.cos(float(t[j].detach()))
+        expected[0] += y * math.cos(0.2)
+        torch.testing.assert_close(grad, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed(), Backsolve()])
+def test_gradient_against_finite_differences(adjoint):
+    net = Net()
+    y0 = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64, requires_grad=True)
+    tight = {"controller": PID(rtol=1e-11, atol=1e-12), "method": "dopri5"}
+
+    def states(y0, t, *parameters):
+        return solve(
+            lambda t, y: torch.func.functional_call(net, dict(zip(names, parameters)), (t, y)),
+            y0,
+            t,
+            adjoint=adjoint,
+            **tight,
+        ).ys
+
+    names = [name for name, _ in net.named_parameters()]
+    torch.autograd.gradcheck(states, (y0, t, *net.parameters()), eps=1e-5, atol=1e-5, rtol=1e-4, fast_mode=True)
+
+
+def test_direct_has_second_derivatives():
+    def final(y0, rate):
+        f = lambda t, y: -rate * torch.sin(y)  # noqa: E731
+        return solve(f, y0, [0.0, 1.0], adjoint=Direct(), method="bosh3", controller=Fixed(steps=5)).ys[-1]
+
+    y0 = torch.tensor([0.3, 1.0], dtype=torch.float64, requires_grad=True)
+    rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(final, (y0, rate))
+
+
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Backsolve()])
+def test_the_others_say_that_they_have_none(adjoint):
+    y0 = torch.ones(2, requires_grad=True)
+    sol = solve(lambda t, y: -y, y0, [0.0, 1.0], adjoint=adjoint)
+    with pytest.raises(NotImplementedError, match=r"no second derivative.*use `adjoint=Direct\(\)`"):
+        torch.autograd.grad(sol.ys.sum(), y0, create_graph=True)
+
+
+# --- section 4.3: each component of the augmented adjoint ------------------------------------------------------------
+
+
+def test_components_of_the_augmented_adjoint():
+    """Equations (6) and (7) and the integral for ∂L/∂t0, integrated as the document writes them, against autograd."""
+    net = Net()
+    parameters = list(net.parameters())
+    t0, t1 = 0.2, 1.3
+    y0 = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([t0, t1], dtype=torch.float64, requires_grad=True)
+    tight = {"controller": PID(rtol=1e-11, atol=1e-12), "method": "dopri5"}
+    sol = solve(net, y0, t, adjoint=Direct(), **tight)
+    loss = sol.ys[-1].sin().sum()
+    exact = torch.autograd.grad(loss, [y0, t, *parameters])
+
+    def augmented(s, state):
+        """d/dt of (z, a, a_θ, a_t) = (f, −a ∂f/∂z, −a ∂f/∂θ, −a ∂f/∂t)."""
+        z, a = state[0].detach().requires_grad_(), state[1]
+        time = s.detach().requires_grad_()
+        with torch.enable_grad():
+            out = net(time, z)
+        grads = torch.autograd.grad(out, [z, time, *parameters], a)
+        return (out.detach(), -grads[0], tuple(-g for g in grads[2:]), -grads[1])
+
+    z1 = sol.ys[-1].detach()
+    a1 = z1.cos()  # ∂L/∂z(t_N)
+    with torch.no_grad():
+        dl_dt1 = (a1 * net(torch.tensor(t1, dtype=torch.float64), z1)).sum()
+        start = (z1, a1, tuple(torch.zeros_like(p) for p in parameters), -dl_dt1)
+        back = solve(augmented, start, [t1, t0], **tight).ys
+    z, a, a_theta, a_t = back
+    torch.testing.assert_close(z[-1], y0.detach(), rtol=0, atol=1e-8)
+    torch.testing.assert_close(a[-1], exact[0], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(a_t[-1], exact[1][0], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(dl_dt1, exact[1][1], rtol=1e-7, atol=1e-9)
+    for ours, theirs in zip(a_theta, exact[2:]):
+        torch.testing.assert_close(ours[-1], theirs, rtol=1e-7, atol=1e-9)
+
+
+# --- counts ----------------------------------------------------------------------------------------------------------
+
+
+def test_checkpointed_replays_each_accepted_step_once():
+    _, sol = gradients(Checkpointed(), [0.0, 1.2], method="dopri5", controller=PID(rtol=1e-7, atol=1e-9))
+    assert sol.stats.accepted > 3
+    assert sol.stats.nfe_backward == 6 * sol.stats.accepted
+
+
+def test_nfe_backward_is_unknown_before_the_backward_pass():
+    y0 = torch.ones(2, requires_grad=True)
+    for adjoint in (Checkpointed(), Backsolve()):
+        sol = solve(lambda t, y: -y, y0, [0.0, 1.0], adjoint=adjoint)
+        assert sol.stats.nfe_backward is None
+        sol.ys.sum().backward()
+        assert sol.stats.nfe_backward > 0
+
+
+def test_backsolve_does_not_restart_at_output_times():
+    """A restart would choose a first step (one evaluation more) at each output time."""
+    y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    sol = solve(lambda t, y: -y, y0, torch.linspace(0, 1, 101), adjoint=Backsolve(), method="dopri5", rtol=1e-5)
+    sol.ys.sum().backward()
+    assert sol.stats.nfe_backward <= 100 * 7 + 1
+
+
+def test_no_gradient_wanted_means_nothing_kept():
+    sol = solve(Net(), torch.ones(1, 3, dtype=torch.float64).detach(), [0.0, 1.0])
+    assert sol.ys.requires_grad
+    with torch.no_grad():
+        assert not solve(Net(), torch.ones(1, 3, dtype=torch.float64), [0.0, 1.0]).ys.requires_grad
+    assert not solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0]).ys.requires_grad
+
+
+def test_memory_of_a_solve_is_given_back():
+    """No reference cycle holds the states of a solve after its result is gone."""
+    gc.collect()
+    gc.disable()
+    try:
+        net = Net()
+        sol = solve(net, torch.ones(4, 3, dtype=torch.float64, requires_grad=True), [0.0, 1.0])
+        sol.ys.sum().backward()
+        ys = weakref.ref(sol.ys)
+        del sol
+        assert ys() is None
+    finally:
+        gc.enable()
+
+
+# --- every tensor that f reaches gets its gradient, or the call raises ------------------------------------------
+
+
+class Holder:
+    __slots__ = ("weight",)
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def field(self, t, y):
+        return -self.weight * y
+
+
+class CallableField:
+    def __init__(self, weight):
+        self.parts = {"weight": [weight]}
+
+    def __call__(self, t, y):
+        return -self.parts["weight"][0] * y
+
+
+class BufferField(torch.nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, t, y):
+        return -self.weight * y
+
+
+GLOBAL = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+
+def through_global(t, y):
+    return -GLOBAL * y
+
+
+def _default(weight):
+    def f(t, y, w=weight):
+        return -w * y
+
+    return f
+
+
+ROUTES = {
+    "closure": lambda w: lambda t, y: -w * y,
+    "nested closure": lambda w: (lambda g: lambda t, y: g(y))(lambda y: -w * y),
+    "bound method": lambda w: Holder(w).field,
+    "callable object": CallableField,
+    "buffer": BufferField,
+    "partial": lambda w: functools.partial(lambda w, t, y: -w * y, w),
+    "default argument": _default,
+}
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed(), Backsolve()])
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "result"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_gradient_reaches_the_tensor(route, leaf, adjoint):
+    base = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    weight = base if leaf else base * 1.0
+    sol = solve(
+        ROUTES[route](weight),
+        torch.ones(1, dtype=torch.float64),
+        [0.0, 1.0],
+        adjoint=adjoint,
+        rtol=1e-8,
+        atol=1e-9,
+    )
+    (grad,) = torch.autograd.grad(sol.ys[-1, 0], base)
+    assert float(grad) == pytest.approx(-math.exp(-0.5), rel=1e-6)
+
+
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Backsolve()])
+def test_gradient_reaches_a_global(adjoint):
+    sol = solve(through_global, torch.ones(1, dtype=torch.float64), [0.0, 1.0], adjoint=adjoint, rtol=1e-8, atol=1e-9)
+    (grad,) = torch.autograd.grad(sol.ys[-1, 0], GLOBAL)
+    assert float(grad) == pytest.approx(-math.exp(-0.5), rel=1e-6)
+
+
+def test_retained_gradient_of_a_result_is_filled():
+    base = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    weight = base * 2
+    weight.retain_grad()
+    solve(lambda t, y: -weight * y, torch.ones(1, dtype=torch.float64), [0.0, 1.0], rtol=1e-8).ys[-1].sum().backward()
+    assert float(weight.grad) == pytest.approx(-math.exp(-1), rel=1e-5)
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed(), Backsolve()])
+def test_a_hook_fires_once_and_changes_the_gradient_once(adjoint):
+    weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    fired = []
+    weight.register_hook(lambda grad: fired.append(1) or grad * 10)
+    sol = solve(
+        lambda t, y: -weight * y,
+        torch.ones(1, dtype=torch.float64),
+        [0.0, 0.5, 1.0],
+        adjoint=adjoint,
+        rtol=1e-8,
+        atol=1e-9,
+    )
+    sol.ys[-1].sum().backward()
+    assert float(weight.grad) == pytest.approx(-10 * math.exp(-0.5), rel=1e-6)
+    assert len(fired) == 1
+
+
+def test_a_tensor_used_only_at_a_later_time_gets_its_gradient():
+    early, late = (torch.tensor(0.5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    f = lambda t, y: -(early if t < 0.5 else late) * y  # noqa: E731
+    sol = solve(f, torch.ones(1, dtype=torch.float64), [0.0, 1.0], controller=PID(dt_max=0.01))
+    grads = torch.autograd.grad(sol.ys[-1, 0], [early, late])
+    for grad in grads:
+        assert float(grad) == pytest.approx(-0.5 * math.exp(-0.5), rel=0.1)
+
+
+def hidden(tensor):
+    """A function through which no walk over Python objects finds the tensor."""
+    generator = _forever(tensor)
+    return lambda: next(generator)
+
+
+def _forever(tensor):
+    while True:
+        yield tensor
+
+
+def test_a_hidden_leaf_is_found_in_the_graph():
+    base = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    find = hidden(base)
+    sol = solve(lambda t, y: -find() * y, torch.ones(1, dtype=torch.float64), [0.0, 1.0], rtol=1e-8)
+    assert float(torch.autograd.grad(sol.ys[-1, 0], base)[0]) == pytest.approx(-math.exp(-0.5), rel=1e-6)
+
+
+def test_a_hidden_result_raises():
+    find = hidden(torch.tensor(0.5, requires_grad=True) * 2)
+    with pytest.raises(
+        LostGradientError, match=r"`f` uses the result of an earlier computation.*pass it through `args=`"
+    ):
+        solve(lambda t, y: -find() * y, torch.ones(1), [0.0, 1.0])
+
+
+def test_a_hidden_tensor_of_a_later_time_raises_in_the_backward_pass():
+    find = hidden(torch.tensor(0.5, requires_grad=True))
+    y0 = torch.ones(1, requires_grad=True)
+    sol = solve(lambda t, y: -y if t < 0.5 else -find() * y, y0, [0.0, 1.0])
+    with pytest.raises(LostGradientError, match="at another time than the first"):
+        sol.ys.sum().backward()
+
+
+def test_a_parameter_used_directly_and_through_a_result_raises():
+    base = torch.tensor(0.5, requires_grad=True)
+    result = base * 2
+    with pytest.raises(LostGradientError, match="both directly and through the result"):
+        solve(lambda t, y: -base * result * y, torch.ones(1), [0.0, 1.0])
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed(), Backsolve()])
+def test_the_same_through_args_counts_every_path_once(adjoint):
+    base = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    sol = solve(
+        lambda t, y, r: -base * r * y,
+        torch.ones(1, dtype=torch.float64),
+        [0.0, 1.0],
+        args=(base * 2,),
+        adjoint=adjoint,
+        rtol=1e-8,
+        atol=1e-9,
+    )
+    assert float(torch.autograd.grad(sol.ys[-1, 0], base)[0]) == pytest.approx(-2 * math.exp(-0.5), rel=1e-6)
+
+
+def test_encoder_parameters_are_not_counted_twice():
+    """A bound method of a model that also holds the encoder which made y0 and an argument."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = torch.nn.Linear(3, 3, dtype=torch.float64)
+            self.net = Net()
+
+        def field(self, t, y, context):
+            return self.net(t, y) + context
+
+        def forward(self, x, adjoint):
+            z = self.encoder(x)
+            return solve(self.field, z, [0.0, 1.0], args=(z.tanh(),), adjoint=adjoint, rtol=1e-7, atol=1e-9).ys[-1]
+
+    torch.manual_seed(0)
+    model, x = Model(), torch.randn(2, 3, dtype=torch.float64)
+    grads = [torch.autograd.grad(model(x, a).sin().sum(), list(model.parameters())) for a in (Direct(), Checkpointed())]
+    for direct, checkpointed in zip(*grads):
+        torch.testing.assert_close(checkpointed, direct, rtol=1e-8, atol=1e-10)
+
+
+def test_times_that_span_nothing_have_no_gradient():
+    t = torch.zeros(2, requires_grad=True)
+    with pytest.raises(ValueError, match="`t` requires grad but spans no time"):
+        solve(lambda t, y: -y, torch.ones(1), t)
+
+
+def test_backsolve_refuses_dense_output_with_gradients():
+    with pytest.raises(TypeError, match="cannot differentiate dense output"):
+        solve(Net(), torch.ones(1, 3, dtype=torch.float64), [0.0, 1.0], adjoint=Backsolve(), dense=True)
+
+
+def test_a_backward_solve_that_fails_says_that_it_is_one():
+    """y' = −y³ is tame forward and blows up backward."""
+    y0 = torch.full((1,), 100.0, dtype=torch.float64, requires_grad=True)
+    sol = solve(
+        lambda t, y: -(y**3),
+        y0,
+        [0.0, 5.0],
+        adjoint=Backsolve(controller=PID(rtol=1e-3, atol=1e-3)),
+        rtol=1e-2,
+        atol=1e-2,
+    )
+    with pytest.raises(SolveError, match="backward solve of `Backsolve`"):
+        sol.ys[-1].sum().backward()

@@ -1,0 +1,62 @@
+"""Dense output."""
+
+import pytest
+import torch
+
+from odenets import Checkpointed, Direct, solve
+from odenets.nn import MLPField
+from problems import FORCED, OSCILLATOR, Net
+
+
+@pytest.mark.parametrize("method", ["bosh3", "dopri5", "tsit5"])
+def test_accurate_everywhere(method):
+    sol = solve(OSCILLATOR.f, OSCILLATOR.y0, [0.0, 6.0], method=method, rtol=1e-7, atol=1e-9, dense=True)
+    t = torch.linspace(0, 6, 301, dtype=torch.float64)
+    torch.testing.assert_close(sol(t), OSCILLATOR.exact(t), rtol=0, atol=1e-5)
+
+
+def test_backward_in_time():
+    sol = solve(OSCILLATOR.f, OSCILLATOR.y0, [0.0, -2.0], rtol=1e-8, atol=1e-9, dense=True)
+    torch.testing.assert_close(
+        sol(-1.3), OSCILLATOR.exact(torch.tensor([-1.3], dtype=torch.float64))[0], rtol=0, atol=1e-6
+    )
+
+
+def test_shapes_follow_t_and_the_state():
+    y0 = {"a": torch.ones(2, 3), "b": torch.ones(4)}
+    sol = solve(lambda t, y: {"a": -y["a"], "b": y["b"]}, y0, [0.0, 1.0], dense=True)
+    assert sol(0.5)["a"].shape == (2, 3)
+    assert sol(torch.rand(5, 7))["b"].shape == (5, 7, 4)
+    assert sol(torch.rand(0))["a"].shape == (0, 2, 3)
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()])
+def test_differentiable_in_parameters_state_and_time(adjoint):
+    net = Net()
+    y0 = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    at = torch.tensor([0.2, 0.9], dtype=torch.float64, requires_grad=True)
+    tight = {"rtol": 1e-9, "atol": 1e-10}
+    values = solve(net, y0, [0.0, 1.0], dense=True, adjoint=adjoint, **tight)(at)
+    times = torch.cat([torch.zeros(1, dtype=torch.float64), at])
+    reference = solve(net, y0, times, adjoint=Direct(), **tight).ys[1:]
+    wrt = [y0, at, *net.parameters()]
+    grads = (torch.autograd.grad(v.sin().sum(), wrt) for v in (values, reference))
+    for ours, theirs in zip(*grads):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_and_dense_output_agree():
+    t = torch.linspace(0, FORCED.t1, 7, dtype=torch.float64)
+    sol = solve(FORCED.f, FORCED.y0, t, rtol=1e-4, dense=True)
+    torch.testing.assert_close(sol(t), sol.ys, rtol=0, atol=1e-14)
+
+
+def test_bad_input():
+    y0 = torch.ones(2)
+    with pytest.raises(TypeError, match="no dense output: pass `dense=True`"):
+        solve(MLPField(2), y0, [0.0, 1.0])(0.5)
+    sol = solve(MLPField(2), y0, [1.0, 0.0], dense=True)
+    with pytest.raises(ValueError, match=r"`t` must lie in the solved interval \[0, 1\], got 1.5"):
+        sol(1.5)
+    with pytest.raises(TypeError, match="`t` must be real numbers"):
+        sol(torch.tensor(1j))

@@ -1,0 +1,58 @@
+"""Imports go one way: a module may import only what stands to its left; the core needs torch and nothing else."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import odenets
+
+ROOT = Path(odenets.__file__).parent
+ORDER = [
+    ("solution",),
+    ("methods",),
+    ("interpolate", "controller", "captured"),
+    ("loop",),
+    ("adjoint",),
+    ("solve",),
+    ("nn",),
+    ("files",),
+    ("data", "train", "figures"),
+    ("experiments",),
+    ("report",),
+    ("cli",),
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+CORE = RANK["solve"]
+MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def unit(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    for name in imported_modules(path):
+        if name.startswith("odenets."):
+            target = name.split(".")[1]
+            same = target == unit(path)
+            assert same or RANK[target] < RANK[unit(path)], f"{unit(path)} imports {target}"
+        elif name == "odenets":
+            assert RANK[unit(path)] >= RANK["report"], "import from the module itself: the package imports the core"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if RANK.get(unit(p), 99) <= CORE], ids=lambda p: p.name)
+def test_the_core_needs_torch_alone(path):
+    for name in imported_modules(path):
+        top = name.split(".")[0]
+        assert top in ("torch", "odenets") or top in sys.stdlib_module_names

@@ -1,0 +1,151 @@
+"""Tableaus by their order conditions, steps by the points they visit, methods by the order they show."""
+
+import math
+
+import pytest
+import torch
+
+from odenets import METHODS, ExplicitRungeKutta, Fixed, solve
+from odenets.methods.runge_kutta import combine
+from problems import FORCED, KNOWN
+
+ADAPTIVE = pytest.mark.parametrize("method", [m for m in METHODS.values() if m.adaptive], ids=lambda m: m.name)
+ALL = pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+
+
+def elementary_weights(method):
+    """All rooted trees τ of order ≤ 5 as (order, γ(τ), Φ(τ)), Φ a vector over the stages and f1."""
+    s = len(method.b) + 1
+    a = torch.zeros(s, s, dtype=torch.float64)
+    for i, row in enumerate((*method.a, method.b)):
+        a[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
+    c = a.sum(1)
+    one = torch.ones(s, dtype=torch.float64)
+    ac, ac2, aac = a @ c, a @ c**2, a @ (a @ c)
+    return [
+        (1, 1, one),
+        (2, 2, c),
+        (3, 3, c**2),
+        (3, 6, ac),
+        (4, 4, c**3),
+        (4, 8, c * ac),
+        (4, 12, ac2),
+        (4, 24, aac),
+        (5, 5, c**4),
+        (5, 10, c**2 * ac),
+        (5, 15, c * ac2),
+        (5, 30, c * aac),
+        (5, 20, ac**2),
+        (5, 20, a @ c**3),
+        (5, 40, a @ (c * ac)),
+        (5, 60, a @ ac2),
+        (5, 120, a @ aac),
+    ]
+
+
+@ALL
+def test_solution_weights_satisfy_the_order_conditions(method):
+    b = torch.tensor((*method.b, 0.0), dtype=torch.float64)
+    for order, gamma, phi in elementary_weights(method):
+        if order <= method.order:
+            assert float(b @ phi) == pytest.approx(1 / gamma, abs=1e-13)
+
+
+@ALL
+def test_order_is_not_higher_than_claimed(method):
+    b = torch.tensor((*method.b, 0.0), dtype=torch.float64)
+    beyond = [
+        abs(float(b @ phi) - 1 / gamma) for order, gamma, phi in elementary_weights(method) if order == method.order + 1
+    ]
+    assert not beyond or max(beyond) > 1e-4
+
+
+@ADAPTIVE
+def test_embedded_weights_have_the_order_below(method):
+    b_hat = torch.tensor((*method.b, 0.0), dtype=torch.float64) - torch.tensor(method.b_error, dtype=torch.float64)
+    conditions = [(order, float(b_hat @ phi) - 1 / gamma) for order, gamma, phi in elementary_weights(method)]
+    assert all(abs(defect) < 1e-13 for order, defect in conditions if order <= method.order - 1)
+    assert max(abs(defect) for order, defect in conditions if order == method.order) > 1e-4
+
+
+@ALL
+@pytest.mark.parametrize("theta", [0.2, 0.5, 0.83])
+def test_continuous_extension_satisfies_the_order_conditions_inside_the_step(method, theta):
+    weights = torch.tensor(method.dense_weights(theta), dtype=torch.float64)
+    for order, gamma, phi in elementary_weights(method):
+        if order <= min(method.order, 4):
+            # Hermite interpolation of a method of order p satisfies the conditions up to min(p, 3).
+            if order == 4 and method.dense_correction is None:
+                continue
+            assert float(weights @ phi) == pytest.approx(theta**order / gamma, abs=2e-12 if order < 4 else 1e-11)
+
+
+@ALL
+def test_continuous_extension_meets_the_step_at_both_ends(method):
+    assert method.dense_weights(0.0) == [0.0] * (len(method.b) + 1)
+    assert method.dense_weights(1.0) == pytest.approx([*method.b, 0.0], abs=1e-12)
+
+
+@ALL
+@pytest.mark.parametrize("outputs", [2, 8], ids=["at steps", "between steps"])
+def test_measured_order(method, outputs):
+    """The slope of the error against the step size, also where outputs lie between the steps."""
+    t = torch.linspace(0, FORCED.t1, outputs, dtype=torch.float64)
+    counts = [20, 40, 80] if method.order > 2 else [80, 160, 320]
+    errors = []
+    for n in counts:
+        sol = solve(FORCED.f, FORCED.y0, t, method=method, controller=Fixed(steps=n))
+        errors.append(float((sol.ys - FORCED.exact(t)).abs().max()))
+    slope = (
+        math.log2(errors[0] / errors[-1]) / 2
+    )  # two halvings: where outputs fall inside the steps changes between them
+    assert slope == pytest.approx(method.order, abs=0.5)
+
+
+@ADAPTIVE
+@pytest.mark.parametrize("problem", KNOWN, ids=repr)
+def test_adaptive_error_in_tolerance_units(method, problem):
+    t = torch.linspace(0, problem.t1, 5, dtype=torch.float64)
+    sol = solve(problem.f, problem.y0, t, method=method, rtol=1e-5, atol=1e-7)
+    exact = problem.exact(t)
+    assert float(((sol.ys - exact).abs() / (1e-7 + 1e-5 * exact.abs().clamp(min=0.1))).max()) < 60
+    assert sol.stats.nfe < (3500 if method.order == 2 else 700)
+
+
+@ALL
+def test_step_visits_the_points_of_the_textbook_formula(method):
+    visited = []
+
+    def f(t, y):
+        visited.append((float(t), y.clone()))
+        return t + 0 * y
+
+    y = torch.tensor([2.0], dtype=torch.float64)
+    method.step(f, 1.0, y, 0.5, None)
+    assert [t for t, _ in visited] == pytest.approx([1 + 0.5 * c for c in method.c])
+    for (_, y_i), row in zip(visited, method.a):
+        expected = 2 + 0.5 * sum(a_ij * visited[j][0] for j, a_ij in enumerate(row))
+        assert float(y_i) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"b": (0.5, 0.4)}, "`b` must sum to 1"),
+        ({"a": ((), (0.9,))}, "row 1 of `a` sums to 0.9"),
+        ({"a": ((0.1,), (1.0,))}, "row 0 of `a` must have 0 entries"),
+        ({"b_error": (0.5, 0.5, 0.1)}, "`b_error` must sum to 0"),
+        ({"b_error": (0.5, -0.5)}, "`b_error` must have 3 entries"),
+        ({"c": (0.0,)}, "one entry a stage"),
+        ({"dense_correction": (1.0, 0.0, 0.0)}, "`dense_correction` must sum to 0"),
+    ],
+)
+def test_a_mistyped_tableau_is_refused(changes, message):
+    good = {"name": "typo", "order": 2, "a": ((), (1.0,)), "b": (0.5, 0.5), "c": (0.0, 1.0)}
+    with pytest.raises(ValueError, match=message):
+        ExplicitRungeKutta(**{**good, **changes})
+
+
+def test_combine_refuses_weights_that_are_all_zero():
+    with pytest.raises(ValueError, match="all weights are zero"):
+        combine(None, 0.1, (0.0,), [torch.ones(1)])
