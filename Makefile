@@ -22,3 +22,17 @@ lint: .venv/ready  ## set up, then lint, check the format and the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+.PHONY: demo
+demo: .venv/ready  ## set up, then train both twins on both problems and write two reports (under 5 minutes)
+	rm -rf runs/demo
+	$(BIN)/odenets run cubic --seeds 3 --out runs/demo/cubic
+	$(BIN)/odenets run ecg --split both --out runs/demo/ecg
+	@echo
+	@echo 'Open these in a browser:'
+	@echo '  file://$(CURDIR)/runs/demo/cubic/report.html'
+	@echo '  file://$(CURDIR)/runs/demo/ecg/report.html'
+
+.PHONY: test-slow
+test-slow: .venv/ready  ## full-size checks on real data; needs ODENETS_DATA (some minutes)
+	$(BIN)/python -m pytest -m slow

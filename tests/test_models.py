@@ -78,7 +78,7 @@ def test_twin_layers_are_written_as_in_section_5():
         h = h + torch.relu(h) @ block.linear.weight.T
     torch.testing.assert_close(pair.resnet(x), pair.resnet.tail[1](torch.relu(h)))
     z, t = torch.randn(2, 64), torch.tensor(0.3)
-    linear = pair.odenet.block.field.layers[1]
+    linear = pair.odenet.block.field.layers[0]
     torch.testing.assert_close(pair.odenet.block.field(t, z), linear(torch.relu(z) + t))
 
 

@@ -146,6 +146,6 @@ def test_a_mistyped_tableau_is_refused(changes, message):
         ExplicitRungeKutta(**{**good, **changes})
 
 
-def test_combine_refuses_weights_that_are_all_zero():
-    with pytest.raises(ValueError, match="all weights are zero"):
+def test_combine_refuses_nothing_to_combine():
+    with pytest.raises(ValueError, match="`weights` are all zero"):
         combine(None, 0.1, (0.0,), [torch.ones(1)])

@@ -135,10 +135,20 @@ def _referents(item: object) -> Iterable[object]:
     if isinstance(item, functools.partial):
         return (item.func, item.args, item.keywords)
     if isinstance(item, nn.Module):
-        call = type(item).forward
-        return (*vars(item).values(), call)
+        return _module_referents(item)
     slots = [getattr(item, name, None) for cls in type(item).__mro__ for name in _slots(cls)]
     return (*slots, *getattr(item, "__dict__", {}).values(), vars(type(item)).get("__call__"))
+
+
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # those that every module has: parameters, buffers, modules, hooks
+
+
+def _module_referents(module: nn.Module) -> Iterable[object]:
+    own = [value for name, value in vars(module).items() if name not in _MODULE_ATTRIBUTES]
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    code = () if type(module).__module__.startswith("torch.nn.") else (type(module).forward,)
+    parts = (module._parameters, module._buffers, module._modules)
+    return (*own, *hooks, *code, *(value for part in parts for value in part.values()))
 
 
 def _slots(cls: type) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ class PID:
         if not math.isfinite(d2):  # the trial left f's domain: start carefully, the controller grows dt soon
             return h0 * 1e-3
         largest = max(d1, d2)
-        h1 = max(1e-6, h0 * 1e-3) if largest <= 1e-15 else (0.01 / largest) ** (1 / (order + 1))
+        h1 = max(1e-6, h0 * 1e-3) if largest <= 1e-15 else (0.01 / largest) ** (1 / order)
         return min(100 * h0, h1, longest)
 
     def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor) -> Tensor:

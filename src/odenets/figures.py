@@ -9,9 +9,9 @@ Each colour has a twin for dark pages, so a page that embeds the SVG can exchang
 may use a colour from anywhere else. What tells two things apart is never colour alone: lines also differ in
 dash, points in shape.
 
-A `history` is a mapping from the network's name to its rows, one row (a mapping) for each seed and epoch,
-with the keys `epoch`, `seed` (0 where there is none) and the numbers measured, such as `train_loss`,
-`test_loss`, `seconds` and `nfe`. Data frames serve as well.
+A `history` is a mapping from the network's name to its rows, one for each seed and epoch: `EpochRecord`s of
+`odenets.train`, mappings, or a data frame, with `epoch`, `seed` (0 where there is none) and the numbers
+measured, such as `train_loss`, `test_loss`, `seconds` and `nfe`.
 """
 
 import io
@@ -31,7 +31,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 Values: TypeAlias = np.ndarray | torch.Tensor | Sequence[Any]
-History: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]] | pd.DataFrame]
+Histories: TypeAlias = Mapping[str, Sequence[Any] | pd.DataFrame]
 
 
 class Colour(NamedTuple):
@@ -49,6 +49,8 @@ class Look(NamedTuple):
     marker: str
 
 
+# Checked by simulating the three kinds of colour blindness: every two of the seven below "field" stay more than
+# 10 apart in CIELAB, and 3 : 1 or more against their page (4.5 : 1 for text).
 PALETTE = {
     "paper": Colour("#ffffff", "#15181d"),
     "ink": Colour("#24292f", "#e4e7eb"),
@@ -56,12 +58,12 @@ PALETTE = {
     "grid": Colour("#e2e6ea", "#2f353d"),
     "field": Colour("#b4bcc6", "#4d5763"),
     "target": Colour("#0072b2", "#58b4ea"),
-    "data": Colour("#8a3fb0", "#cf97ee"),
+    "data": Colour("#9333d6", "#b65cf5"),
     "odenet": Colour("#d1401f", "#ff7d5c"),
     "resnet": Colour("#00805f", "#35c99c"),
-    "amber": Colour("#a87400", "#e5b331"),
-    "slate": Colour("#4f5d75", "#aab6cb"),
-    "rose": Colour("#c2417f", "#f58cbb"),
+    "umber": Colour("#5a4012", "#e5b331"),
+    "slate": Colour("#56657f", "#d3e2f5"),
+    "plum": Colour("#56123a", "#a85a8c"),
 }
 PAPER, INK, MUTED, GRID, FIELD, TARGET, DATA = (colour.light for colour in list(PALETTE.values())[:7])
 NETWORKS = {
@@ -69,9 +71,9 @@ NETWORKS = {
     "ResNet": Look(PALETTE["resnet"].light, "--", "s"),
 }
 OTHERS = (
-    Look(PALETTE["amber"].light, "-.", "^"),
+    Look(PALETTE["umber"].light, "-.", "^"),
     Look(PALETTE["slate"].light, ":", "D"),
-    Look(PALETTE["rose"].light, (0, (5, 1, 1, 1, 1, 1)), "v"),
+    Look(PALETTE["plum"].light, (0, (5, 1, 1, 1, 1, 1)), "v"),
 )
 
 SINGLE = (5.4, 3.5)  # inches: one panel, legible on a telephone without scrolling
@@ -157,7 +159,7 @@ def network_looks(names: Iterable[str]) -> dict[str, Look]:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as the text of an SVG file: letters as outlines, the same text each time, no date inside."""
+    """The figure as the text of an SVG file: letters as outlines, no date; equal figures give equal texts."""
     buffer = io.StringIO()
     with rc_context(STYLE):  # ticks are made while drawing, so they need the style again
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -176,8 +178,7 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
 def regression_fit(
     x: Values, target: Values, curves: Mapping[str, Values], points_x: Values, points_y: Values
 ) -> Figure:
-    """Training points, target function and what one or more networks made of them (the document's figures 4,
-    7 and 8).
+    """Training points, target function and what the networks made of them (the document's figures 4, 7, 8).
 
     `x` and `target` are (n,). `curves` maps a network's name to (n,), or to (seeds, n): then the median is
     drawn with a band from the smallest to the largest. `points_x` and `points_y` are the training data, (m,).
@@ -248,18 +249,17 @@ def flow(
 
 @rc_context(STYLE)
 def learning_curves(
-    history: History,
+    history: Histories,
     train: str = "train_loss",
     test: str = "test_loss",
     label: str = "loss",
     log: bool = False,
 ) -> Figure:
-    """Training and test loss over the epochs, one panel a network on one y axis (the document's figures 9 and
-    10).
+    """Training and test loss over the epochs, one panel a network (the document's figures 9 and 10).
 
-    Of several seeds the mean is drawn with a band from the smallest to the largest; the mean ends where a
-    seed has no number. `train` and `test` are the rows' keys, `label` says what the loss is. Raises
-    `ValueError` for a history without them.
+    All panels have one y axis. Of several seeds the mean is drawn with a band from the smallest to the
+    largest; the mean ends where a seed has no number. `train` and `test` are the rows' keys, `label` says
+    what the loss is. Raises `ValueError` for a history without them.
     """
     figure, panels = _panels(list(history), "epoch", label)
     for axes, (network, look) in zip(panels, network_looks(history).items()):
@@ -272,15 +272,18 @@ def learning_curves(
 
 
 @rc_context(STYLE)
-def metric_over_epochs(history: History, metric: str, label: str) -> Figure:
-    """One quantity of every network over the epochs, such as the number of evaluations of f: mean and min–max
-    band of the seeds.
+def metric_over_epochs(history: Histories, metric: str, label: str) -> Figure:
+    """One quantity of every network over the epochs, such as the number of evaluations of f.
 
-    `metric` is the rows' key, `label` the y axis with its unit. Raises `ValueError` for a history without it.
+    Of several seeds the mean is drawn with a band from the smallest to the largest. `metric` is the rows'
+    key, `label` the y axis with its unit. A network whose rows have `None` there is left out. Raises
+    `ValueError` for a history without the key.
     """
     figure, axes = _single("epoch", label)
     for network, look in network_looks(history).items():
-        _draw_band(axes, _over_epochs(history, network, metric), look, network)
+        seeds = _over_epochs(history, network, metric)
+        if seeds.notna().any(axis=None):
+            _draw_band(axes, seeds, look, network)
     axes.xaxis.set_major_locator(_whole_numbers())
     axes.legend()
     return figure
@@ -288,28 +291,28 @@ def metric_over_epochs(history: History, metric: str, label: str) -> Figure:
 
 @rc_context(STYLE)
 def bars(values: Mapping[str, Values], label: str) -> Figure:
-    """One bar a network: the mean of its values, written beside it, and a whisker from the smallest to the
-    largest.
+    """One bar a network: the mean of its values, and a whisker from the smallest to the largest.
 
-    `values` maps a network's name to (n,), for example one number a seed; `label` names the quantity and its
-    unit.
+    `values` maps a network's name to (n,), for example one number a seed, none of them negative; `label`
+    names the quantity and its unit. Raises `ValueError` for a network without numbers or with NaN or infinite
+    ones.
     """
     figure = Figure(figsize=(SINGLE[0], 0.9 + 0.55 * len(values)), layout="constrained")
     axes = figure.subplots()
     for row, (network, look) in enumerate(network_looks(values).items()):
-        numbers = _array(values[network])
+        numbers = _finite(f"values[{network!r}]", values[network])
         mean, low, high = numbers.mean(), numbers.min(), numbers.max()
         axes.barh(row, mean, height=0.6, color=look.colour, alpha=0.75)
         if len(numbers) > 1:
             axes.plot([low, high], [row, row], color=INK, linewidth=1.4, marker="|", markersize=9)
         axes.annotate(_number(mean), (high, row), (8, 0), textcoords="offset points", va="center")
     _name_rows(axes, list(values))
-    room_for_numbers = 1.2 * max(_array(numbers).max() for numbers in values.values())
-    axes.set(xlabel=label, xlim=(0, room_for_numbers))
+    longest = max(_array(numbers).max() for numbers in values.values())
+    axes.set(xlabel=label, xlim=(0, 1.2 * longest or 1.0))  # with room for the numbers
     return figure
 
 
-def seconds_per_epoch(history: History, seconds: str = "seconds") -> Figure:
+def seconds_per_epoch(history: Histories, seconds: str = "seconds") -> Figure:
     """Seconds an epoch takes for each network: one number a seed, the median of its epochs, drawn by `bars`.
 
     The median, because a first epoch also pays for compiling and loading. `seconds` is the rows' key.
@@ -320,11 +323,11 @@ def seconds_per_epoch(history: History, seconds: str = "seconds") -> Figure:
 
 @rc_context(STYLE)
 def confusion(matrices: Mapping[str, Values], classes: Sequence[str]) -> Figure:
-    """Confusion matrices, one panel a network: rows are the true classes, each cell its share of the row
-    (shade, %) and its count.
+    """Confusion matrices, one panel a network: a cell has its share of the row (shade, %) and its count.
 
     `matrices` maps a network's name to counts (k, k) with `[true, predicted]`, `classes` are k names. A true
-    class without any example shows dashes. Raises `ValueError` for another shape.
+    class without any example shows dashes. Raises `ValueError` for another shape, or shares instead of
+    counts.
     """
     size = 1.8 + 0.62 * len(classes)
     figure = Figure(figsize=(1.3 + 0.72 * len(classes) * len(matrices), size), layout="constrained")
@@ -338,15 +341,14 @@ def confusion(matrices: Mapping[str, Values], classes: Sequence[str]) -> Figure:
 
 @rc_context(STYLE)
 def loss_over_time(
-    history: History,
+    history: Histories,
     reference: str = "ResNet",
     loss: str = "test_loss",
     seconds: str = "seconds",
     label: str = "test loss",
     log_time: bool = False,
 ) -> Figure:
-    """Loss against the seconds spent training: which network is the better buy, and when it reaches the
-    reference's last loss.
+    """Loss against the seconds spent training, and when a network reaches the reference's last loss.
 
     A row's `seconds` are those of its own epoch; they are summed here. Thin lines are seeds, thick ones their
     mean in both directions. The horizontal line is the mean last loss of `reference`; a dot marks where
@@ -354,9 +356,7 @@ def loss_over_time(
     key is not.
     """
     if reference not in history:
-        raise ValueError(
-            f"`reference` is {reference!r}, but the history has {list(history)}: name one of these"
-        )
+        raise ValueError(f"`reference` is {reference!r}, but the history has {list(history)}: name one of these")
     figure, axes = _single("training time in seconds", label)
     level = _over_epochs(history, reference, loss).mean(axis=1, skipna=False).iloc[-1]
     looks = network_looks(history)
@@ -383,14 +383,13 @@ def seed_differences(
     seeds: Sequence[Any] | None = None,
     confidence: str = "95 %",
 ) -> Figure:
-    """Paired differences, one a seed, with their mean and its confidence interval: an interval over zero
-    settles nothing.
+    """Paired differences, one a seed, with their mean and its confidence interval.
 
-    `differences` is (n,), `interval` (low, high), `seeds` the names of the rows (0, 1, … if left out);
-    `label` says what was taken from what. Raises `ValueError` for an interval the wrong way round or another
-    number of seeds.
+    An interval over zero settles nothing. `differences` is (n,), `interval` (low, high), `seeds` the names of
+    the rows (0, 1, … if left out); `label` says what was taken from what. Raises `ValueError` for an interval
+    the wrong way round, another number of seeds, and NaN or infinite differences.
     """
-    numbers, (low, high) = _array(differences), interval
+    numbers, (low, high) = _finite("differences", differences), interval
     if not low <= high:
         raise ValueError(f"`interval` is ({low}, {high}): give (low, high) with low ≤ high")
     names = [f"seed {seed}" for seed in (range(len(numbers)) if seeds is None else seeds)]
@@ -441,17 +440,15 @@ def errors_by_seed(
 
     `values` maps a network's name to (seeds,). `reported` adds what a publication printed, for example the
     document's 4.673 and 7.72, as a hollow diamond. Raises `ValueError` for a reported network that has no
-    values.
+    values, a network without numbers, and NaN or infinite ones.
     """
     unknown = [name for name in reported or {} if name not in values]
     if unknown:
-        raise ValueError(
-            f"`reported` names {unknown}, but `values` has {list(values)}: give numbers for these only"
-        )
+        raise ValueError(f"`reported` names {unknown}, but `values` has {list(values)}: give numbers for these only")
     figure = Figure(figsize=(SINGLE[0], 1.3 + 0.75 * len(values)), layout="constrained")
     axes = figure.subplots()
     for row, (network, look) in enumerate(network_looks(values).items()):
-        _draw_strip(axes, row, _array(values[network]), look)
+        _draw_strip(axes, row, _finite(f"values[{network!r}]", values[network]), look)
     for name, number in (reported or {}).items():
         axes.plot(number, list(values).index(name), **REPORTED)
     _name_rows(axes, list(values), room=0.65)
@@ -466,6 +463,16 @@ def errors_by_seed(
 def _array(value: Values) -> np.ndarray:
     """Any array-like as a NumPy array: tensors leave the graph and the device."""
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _finite(name: str, value: Values) -> np.ndarray:
+    numbers = _array(value)
+    if not numbers.size or not np.isfinite(numbers).all():
+        raise ValueError(
+            f"`{name}` is {numbers.tolist()}: at least one number, and only finite ones, can be averaged. "
+            "Leave failed seeds out, and say in the caption how many"
+        )
+    return numbers
 
 
 def _check_lengths(name: str, value: Any, other_name: str, other: Any) -> None:
@@ -547,9 +554,7 @@ def _draw_flow(axes: Axes, times: np.ndarray, paths: np.ndarray, slopes: Slopes 
         _draw_slopes(axes, slopes)
     axes.plot(times, paths, color=colour, linewidth=1.2, alpha=0.8)
     start = np.full(paths.shape[1], times[0])
-    axes.plot(
-        start, paths[0], linestyle="none", marker="o", markersize=4, color=DATA, clip_on=False, zorder=4
-    )
+    axes.plot(start, paths[0], linestyle="none", marker="o", markersize=4, color=DATA, clip_on=False, zorder=4)
 
 
 def _draw_slopes(axes: Axes, slopes: Slopes) -> None:
@@ -560,7 +565,7 @@ def _draw_slopes(axes: Axes, slopes: Slopes) -> None:
     axes.quiver(t, z, 1 / length, dz / length, color=FIELD, **arrow)
 
 
-def _over_epochs(history: History, network: str, key: str) -> pd.DataFrame:
+def _over_epochs(history: Histories, network: str, key: str) -> pd.DataFrame:
     """One quantity of one network: a row an epoch, a column a seed, NaN where a seed has no number."""
     rows = pd.DataFrame(history[network])
     lacking = {"epoch", key} - set(rows.columns)
@@ -569,7 +574,8 @@ def _over_epochs(history: History, network: str, key: str) -> pd.DataFrame:
             f"`history` of {network!r} lacks {sorted(lacking)}, its rows have {list(rows.columns)}: "
             "add it, or name another key"
         )
-    return rows.assign(seed=rows.get("seed", 0)).pivot(index="epoch", columns="seed", values=key)
+    table = rows.assign(seed=rows.get("seed", 0)).pivot(index="epoch", columns="seed", values=key)
+    return table.astype(float)  # `None` becomes NaN
 
 
 def _draw_band(axes: Axes, seeds: pd.DataFrame, look: Look, name: str) -> None:
@@ -606,6 +612,8 @@ def _draw_confusion(axes: Axes, counts: np.ndarray, classes: Sequence[str], colo
             f"`matrices` has one of shape {counts.shape}, expected {expected}: "
             f"one row and one column for each of the {len(classes)} `classes`"
         )
+    if (counts != np.floor(counts)).any():
+        raise ValueError(f"`matrices` holds {counts.max()}: give counts, their shares are worked out here")
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.full(expected, np.nan), where=totals > 0)
     for (true, predicted), share in np.ndenumerate(shares):

@@ -141,14 +141,14 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def folder_errors(what: str, path: Path, kept: str = "") -> Iterator[None]:
-    """Turn an `OSError` in the block into a `RunFolderError`: `what` was not written to `path`, and why.
+    """Turn an `OSError` in the block into a `RunFolderError`: `what` could not be written, where, and why.
 
     `kept` is a sentence on what is still good; the message ends with what to do.
     """
     try:
         yield
     except OSError as error:
-        parts = [f"{what} was not written to {path}: {error.strerror or error}.", kept, _remedy(error)]
+        parts = [f"{what} could not be written ({path}): {error.strerror or error}.", kept, _remedy(error)]
         raise RunFolderError(" ".join(part for part in parts if part)) from error
 
 
@@ -180,9 +180,7 @@ def open_run_folder(
     return path
 
 
-def differences(
-    saved: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str] = ()
-) -> list[str]:
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str] = ()) -> list[str]:
     """How two configs differ, a sentence an entry; entries whose own name is in `may_change` are left out."""
     return [
         f"`{name}` is {old!r} there and {new!r} here"
@@ -293,8 +291,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         return json.loads((path / _CONFIG).read_bytes())
     except FileNotFoundError:
         raise RunFolderError(
-            f"The folder {path} is not empty and is no run folder: it has no `{_CONFIG}`. "
-            "Use a new or an empty folder."
+            f"The folder {path} is not empty and is no run folder: it has no `{_CONFIG}`. Use a new or an empty folder."
         ) from None
     except ValueError:
         raise RunFolderError(

@@ -19,43 +19,45 @@ from markupsafe import Markup
 
 from odenets import figures
 from odenets.experiments.result import Cell, Picture, Result, Table, versions
-from odenets.files import write_atomically
+from odenets.files import folder_errors, write_atomically
 
-__all__ = ["render", "versions", "write_result"]
+__all__ = ["render", "summary_json", "versions", "write_result"]
 
 DASH, MINUS = "–", "−"
 PIXELS_PER_INCH = 96  # a CSS inch
 WIDE = 560  # pixels: a wider figure scrolls in a narrow window, a narrower one shrinks with it
-FOREIGN_INK = re.compile(r"#[0-9a-f]{6}\b")
+INK = re.compile(r": (#[0-9a-f]{6})\b")  # a colour in the SVG that Matplotlib writes
 
 
 def write_result(result: Result, folder: str | Path) -> Path:
-    """Write `report.html`, `summary.json` and `figures/<name>.svg` and `.png` into `folder`, which is made if
-    need be.
+    """Write `report.html`, `summary.json` and `figures/<name>.svg` and `.png` into `folder`.
 
-    All of it is rendered before the first file is written, and each file appears whole or not at all, so a
-    failure leaves the previous report as it was. Returns the path of the page.
+    The folder is made if need be. All is rendered before the first file is written, and each file appears
+    whole or not at all, so a failure to render leaves an earlier report as it was. Figures of an earlier
+    report with other names stay. Returns the path of the page. Raises `RunFolderError` where the folder
+    cannot be written.
     """
     folder = Path(folder)
     files = dict(_files(result))
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+    with folder_errors("The report", folder):
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
     return folder / "report.html"
 
 
 def _files(result: Result) -> Iterator[tuple[str, str | bytes]]:
+    drawn = {picture.name: figures.to_svg(picture.figure) for picture in result.pictures()}
     for picture in result.pictures():
-        yield f"figures/{picture.name}.svg", figures.to_svg(picture.figure)
+        yield f"figures/{picture.name}.svg", drawn[picture.name]
         yield f"figures/{picture.name}.png", figures.to_png(picture.figure)
     yield "summary.json", summary_json(result)
-    yield "report.html", render(result)
+    yield "report.html", _page(result, drawn)
 
 
 def summary_json(result: Result) -> str:
-    """The numbers of `result.summary` with what is needed to believe them: experiment, source, configuration,
-    versions.
+    """`result.summary` with what is needed to believe it: experiment, source, configuration, versions.
 
     Tensors and arrays become lists, numbers that JSON cannot hold become "nan", "inf" and "-inf" (which
     `float` reads back), and any other object its `str`.
@@ -80,28 +82,30 @@ def _plain(value: Any) -> Any:
 
 def render(result: Result) -> str:
     """The result as one HTML page: every text is escaped, web addresses in paragraphs become links."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    return _page(result, {picture.name: figures.to_svg(picture.figure) for picture in result.pictures()})
+
+
+def _page(result: Result, drawn: Mapping[str, str]) -> str:
+    """The page, with the SVG text of each picture given: to draw is what takes the time."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"grid": grid, "paragraphs": _paragraphs, "slug": _slug}
     template = resources.files("odenets").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         result=result,
         palette=figures.PALETTE,
-        plot=Plot.of,
-        summary=_summary_table(result.summary),
-        config=_pairs("Configuration", "setting", result.config, exact=True),
+        plot=lambda picture, caption: Plot.of(picture, drawn[picture.name], caption),
+        config=_pairs("Configuration", "setting", result.config),
         seeds={key: _exact(value) for key, value in result.config.items() if key in ("seed", "seeds")},
         versions={key: _exact(value) for key, value in result.versions.items()},
     )
 
 
 class Plot(NamedTuple):
-    """A picture ready for the page: its SVG element, its natural width in pixels, and whether it is too wide
-    to shrink.
+    """A picture ready for the page: its SVG element and its natural width in pixels.
 
-    `themed` says that the SVG takes its colours from the page; a figure with other colours than
-    `figures.PALETTE` needs white behind it.
+    `wide` says that it is too wide to shrink with a narrow window and scrolls there. `themed` says that the
+    SVG takes its colours from the page; a figure with other colours than `figures.PALETTE` needs white behind
+    it.
     """
 
     svg: Markup
@@ -110,11 +114,10 @@ class Plot(NamedTuple):
     themed: bool
 
     @classmethod
-    def of(cls, picture: Picture, caption: str) -> "Plot":
+    def of(cls, picture: Picture, svg: str, caption: str) -> "Plot":
         inches, _ = picture.figure.get_size_inches()
         width = round(float(inches) * PIXELS_PER_INCH)
-        svg = figures.to_svg(picture.figure)
-        themed = set(FOREIGN_INK.findall(svg)) <= {colour.light for colour in figures.PALETTE.values()}
+        themed = set(INK.findall(svg)) <= {colour.light for colour in figures.PALETTE.values()}
         return cls(_inline(svg, picture.name, caption, themed), width, width > WIDE, themed)
 
 
@@ -139,10 +142,10 @@ class Text(NamedTuple):
 
 
 def grid(table: Table) -> dict[str, list]:
-    """A table's `head` and `rows` as `Text`, with digits that suit each column."""
-    cells = list(zip(*table.rows)) if table.rows else [()] * len(table.columns)
-    right = [index > 0 and _numeric(column) for index, column in enumerate(cells)]
-    texts = zip(*(_column(column) for column in cells)) if table.rows else ()
+    """A table's `head` and `rows` as `Text`: the first column as it is, the others with digits that suit them."""
+    names, *columns = zip(*table.rows) if table.rows else [()] * len(table.columns)
+    right = [False, *map(_numeric, columns)]
+    texts = zip(map(_exact, names), *map(_column, columns))
     return {
         "head": [Text(name, number) for name, number in zip(table.columns, right)],
         "rows": [[Text(text, number) for text, number in zip(row, right)] for row in texts],
@@ -191,22 +194,8 @@ def _cell(cell: Cell, decimals: int | None) -> str:
     return text.replace("-", MINUS)
 
 
-def _summary_table(summary: Mapping[str, Any]) -> Table:
-    """Network → name → number: a row for each name, a column for each network. Anything else: names and values."""
-    if not summary or not all(_is_flat(inner) for inner in summary.values()):
-        return _pairs("Summary", "quantity", summary)
-    names = list(dict.fromkeys(name for inner in summary.values() for name in inner))
-    rows = tuple((_words(name), *(_value(inner.get(name)) for inner in summary.values())) for name in names)
-    return Table("Summary", ("quantity", *map(str, summary)), rows)
-
-
-def _is_flat(value: Any) -> bool:
-    return isinstance(value, Mapping) and not any(isinstance(inner, Mapping) for inner in value.values())
-
-
-def _pairs(title: str, heading: str, values: Mapping[str, Any], exact: bool = False) -> Table:
-    show = _exact if exact else _value
-    rows = tuple((_words(name), show(value)) for name, value in _flatten(values))
+def _pairs(title: str, heading: str, values: Mapping[str, Any]) -> Table:
+    rows = tuple((_words(name), _exact(value)) for name, value in _flatten(values))
     return Table(title, (heading, "value"), rows)
 
 
@@ -222,14 +211,6 @@ def _words(name: Any) -> str:
     return str(name).replace("_", " ")
 
 
-def _value(value: Any) -> Cell:
-    """A value of the summary as a cell: sequences as a list of rounded numbers."""
-    plain = value.tolist() if isinstance(value, torch.Tensor | np.ndarray | np.generic) else value
-    if isinstance(plain, list | tuple):
-        return ", ".join(_cell(_value(inner), None) for inner in plain)
-    return plain if isinstance(plain, str | float | int | None) else str(plain)
-
-
 def _exact(value: Any) -> str:
     """A value of the configuration as it was given, every digit: the experiment must run again from it."""
     if isinstance(value, list | tuple):
@@ -238,6 +219,8 @@ def _exact(value: Any) -> str:
 
 
 def _paragraphs(text: str) -> list[str]:
+    """The paragraphs of a text; a number stays on one line with its ± and what follows."""
+    text = text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     return [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
 
 

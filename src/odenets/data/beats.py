@@ -1,8 +1,8 @@
 """The tensor form that every source of heartbeats has, and the rule that makes its rows.
 
 One row is one heartbeat: 187 numbers in [0, 1] at 120 Hz, from the R peak of the beat to a fifth of the way
-between the next beat and the one after it, padded with zeros. The Kaggle "heartbeat" files have this form; the
-raw records and the synthetic beats are brought to it by the same two functions below.
+between the next beat and the one after it, padded with zeros. The Kaggle "heartbeat" files have this form;
+the raw records and the synthetic beats are brought to it by the same two functions below.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,16 @@ from torch import Tensor
 
 from odenets.data.errors import DataError
 
-__all__ = ["CLASSES", "CLASS_NAMES", "ROW_LENGTH", "UNKNOWN_RECORD", "Beats", "ragged_arange", "scale_rows"]
+__all__ = [
+    "CLASSES",
+    "CLASS_NAMES",
+    "ROW_LENGTH",
+    "SAMPLING_HZ",
+    "UNKNOWN_RECORD",
+    "Beats",
+    "scale_rows",
+    "segments",
+]
 
 CLASSES = ("N", "S", "V", "F", "Q")
 """Letters of the five classes; the label of a beat is the position of its letter."""
@@ -27,6 +36,8 @@ CLASS_NAMES = (
 )
 """Long names of `CLASSES`, in the same order."""
 
+SAMPLING_HZ = 360  # of the signals, before every third sample is taken
+DECIMATION = 3
 ROW_LENGTH = 187
 UNKNOWN_RECORD = -1
 
@@ -67,13 +78,25 @@ class Beats:
 def _require(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tuple(tensor.shape) != shape or tensor.dtype != dtype:
         raise DataError(
-            f"`{name}` must have shape {shape} and type {dtype}, got {tuple(tensor.shape)} and {tensor.dtype}; "
-            f"`x`, `y` and `record` hold one entry for each beat."
+            f"`{name}` must have shape {shape} and type {dtype}, got {tuple(tensor.shape)} and "
+            f"{tensor.dtype}; `x`, `y` and `record` hold one entry for each beat."
         )
 
 
-def ragged_arange(lengths: np.ndarray) -> np.ndarray:
-    """0 … lengths[0]-1, 0 … lengths[1]-1, … in one array: the position of each value in its own segment."""
+def segments(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples (at 360 Hz) make the rows of beats at `a`, with the next two annotations at `b` and `c`.
+
+    All three are (n,) integers with a < b < c. A segment runs from a (inclusive) to b + ⌊(c - b)/5⌋
+    (exclusive), in steps of three samples. Returns the samples of all segments, one segment after the other,
+    and the lengths (n,).
+    """
+    stop = b + (c - b) // 5
+    lengths = -((a - stop) // DECIMATION)  # rounded up
+    return np.repeat(a, lengths) + DECIMATION * _position_in_segment(lengths), lengths
+
+
+def _position_in_segment(lengths: np.ndarray) -> np.ndarray:
+    """0 … lengths[0]-1, 0 … lengths[1]-1, … in one array."""
     first = np.cumsum(lengths) - lengths
     return np.arange(lengths.sum()) - np.repeat(first, lengths)
 
@@ -92,7 +115,7 @@ def scale_rows(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     low = np.minimum.reduceat(values, first)
     span = np.maximum.reduceat(values, first) - low
     span = np.where(span > 0, span, 1)
-    position = ragged_arange(lengths)
+    position = _position_in_segment(lengths)
     row = np.repeat(np.arange(len(lengths)), lengths)
     scaled = (values - low[row]) / span[row]  # float64, so the one rounding to float32 is the correct one
     keep = position < ROW_LENGTH

@@ -31,8 +31,14 @@ def save_beats(path: Path, beats: Beats) -> None:
     Raises `DataError` where the folder cannot be written.
     """
     buffer = io.BytesIO()
-    arrays = {"x": beats.x.numpy(), "y": beats.y.numpy(), "record": beats.record.numpy()}
-    np.savez(buffer, source=np.array(beats.source), synthetic=np.array(beats.synthetic), **arrays)
+    np.savez(
+        buffer,
+        x=beats.x.numpy(),
+        y=beats.y.numpy(),
+        record=beats.record.numpy(),
+        source=np.array(beats.source),
+        synthetic=np.array(beats.synthetic),
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
@@ -46,8 +52,9 @@ def save_beats(path: Path, beats: Beats) -> None:
 def load_beats(path: Path) -> Beats | None:
     """Beats saved at `path`, or None where there are none or the file is damaged: then prepare them again."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            x, y, record = (torch.from_numpy(file[name]) for name in ("x", "y", "record"))
-            return Beats(x, y, record, str(file["source"]), bool(file["synthetic"]))
+        # numpy does not close a file that it opened itself and found damaged
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            x, y, record = (torch.from_numpy(arrays[name]) for name in ("x", "y", "record"))
+            return Beats(x, y, record, str(arrays["source"]), bool(arrays["synthetic"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # the cache is ours to rebuild
         return None

@@ -62,8 +62,8 @@ def _fetch(url: str, path: Path, digest: str, hint: str) -> None:
         found = content_hash(part, path.name)
         if found != digest:
             raise DataError(
-                f"{url} has SHA-256 {found}, but {digest} is expected: the file was damaged on the way or changed "
-                f"at its origin, and was not kept. Try again; if it happens again, report it."
+                f"{url} has SHA-256 {found}, but {digest} is expected: the file was damaged on the way or "
+                f"changed at its origin, and was not kept. Try again; if it happens again, report it."
             )
         os.replace(part, path)
     finally:
@@ -81,11 +81,11 @@ def _blocks(url: str, hint: str) -> Iterator[bytes]:
     request = urllib.request.Request(url, headers={"User-Agent": "odenets"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-            expected, received = response.length, 0
+            expected, received = response.headers.get("Content-Length"), 0
             while block := response.read(BLOCK_BYTES):
                 received += len(block)
                 yield block
-            if expected is not None and received < expected:  # `read` does not complain about a short body
+            if expected is not None and received < int(expected):  # `read` does not complain about a short body
                 raise ConnectionError(f"the connection closed after {received} of {expected} bytes")
     except urllib.error.HTTPError as error:
         error.close()

@@ -1,8 +1,9 @@
-"""The Kaggle "heartbeat" files `mitbih_train.csv` and `mitbih_test.csv`: 87,554 and 21,892 beats, 392 MB of text.
+"""The Kaggle "heartbeat" files `mitbih_train.csv` and `mitbih_test.csv`: 87,554 and 21,892 beats, 392 MB.
 
-Each line holds the 187 numbers of a row (see `odenets.data.beats`) and its label 0 … 4; there is no header. The rows
-say nothing about the records that they come from, so these files have one split, their own. The origin of the numbers
-is the MIT-BIH Arrhythmia Database, which `odenets.data.mitdb` reads and which gives the same rows with their records.
+Each line holds the 187 numbers of a row (see `odenets.data.beats`) and its label 0 … 4; there is no header.
+The rows say nothing about the records that they come from, so these files have one split, their own. The
+origin of the numbers is the MIT-BIH Arrhythmia Database, which `odenets.data.mitdb` reads and which gives the
+same rows with their records.
 """
 
 import hashlib
@@ -34,8 +35,8 @@ def read_kaggle(
 ) -> tuple[Beats, Beats]:
     """The beats of the training file and of the test file in `folder`; their `record` is -1 throughout.
 
-    Both are kept in `cache_dir` (see `odenets.data.cache.cache_folder`) until the files change. Raises `DataError`
-    for a file that is missing or whose lines are not 187 numbers in [0, 1] and a label.
+    Both are kept in `cache_dir` (see `odenets.data.cache.cache_folder`) until the files change. Raises
+    `DataError` for a file that is missing or whose lines are not 187 numbers in [0, 1] and a label.
     """
     paths = [Path(folder) / name for name in FILE_NAMES]
     for path in paths:
@@ -47,8 +48,9 @@ def read_kaggle(
 def _require_file(path: Path) -> None:
     if not path.is_file():
         raise DataError(
-            f"There is no {path.name} in {path.parent}: both {' and '.join(FILE_NAMES)} are needed. They are at "
-            f"{KAGGLE_URL} (a free account is needed); the same beats come from the raw records with `data='mitdb'`."
+            f"There is no {path.name} in {path.parent}: both {' and '.join(FILE_NAMES)} are needed. They are "
+            f"at {KAGGLE_URL} (a free account is needed); the same beats come from the raw records with "
+            f"`data='mitdb'`."
         )
 
 
@@ -75,12 +77,15 @@ def _to_beats(x: np.ndarray, y: np.ndarray, name: str) -> Beats:
 
 
 def read_rows(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n, 187) float32 in [0, 1] and labels (n,) int64 of one file. Raises `DataError` with the bad line."""
+    """Rows (n, 187) float32 in [0, 1] and labels (n,) int64 of one file; `DataError` with the bad line."""
     path = Path(path)
     _require_file(path)
     try:
         table = pd.read_csv(path, header=None, dtype=np.float32, engine="c").to_numpy()
-    except (ValueError, OverflowError) as error:  # ParserError, EmptyDataError, UnicodeDecodeError are ValueErrors
+    except (
+        ValueError,
+        OverflowError,
+    ) as error:  # ParserError, EmptyDataError, UnicodeDecodeError are ValueErrors
         raise _first_fault(path) from error
     if not _is_valid(table):
         raise _first_fault(path)
@@ -113,19 +118,26 @@ def _fault(fields: list[str]) -> str | None:
     if len(fields) != COLUMNS:
         return f"{len(fields)} columns"
     for column, field in enumerate(fields, start=1):
-        try:
-            value = float(field)
-        except ValueError:
-            return f"column {column} is {field!r}, not a number"
-        if not math.isfinite(value):
-            return f"column {column} is {field.strip()}, not a finite number"
-        if column < COLUMNS and not 0 <= value <= 1:
-            return f"column {column} is {field.strip()}, outside [0, 1]"
-    return None if value in range(len(CLASSES)) else f"the label is {fields[-1].strip()}, not 0, 1, 2, 3 or 4"
+        fault = _number_fault(field, is_label=column == COLUMNS)
+        if fault:
+            return f"column {column} is {field!r}, {fault}"
+    return None
+
+
+def _number_fault(field: str, is_label: bool) -> str | None:
+    try:
+        value = float(field)
+    except ValueError:
+        return "not a number"
+    if not math.isfinite(value):
+        return "not a finite number"
+    if is_label:
+        return None if value in range(len(CLASSES)) else "not a label 0, 1, 2, 3 or 4"
+    return None if 0 <= value <= 1 else "outside [0, 1]"
 
 
 def _what_is_expected() -> str:
     return (
-        f"A line holds {ROW_LENGTH} numbers in [0, 1] and a label 0 … 4, {COLUMNS} columns, without a header. "
-        f"Fetch the file again from {KAGGLE_URL}"
+        f"A line holds {ROW_LENGTH} numbers in [0, 1] and a label 0 … 4, {COLUMNS} columns, without a "
+        f"header. Fetch the file again from {KAGGLE_URL}"
     )

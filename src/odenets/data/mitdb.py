@@ -1,15 +1,17 @@
 """The MIT-BIH Arrhythmia Database 1.0.0: 48 half-hour records → one row a heartbeat.
 
-The rule (`read_record`) is the one that made the Kaggle "heartbeat" files, found by reproducing 999 of their rows
+The rule is the one that made the Kaggle "heartbeat" files, found by reproducing 999 of their rows
 exactly and all of their class counts. It is not the one that their paper describes (125 Hz, 10 s windows):
 
 - signal: integer values of the first channel (mostly lead MLII), 360 Hz, unfiltered;
-- a beat's segment runs from its own sample a (inclusive) to b + ⌊(c - b)/5⌋ (exclusive), with b and c the next two
-  annotations of any kind, beats or not; the end of the record stands in for c after the last annotation;
-- every third sample from a itself, that is 120 Hz; then `odenets.data.beats.scale_rows`.
+- a beat's segment runs from its own sample a (inclusive) to b + ⌊(c - b)/5⌋ (exclusive), with b and c the
+  next two annotations of any kind, beats or not; the end of the record stands in for c after the last
+  annotation;
+- every third sample from a itself, that is 120 Hz; then scaled, cut and padded (`segments` and `scale_rows`).
 
-Database: G. B. Moody and R. G. Mark, "The impact of the MIT-BIH Arrhythmia Database", IEEE Engineering in Medicine
-and Biology 20(3):45-50, 2001; https://physionet.org/content/mitdb/1.0.0/, Open Data Commons Attribution 1.0.
+Database: G. B. Moody and R. G. Mark, "The impact of the MIT-BIH Arrhythmia Database", IEEE Engineering in
+Medicine and Biology 20(3):45-50, 2001; https://physionet.org/content/mitdb/1.0.0/ (Open Data Commons
+Attribution 1.0).
 Division into DS1 and DS2: P. de Chazal, M. O'Dwyer and R. B. Reilly, IEEE TBME 51(7):1196-1206, 2004.
 """
 
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from odenets.data.beats import Beats, ragged_arange, scale_rows
+from odenets.data.beats import SAMPLING_HZ, Beats, scale_rows, segments
 from odenets.data.cache import cache_folder, load_beats, save_beats
 from odenets.data.download import content_hash, download_files, read_hash_table
 from odenets.data.errors import DataError
@@ -49,15 +51,65 @@ __all__ = [
 
 BASE_URL = "https://physionet.org/files/mitdb/1.0.0/"
 RULE_VERSION = 1  # part of the cache's key: raise it with any change to the rows
-SAMPLING_HZ = 360
-DECIMATION = 3
 
-DS1 = (101, 106, 108, 109, 112, 114, 115, 116, 118, 119, 122, 124, 201, 203, 205, 207, 208, 209, 215, 220, 223, 230)
-DS2 = (100, 103, 105, 111, 113, 117, 121, 123, 200, 202, 210, 212, 213, 214, 219, 221, 222, 228, 231, 232, 233, 234)
+DS1 = (
+    101,
+    106,
+    108,
+    109,
+    112,
+    114,
+    115,
+    116,
+    118,
+    119,
+    122,
+    124,
+    201,
+    203,
+    205,
+    207,
+    208,
+    209,
+    215,
+    220,
+    223,
+    230,
+)
+DS2 = (
+    100,
+    103,
+    105,
+    111,
+    113,
+    117,
+    121,
+    123,
+    200,
+    202,
+    210,
+    212,
+    213,
+    214,
+    219,
+    221,
+    222,
+    228,
+    231,
+    232,
+    233,
+    234,
+)
 PACED = (102, 104, 107, 217)
 RECORDS = tuple(sorted(DS1 + DS2 + PACED))
 
-SYMBOLS = ("NLRej", "AaJS", "VE", "F", "/fQ")  # annotation symbols of the five classes, in the order of `CLASSES`
+SYMBOLS = (
+    "NLRej",
+    "AaJS",
+    "VE",
+    "F",
+    "/fQ",
+)  # annotation symbols of the five classes, in the order of `CLASSES`
 NOT_A_BEAT = -1
 HEADER_ENDING, SIGNAL_ENDING, ANNOTATION_ENDING = ".hea", ".dat", ".atr"
 ENDINGS = (HEADER_ENDING, SIGNAL_ENDING, ANNOTATION_ENDING)
@@ -86,8 +138,8 @@ def read_mitdb(
 ) -> Beats:
     """All beats of `records` in `folder`, in the order of the records and of time.
 
-    The result is kept in `cache_dir` (see `odenets.data.cache.cache_folder`) under the hashes of the files, so
-    changed files are read again. Raises `DataError` for a file that is missing or damaged.
+    The result is kept in `cache_dir` (see `odenets.data.cache.cache_folder`) under the hashes of the files,
+    so changed files are read again. Raises `DataError` for a file that is missing or damaged.
     """
     folder = Path(folder)
     hashes = {path.name: content_hash(path) for path in _record_files(folder, records)}
@@ -116,8 +168,9 @@ def _record_files(folder: Path, records: Sequence[int]) -> list[Path]:
     for path in paths:
         if not path.is_file():
             raise DataError(
-                f"Record {path.stem} is not complete: there is no {path.name} in {folder}. A record is three files "
-                f"(.hea, .dat, .atr); fetch all of them with `download_mitdb({str(folder)!r})` or from {BASE_URL}."
+                f"Record {path.stem} is not complete: there is no {path.name} in {folder}. A record is three "
+                f"files (.hea, .dat, .atr); fetch all of them with `download_mitdb({str(folder)!r})` or from "
+                f"{BASE_URL}."
             )
     return paths
 
@@ -147,7 +200,7 @@ def _source(hashes: Mapping[str, str], records: Sequence[int]) -> str:
 
 
 def read_record(folder: str | os.PathLike[str], record: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n, 187) float32 in [0, 1] and labels (n,) int64 of one record, by the rule at the top of this file.
+    """Rows (n, 187) float32 in [0, 1] and labels (n,) int64 of one record, by the rule at the top.
 
     Raises `DataError` where the header cannot be read, the signal is shorter than the header says, or an
     annotation does not fit the signal.
@@ -163,27 +216,26 @@ def read_record(folder: str | os.PathLike[str], record: int) -> tuple[np.ndarray
 
 
 def _cut(signal: np.ndarray, at: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`signal` (samples,), positions `at` (m,) of the annotations and their classes `label` (m,) → rows, labels."""
-    a, b, c = at[:-1], at[1:], np.append(at[2:], len(signal))[: len(at) - 1]
+    """`signal` (samples,), positions `at` and classes `label` (m,) of the annotations → rows, labels."""
+    a, b, c = at[:-1], at[1:], np.append(at[2:], len(signal))
     beat = label[:-1] != NOT_A_BEAT  # the last annotation of a record has no next one and makes no row
-    start = a[beat]
-    stop = (b + (c - b) // 5)[beat]
-    lengths = -((start - stop) // DECIMATION)  # ceiling
-    index = np.repeat(start, lengths) + DECIMATION * ragged_arange(lengths)
+    index, lengths = segments(a[beat], b[beat], c[beat])
     return scale_rows(signal[index], lengths), label[:-1][beat]
 
 
 def _read_header(folder: Path, record: int) -> Any:
     path = folder / f"{record}{HEADER_ENDING}"
     try:
-        header = wfdb.rdheader(str(folder / str(record)))
-        fits = (header.fs, set(header.fmt), bool(header.sig_len)) == (SAMPLING_HZ, {"212"}, True)
+        header: Any = wfdb.rdheader(str(folder / str(record)))
+        form = (header.fs, set(header.fmt), set(header.file_name), bool(header.sig_len))
     except Exception as error:  # wfdb lets its parser's own errors through, of any type
         raise DataError(f"{path} (record {record}) is not a readable header: {error}. {_fetch_again(path)}") from error
-    if not fits:
+    signal = f"{record}{SIGNAL_ENDING}"
+    if form != (SAMPLING_HZ, {"212"}, {signal}, True):
         raise DataError(
-            f"{path} (record {record}) says {header.fs} Hz, formats {header.fmt} and {header.sig_len} samples; the "
-            f"records of this database have {SAMPLING_HZ} Hz, format 212 and a known length. {_fetch_again(path)}"
+            f"{path} (record {record}) says {header.fs} Hz, formats {header.fmt}, files {header.file_name} "
+            f"and {header.sig_len} samples; a record of this database has {SAMPLING_HZ} Hz, format 212, the file "
+            f"{signal} and a known length. {_fetch_again(path)}"
         )
     return header
 
@@ -195,15 +247,15 @@ def _check_signal_size(folder: Path, record: int, header: Any) -> None:
     size = path.stat().st_size
     if size < expected:
         raise DataError(
-            f"{path} (record {record}) is truncated: {size} bytes, but {header.n_sig} channels of {header.sig_len} "
-            f"samples, as its header says, take {expected}. {_fetch_again(path)}"
+            f"{path} (record {record}) is truncated: {size} bytes, but {header.n_sig} channels of "
+            f"{header.sig_len} samples, as its header says, take {expected}. {_fetch_again(path)}"
         )
 
 
 def _read_signal(folder: Path, record: int) -> np.ndarray:
     """Integer values (samples,) of the first channel."""
     path = folder / str(record)
-    signal = wfdb.rdrecord(str(path), channels=[0], physical=False, return_res=16)
+    signal: Any = wfdb.rdrecord(str(path), channels=[0], physical=False, return_res=16)
     return signal.d_signal[:, 0].astype(np.int64)
 
 
@@ -214,24 +266,28 @@ def _read_annotations(folder: Path, record: int) -> tuple[np.ndarray, np.ndarray
         # `label_store` (codes) and not `symbol`: the way to the latter uses deprecated pandas calls
         found = wfdb.rdann(str(folder / str(record)), path.suffix[1:], return_label_elements=["label_store"])
     except Exception as error:  # wfdb lets its parser's own errors through, of any type
-        raise DataError(f"{path} (record {record}) has no readable annotations: {error}. {_fetch_again(path)}") from error
+        raise DataError(
+            f"{path} (record {record}) has no readable annotations: {error}. {_fetch_again(path)}"
+        ) from error
     return np.asarray(found.sample, np.int64), np.asarray(found.label_store, np.int64)
 
 
 def _check_annotations(folder: Path, record: int, at: np.ndarray, samples: int) -> None:
     path = folder / f"{record}{ANNOTATION_ENDING}"
     if len(at) < 2:
-        raise DataError(f"{path} (record {record}) holds {len(at)} annotations, too few for a beat. {_fetch_again(path)}")
-    if at.max() >= samples or at.min() < 0:
         raise DataError(
-            f"{path} (record {record}) has an annotation at sample {at.max()}, beyond the {samples} samples of the "
-            f"signal: the two files do not belong together. {_fetch_again(path)}"
+            f"{path} (record {record}) holds {len(at)} annotations, too few for a beat. {_fetch_again(path)}"
         )
-    gap = np.diff(at)
-    if gap.min() <= 0:
+    if at.max() >= samples:
         raise DataError(
-            f"{path} (record {record}) has annotation {gap.argmin() + 1} at sample {at[gap.argmin() + 1]}, not after "
-            f"the one before it at sample {at[gap.argmin()]}. {_fetch_again(path)}"
+            f"{path} (record {record}) has an annotation at sample {at.max()}, beyond the {samples} samples "
+            f"of the signal: the two files do not belong together. {_fetch_again(path)}"
+        )
+    late = np.flatnonzero(np.diff(at, prepend=-1) <= 0)
+    if len(late):
+        raise DataError(
+            f"{path} (record {record}) has annotation number {late[0]} at sample {at[late[0]]}, which is not "
+            f"after the one before it. {_fetch_again(path)}"
         )
 
 
@@ -250,13 +306,13 @@ def download_mitdb(
 ) -> Path:
     """Fetch the 48 records (144 files, 90 MB) into the folder `dest` and return it.
 
-    Every file is checked against `hashes` (name → `odenets.data.download.content_hash`; by default those of the
-    published records, which the package carries) and verified ones are not fetched again. Raises as
+    Every file is checked against `hashes` (name → `odenets.data.download.content_hash`; by default those of
+    the published records, which the package carries) and verified ones are not fetched again. Raises as
     `odenets.data.download.download_files` does.
     """
     hint = (
-        f"With the records already on disk, set the environment variable ODENETS_DATA (or `data_dir`) to their folder; "
-        f"with a browser they are at {BASE_URL}"
+        f"With the records already on disk, set the environment variable ODENETS_DATA (or `data_dir`) to "
+        f"their folder; with a browser they are at {BASE_URL}"
     )
     folder = Path(dest).expanduser()
     download_files(base_url, published_hashes() if hashes is None else hashes, folder, hint, progress)

@@ -1,0 +1,36 @@
+"""The experiments, one file each: a `Config` and `run(config, folder) -> Result`. This is their registry."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from odenets.experiments import cubic, ecg
+from odenets.experiments.result import Result
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the command line knows of an experiment."""
+
+    name: str
+    summary: str
+    config: type
+    run: Callable[..., Result]
+
+
+EXPERIMENTS = {
+    e.name: e
+    for e in (
+        Experiment(
+            "cubic",
+            "Regression of x³ + 0.1x from ten noisy points: ResNet and ODE-Net (sections 2.6 and 4.4).",
+            cubic.Config,
+            cubic.run,
+        ),
+        Experiment(
+            "ecg",
+            "Heartbeats of the MIT-BIH database in five classes: ResNet and ODE-Net (section 5).",
+            ecg.Config,
+            ecg.run,
+        ),
+    )
+}

@@ -40,11 +40,10 @@ def _processor() -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under named columns. The first column names the row; `None` is shown as a dash; `note` stands
-    below.
+    """Rows under named columns: the first names the row, each other is one quantity and gets equal digits.
 
-    Give numbers as numbers, not as text: the report chooses the digits. Raises `ValueError` for a row of
-    another length.
+    `None` is shown as a dash, `note` stands below the table. Give numbers as numbers, not as text: the report
+    chooses the digits. Raises `ValueError` for a row of another length.
     """
 
     title: str
@@ -117,9 +116,7 @@ class Result:
         names = [picture.name for picture in self.pictures()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(
-                f"`sections` have more than one picture named {twice}: give each picture its own `name`"
-            )
+            raise ValueError(f"`sections` have more than one picture named {twice}: give each picture its own `name`")
 
     def pictures(self) -> Iterator[Picture]:
         """All pictures of all sections, in order."""

@@ -135,18 +135,35 @@ def combine(
     y: Tensor | None, dt: float | Tensor, weights: Sequence[float | Tensor], stages: Sequence[Tensor]
 ) -> Tensor:
     """y + dt Σ_i w_i k_i (without y: dt Σ_i w_i k_i); a weight that is the number 0 costs nothing."""
-    for w, k in zip(weights, stages):
-        if isinstance(w, float) and w == 0:
+    scales = [dt * w for w in weights]
+    if any(isinstance(scale, Tensor) for scale in scales):
+        return _combine_tensors(y, scales, stages)
+    total = None  # a tensor of our own, so that all but the first sum can be made in place
+    for scale, k in zip(scales, stages):
+        if scale == 0:
             continue
-        scale = dt * w
-        if isinstance(scale, Tensor):
-            term = scale.to(k.dtype) * k
-            y = term if y is None else y + term
+        if total is not None:
+            total.add_(k, alpha=scale)  # pyright: ignore[reportArgumentType] (no tensor, as checked above)
+        elif y is None:
+            total = k * scale
         else:
-            y = k * scale if y is None else torch.add(y, k, alpha=scale)
-    if y is None:
-        raise ValueError("all weights are zero")
-    return y
+            total = torch.add(y, k, alpha=scale)  # pyright: ignore[reportArgumentType]
+    total = y if total is None else total
+    if total is None:
+        raise ValueError("`weights` are all zero and there is no `y`")
+    return total
+
+
+def _combine_tensors(y: Tensor | None, scales: Sequence[float | Tensor], stages: Sequence[Tensor]) -> Tensor:
+    """y + Σ_i s_i k_i where gradients flow through the scales."""
+    total = y
+    for scale, k in zip(scales, stages):
+        if isinstance(scale, Tensor) or scale != 0:
+            term = (scale.to(k.dtype) if isinstance(scale, Tensor) else scale) * k
+            total = term if total is None else total + term
+    if total is None:
+        raise ValueError("`weights` are all zero and there is no `y`")
+    return total
 
 
 def _horner(row: tuple[float, ...], theta: float | Tensor) -> float | Tensor:

@@ -75,7 +75,7 @@ class ODEBlock(nn.Module):
         for module in modules:
             if isinstance(module, _RANDOM) and module.p > 0:
                 raise ValueError(
-                    f"`field` contains {type(module).__name__}(p={module.p}), which draws anew at every evaluation of f; "
+                    f"`field` contains {type(module).__name__}(p={module.p}), which draws anew at every evaluation; "
                     "that makes the error estimate and the replayed gradient meaningless: put it before or after "
                     "the ODEBlock"
                 )

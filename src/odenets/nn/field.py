@@ -63,31 +63,27 @@ class MLPField(nn.Module):
         if time not in TIME:
             raise ValueError(f"`time` must be one of {', '.join(TIME)}; got {time!r}")
         self.time = time
+        self.before = None if hidden else _activation(activation)
         self.layers = _layers((width, *hidden, width), activation, extra_inputs=int(time == "concat"), bias=bias)
-        if not hidden:
-            self.layers.insert(0, _activation(activation))
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        first = 0
-        if isinstance(self.layers[0], nn.Linear) is False:
-            y, first = self.layers[0](y), 1
+        if self.before is not None:
+            y = self.before(y)
         if self.time == "add":
             y = y + t
         elif self.time == "concat":
             y = torch.cat([y, t.to(y.dtype).expand(*y.shape[:-1], 1)], dim=-1)
-        for layer in itertools.islice(self.layers, first, None):
-            y = layer(y)
-        return y
+        return self.layers(y)
 
 
-def _layers(sizes: Sequence[int], activation: str, extra_inputs: int, bias: bool) -> nn.ModuleList:
+def _layers(sizes: Sequence[int], activation: str, extra_inputs: int, bias: bool) -> nn.Sequential:
     """Linear layers with the activation between them, none after the last."""
-    layers = nn.ModuleList()
+    layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
         if i > 0:
             layers.append(_activation(activation))
         layers.append(nn.Linear(n_in + (extra_inputs if i == 0 else 0), n_out, bias=bias))
-    return layers
+    return nn.Sequential(*layers)
 
 
 _activation = activation  # the functions above have an argument of that name

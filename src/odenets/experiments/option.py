@@ -1,0 +1,46 @@
+"""Configs of experiments: a field is an option with a default and a sentence, and the command line is made of them."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+from odenets.controller import Fixed
+from odenets.methods import METHODS
+
+
+def option(default: Any, help: str, choices: Collection[str] = ()) -> Any:
+    """A field of a Config: its default, the sentence that `--help` shows, and the values it may have."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+def check_choices(config: Any) -> None:
+    """Refuse a value that is none of its option's choices.
+
+    Raises:
+        ValueError: Naming the option, the value and what is allowed.
+    """
+    for item in dataclasses.fields(config):
+        allowed, value = item.metadata.get("choices", ()), getattr(config, item.name)
+        if allowed and value not in allowed:
+            raise ValueError(f"`{item.name}` must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def check_at_least(config: Any, **lowest: int) -> None:
+    """Refuse a number below its lowest value; None passes.
+
+    Raises:
+        ValueError: Naming the option, the value and the lowest one.
+    """
+    for name, low in lowest.items():
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise ValueError(f"`{name}` must be at least {low}, got {value}")
+
+
+def solver_options(config: Any) -> dict[str, Any]:
+    """The options of `ODEBlock` that a config with `method`, `rtol`, `atol` and `dt` asks for."""
+    if config.dt is not None:
+        return {"method": config.method, "controller": Fixed(dt=config.dt)}
+    if not METHODS[config.method].adaptive:
+        raise ValueError(f"`method` {config.method!r} cannot adapt its steps: give their size, `dt`, for example 0.1")
+    return {"method": config.method, "rtol": config.rtol, "atol": config.atol}

@@ -1,0 +1,28 @@
+"""The one training loop, on accelerate: `fit` trains any network, `evaluate` measures it."""
+
+from odenets.files import RunFolderError
+from odenets.train.batches import epoch_order
+from odenets.train.checkpoint import CheckpointError
+from odenets.train.config import DEVICES, OPTIMIZERS, PRECISIONS, TrainConfig
+from odenets.train.evaluation import Loss, accuracy, evaluate
+from odenets.train.history import EpochRecord, History, read_metrics
+from odenets.train.loop import Interrupted, NonFiniteLoss, fit
+
+__all__ = [
+    "DEVICES",
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "CheckpointError",
+    "EpochRecord",
+    "History",
+    "Interrupted",
+    "Loss",
+    "NonFiniteLoss",
+    "RunFolderError",
+    "TrainConfig",
+    "accuracy",
+    "epoch_order",
+    "evaluate",
+    "fit",
+    "read_metrics",
+]

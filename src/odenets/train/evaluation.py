@@ -1,0 +1,77 @@
+"""Measuring a network: exact means over a data set, without gradients."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Loss", "accuracy", "check_data", "evaluate", "mean_loss"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""`loss(outputs, y)` -> the mean over the samples, shape ()."""
+
+
+def evaluate(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, batch_size: int = 1024) -> tuple[float, Tensor]:
+    """The mean loss over all samples, exactly, and all outputs, (N, ...), on the network's device.
+
+    `x` is (N, ...) and `y` (N, ...). The network is run in eval mode without gradients, in batches of
+    `batch_size`, and afterwards has the modes it had. The mean does not depend on `batch_size`: each
+    batch counts by its size.
+    """
+    check_data("x", "y", x, y)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size!r}; it must be a whole number from 1.")
+    parameter = next(network.parameters(), x)
+    losses, outputs = [], []
+    with _eval_mode(network), torch.no_grad():
+        for begin in range(0, len(x), batch_size):
+            inputs, targets = (data[begin : begin + batch_size].to(parameter.device) for data in (x, y))
+            outputs.append(network(inputs))
+            losses.append(mean_loss(loss, outputs[-1], targets) * len(inputs))
+    total = torch.stack(losses).cpu().double().sum()
+    return float(total) / len(x), torch.cat(outputs)
+
+
+def accuracy(outputs: Tensor, y: Tensor) -> float | None:
+    """The share of samples whose largest output, (N, classes, ...), is their class, (N, ...).
+
+    None where `y` holds no classes: where it is not of whole numbers, or has as many dimensions as `outputs`.
+    """
+    if y.is_floating_point() or y.is_complex() or outputs.ndim != y.ndim + 1:
+        return None
+    return float((outputs.argmax(1) == y.to(outputs.device)).double().mean())
+
+
+@contextlib.contextmanager
+def _eval_mode(network: nn.Module) -> Iterator[None]:
+    """Eval mode in the block; afterwards each layer has its own earlier mode, also one that was frozen."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def mean_loss(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
+    """`loss(outputs, y)`, shape (); raises `ValueError` for a loss of another shape."""
+    value = loss(outputs, y)  # ()
+    if value.ndim:
+        raise ValueError(
+            f"`loss` returned shape {tuple(value.shape)}; it must return the mean over the samples, shape (). "
+            "Use `reduction='mean'`, or end it with `.mean()`."
+        )
+    return value
+
+
+def check_data(x_name: str, y_name: str, x: Tensor, y: Tensor) -> None:
+    """Raise unless `x` and `y` are tensors with equally many samples, and not none."""
+    for name, value in {x_name: x, y_name: y}.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"`{name}` is a {type(value).__name__}; it must be a tensor: `torch.as_tensor`.")
+    if len(x) == 0:
+        raise ValueError(f"`{x_name}` has no samples; give at least one.")
+    if len(x) != len(y):
+        raise ValueError(f"`{x_name}` has {len(x)} samples and `{y_name}` {len(y)}; they must have as many.")

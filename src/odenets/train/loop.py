@@ -1,0 +1,491 @@
+"""The one training loop, for every network, on accelerate: one process or many, any device, any precision.
+
+`fit` trains and returns a `History`; `evaluate` measures. Both take whole tensors and index them by
+batch: the data of this package fits in memory, and a `DataLoader` that collates sample by sample costs
+more than the network.
+
+Three promises shape the code:
+
+- the order of the samples is a pure function of (seed, epoch), so a run resumes in the middle of an epoch by
+  skipping what is done, and a resumed run ends with the same bits as one that was never stopped;
+- every batch is divided between the processes and its shares are weighted by their sizes, so several
+  processes, or several accumulated batches, give the gradient of the whole batch exactly, also for the
+  last, smaller one;
+- the loop reads nothing from the device: losses stay there, and are read once an epoch, at a checkpoint,
+  and a few times a second for the progress bar.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from odenets.train.batches import Share, epoch_order, shares
+from odenets.train.checkpoint import Checkpoint, Label, Store
+from odenets.train.config import OPTIMIZERS, TrainConfig
+from odenets.train.display import Display
+from odenets.train.evaluation import Loss, accuracy, check_data, evaluate, mean_loss
+from odenets.train.history import EpochRecord, History
+from odenets.train.process import (
+    StopSignals,
+    generator_states,
+    make_accelerator,
+    own_generators,
+    set_generator_states,
+)
+
+__all__ = ["Interrupted", "NonFiniteLoss", "fit"]
+
+_AGREE_EVERY = 16  # steps between two looks at whether any process was told to stop: each costs a reduction
+_LOOK_SECONDS = 5.0  # between two looks for a non-finite loss inside an epoch
+_BAR_SECONDS = 0.25  # between two movements of the progress bar
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss, or a weight, became NaN or infinite. The message names the epoch and the step."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was told to stop (Ctrl-C, SIGTERM) and did so after a whole step; the message says how to go on.
+
+    It is a `KeyboardInterrupt`, so that an `except Exception` around one of many runs does not start the
+    next. `checkpoint` is the folder to resume from, or None where `fit` had no folder.
+    """
+
+    def __init__(self, message: str, checkpoint: Path | None):
+        super().__init__(message)
+        self.checkpoint = checkpoint
+
+
+def fit(
+    network: nn.Module,
+    loss: Loss,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    config: TrainConfig,
+    folder: Path | str | None = None,
+    name: str = "network",
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    on_epoch: Callable[[EpochRecord], object] | None = None,
+) -> History:
+    """Train `network` in place, and leave it on the device of `config` in eval mode; returns the `History`.
+
+    - `loss(outputs, y)` returns the mean over the samples, shape ().
+    - `train` and `test` are pairs (x, y), each (N, ...); both are moved to the device whole.
+    - `folder`: where to write `metrics.jsonl`, `checkpoints/<name>-seed<seed>/` and, at the end,
+      `<name>-seed<seed>.safetensors`. Several networks and seeds may share it, one after the other. None:
+      nowhere.
+    - `resume`: go on from the checkpoint in `folder`; without one there, start. Only `epochs` and
+      `checkpoint_every` may differ from the run that wrote it. The bits are those of a run without a stop.
+    - `progress`: on a terminal a bar, elsewhere a line an epoch, on standard error.
+    - `on_epoch(record)` is called after each epoch, its checkpoint included, in the first process.
+
+    Under `torchrun` every process calls this with the same arguments, and only the first one writes.
+    BatchNorm, and the step sizes of an adaptive solver, depend on the samples in one process, so with
+    those the result changes a little with the number of processes.
+
+    Raises `ValueError` for unusable arguments, `RunFolderError` before the training where the folder
+    cannot be used and during it where a file cannot be written (the last checkpoint then is intact),
+    `CheckpointError`, `NonFiniteLoss`, and `Interrupted` after Ctrl-C or SIGTERM: a second Ctrl-C stops
+    at once.
+    """
+    label = Label(name, config.seed)
+    if resume and folder is None:
+        raise ValueError("`resume` is True, but `folder` is None. Give the folder of the run to go on with.")
+    _check_network(network, config)
+    check_data("train[0]", "train[1]", *train)
+    check_data("test[0]", "test[1]", *test)
+    with make_accelerator(config) as accelerator, own_generators(config.seed, accelerator):
+        main = accelerator.is_main_process
+        data = _Data(*(tensor.to(accelerator.device) for tensor in (*train, *test)))
+        store = None if folder is None else Store(Path(folder), label, main)
+        with Display(progress and main, label, config.epochs) as display, StopSignals(display.say) as stop:
+            trainer = _Trainer(network, loss, data, config, label, accelerator, store, display, stop, on_epoch)
+            return trainer.run(resume)
+
+
+@dataclass(frozen=True)
+class _Data:
+    x: Tensor  # (N, ...)
+    y: Tensor  # (N, ...)
+    test_x: Tensor  # (M, ...)
+    test_y: Tensor  # (M, ...)
+
+
+class _Counts(Protocol):
+    nfe: int
+    nfe_backward: int | None  # None where the backward pass evaluates no f
+
+
+class _OdeLayer(Protocol):
+    stats: _Counts | None
+
+
+def _ode_layers(network: nn.Module) -> list[_OdeLayer]:
+    """The layers that count evaluations of f, known by their `stats` (None before the first forward pass)."""
+    layers = [module for module in network.modules() if hasattr(module, "stats")]
+    return [cast(_OdeLayer, x) for x in layers if x.stats is None or hasattr(x.stats, "nfe_backward")]
+
+
+@dataclass
+class _Position:
+    """Where a run is, and the sums of its unfinished epoch, as far as this process made them."""
+
+    epoch: int = 0  # epochs that are finished
+    step: int = 0  # steps done in the epoch after them
+    seconds: float = 0.0
+    samples: int = 0
+    batches: int = 0
+    nfe: int = 0
+    nfe_backward: int = 0
+
+
+class _Wrapped(nn.Module):
+    """The network inside a module of our own: accelerate marks and patches what it prepares.
+
+    Prepared itself, the user's network would keep autocast after `fit`, and a second `fit` would find its
+    mark and leave DDP and autocast out without a word (accelerate 1.15).
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+@dataclass
+class _Trainer:
+    """One call of `fit`. A step is one of the optimizer; it is made of `accumulate` batches."""
+
+    network: nn.Module
+    loss: Loss
+    data: _Data
+    config: TrainConfig
+    label: Label
+    accelerator: Accelerator
+    store: Store | None
+    display: Display
+    stop: StopSignals
+    on_epoch: Callable[[EpochRecord], object] | None
+
+    def __post_init__(self):
+        self.device = self.accelerator.device
+        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.wrapped = _Wrapped(self.network)
+        self.model = self.accelerator.prepare_model(self.wrapped)  # on the device, under autocast, in DDP
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        make_optimizer = OPTIMIZERS[self.config.optimizer]
+        self.optimizer = make_optimizer(self.parameters, self.config, _can_fuse(self.parameters))
+        self.layers = _ode_layers(self.network)
+        self.steps = math.ceil(len(self.data.x) / (self.config.batch_size * self.config.accumulate))
+        self.records: list[EpochRecord] = []
+        self._start_epoch(0)
+
+    def run(self, resume: bool) -> History:
+        self._open(resume)
+        while self.position.epoch < self.config.epochs:
+            self._train_epoch()
+            record = self._finish_epoch()
+            self._save()
+            self._report(record)
+            if self.position.epoch < self.config.epochs:
+                self._obey_stop()
+        self.network.eval()
+        if self.store is not None:
+            self.store.save_weights(_cpu_tensors(self.network))
+        self.accelerator.wait_for_everyone()  # so that the files are there for every process
+        self._obey_stop()
+        return History(tuple(self.records))
+
+    def _start_epoch(self, epoch: int) -> None:
+        self.position = _Position(epoch)
+        # Losses in float64, because a float32 sum over an epoch loses digits; MPS has no float64.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        # One number a step: the sum over the samples of this process, so that a bad step can be named later.
+        self.losses = torch.zeros(self.steps, dtype=dtype, device=self.device)
+
+    # -- the steps of an epoch
+
+    def _train_epoch(self) -> None:
+        self.network.train()
+        order = epoch_order(len(self.data.x), self.config.seed, self.position.epoch).to(self.device)
+        self._start_clock()
+        while self.position.step < self.steps:
+            self._step(order)
+            self._between_steps()
+        self._stop_clock()
+
+    def _step(self, order: Tensor) -> None:
+        *others, last = shares(
+            self.position.step,
+            len(order),
+            self.config.batch_size,
+            self.config.accumulate,
+            self.rank,
+            self.processes,
+        )
+        for share in others:
+            with self.accelerator.no_sync(self.model):
+                self._backward(order, share)
+        self._backward(order, last)
+        self._update()
+        self.position.step += 1
+
+    def _backward(self, order: Tensor, share: Share) -> None:
+        rows = order[share.begin : share.end]
+        # `index_select`, because `x[rows]` takes four times as long on the CPU.
+        outputs = self.model(self.data.x.index_select(0, rows))
+        value = mean_loss(self.loss, outputs, self.data.y.index_select(0, rows))  # ()
+        self.accelerator.backward(value if share.weight == 1.0 else value * share.weight)
+        self.losses[self.position.step].add_(value.detach(), alpha=share.samples)
+        self._count(share)
+
+    def _count(self, share: Share) -> None:
+        self.position.samples += share.samples
+        self.position.batches += 1
+        for layer in self.layers:
+            if layer.stats is not None:
+                self.position.nfe += layer.stats.nfe
+                self.position.nfe_backward += layer.stats.nfe_backward or 0
+
+    def _update(self) -> None:
+        """One step of the optimizer itself, not of accelerate's wrapper around it.
+
+        The wrapper looks at each step on the disk whether an optional package is installed: 65 μs, 5 % of
+        a small network's step (accelerate 1.15). All it adds is the scaler of fp16.
+        """
+        if self.config.clip_norm is not None:
+            self.accelerator.unscale_gradients(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
+        self.optimizer.zero_grad()
+
+    # -- between steps
+
+    def _between_steps(self) -> None:
+        step = self.position.step
+        if step == self.steps:
+            return  # the end of the epoch looks at all of this
+        if self.processes == 1 or step % _AGREE_EVERY == 0:
+            self._obey_stop()
+        if self.config.checkpoint_every and self._total_steps() % self.config.checkpoint_every == 0:
+            self._save_in_epoch()
+        if time.monotonic() >= self.next_look:
+            self._look()
+
+    def _total_steps(self) -> int:
+        return self.position.epoch * self.steps + self.position.step
+
+    def _look(self) -> None:
+        losses = self.losses.cpu()
+        if self.processes == 1:  # several must find it together, at a checkpoint or the end of the epoch
+            self._check_losses(losses)
+        samples, batches = max(1, self.position.samples), max(1, self.position.batches)
+        nfe = self.position.nfe / batches if self.layers else None
+        self.display.move(self._total_steps(), float(losses.sum()) / samples, nfe)
+        self._plan_look()
+
+    def _plan_look(self) -> None:
+        self.next_look = time.monotonic() + (_LOOK_SECONDS if self.display.bar is None else _BAR_SECONDS)
+
+    def _obey_stop(self) -> None:
+        """Raise `Interrupted` if this or another process was told to stop; every process must call it."""
+        told = self.stop.told
+        if self.processes > 1:
+            told = bool(self._sum(torch.tensor(int(told), device=self.device)))
+        if not told:
+            return
+        if self.position.step:
+            self._save_in_epoch()
+        self.accelerator.wait_for_everyone()  # so that every process sees what is saved
+        raise Interrupted(self._interruption(), None if self.store is None else self.store.latest())
+
+    def _interruption(self) -> str:
+        step, epoch = self.position.step, self.position.epoch
+        where = f"step {step} of {self.steps} of epoch {epoch + 1}" if step else f"epoch {epoch}"
+        if self.store is None:
+            return f"Training of {self.label} stopped after {where}. Nothing was saved: `folder` is None."
+        return (
+            f"Training of {self.label} stopped after {where}; saved in {self.store.latest()}. "
+            "To go on, repeat the call with `resume=True` (the command with `--resume`)."
+        )
+
+    def _start_clock(self) -> None:
+        self._plan_look()
+        self.clock = time.perf_counter()
+
+    def _stop_clock(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        self.position.seconds += time.perf_counter() - self.clock
+
+    # -- the end of an epoch
+
+    def _finish_epoch(self) -> EpochRecord:
+        losses, position = self._totals()
+        self._check_losses(losses)
+        test_loss, test_accuracy = self._test()
+        if not math.isfinite(test_loss):
+            self._blame(f"The test loss became {test_loss} after epoch {position.epoch + 1}")
+        record = EpochRecord(
+            network=self.label.name,
+            seed=self.label.seed,
+            epoch=position.epoch + 1,
+            train_loss=float(losses.sum()) / position.samples,
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+            nfe=position.nfe / position.batches if self.layers else None,
+            nfe_backward=position.nfe_backward / position.batches if self.layers else None,
+            seconds=position.seconds,
+            samples=position.samples,
+        )
+        self.records.append(record)
+        self._start_epoch(position.epoch + 1)
+        return record
+
+    def _report(self, record: EpochRecord) -> None:
+        self.display.epoch(record, self._total_steps())
+        if self.on_epoch is not None and self.accelerator.is_main_process:
+            self.on_epoch(record)
+
+    def _totals(self) -> tuple[Tensor, _Position]:
+        """The losses, (steps,) on the CPU, and the position, summed over the processes; each must call it."""
+        names = ("samples", "batches", "nfe", "nfe_backward")
+        sums = torch.tensor([getattr(self.position, name) for name in names], device=self.device)
+        counts = dict(zip(names, self._sum(sums).tolist()))
+        return self._sum(self.losses).cpu().double(), dataclasses.replace(self.position, **counts)
+
+    def _sum(self, part: Tensor) -> Tensor:
+        """The sum over the processes of what each has; each must call it."""
+        return part if self.processes == 1 else cast(Tensor, self.accelerator.reduce(part, "sum"))
+
+    def _test(self) -> tuple[float, float | None]:
+        """The mean loss and the accuracy over the test data, of which each process runs its share."""
+        total = len(self.data.test_x)
+        low, high = total * self.rank // self.processes, total * (self.rank + 1) // self.processes
+        sums = self._test_share(low, high) if high > low else (0.0, 0.0, 0.0)
+        if self.processes > 1:
+            sums = self._sum(torch.tensor(sums, dtype=torch.float64, device=self.device)).tolist()
+        loss, right, classes = sums
+        return loss / total, right / total if classes else None
+
+    def _test_share(self, low: int, high: int) -> tuple[float, float, float]:
+        """Sums over the test samples low..high: their losses, the right ones, and 1 if they have classes."""
+        x, y = self.data.test_x[low:high], self.data.test_y[low:high]
+        loss, outputs = evaluate(self.wrapped, self.loss, x, y, self.config.batch_size)
+        right = accuracy(outputs, y)
+        return loss * len(x), 0.0 if right is None else right * len(x), float(right is not None)
+
+    def _check_losses(self, losses: Tensor) -> None:
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            step, value = int(bad[0]), float(losses[bad[0]])
+            where = f"step {step + 1} of {self.steps} of epoch {self.position.epoch + 1}"
+            self._blame(f"The training loss became {value} at {where}")
+
+    def _check_weights(self) -> None:
+        """Refuse to save weights that are not finite: the last loss can be finite and its step not."""
+        if not torch.stack([p.detach().isfinite().all() for p in self.parameters]).all():
+            where = f"step {self._total_steps()}, counted from the first epoch"
+            self._blame(f"A weight became NaN or infinite at {where}")
+
+    def _blame(self, what: str) -> NoReturn:
+        saved = None if self.store is None else self.store.latest()
+        clip = "set `clip_norm`, for example to 1.0" if self.config.clip_norm is None else "lower `clip_norm`"
+        kept = "" if saved is None else f" The last good checkpoint is {saved}."
+        raise NonFiniteLoss(f"{what} ({self.label}). Lower `lr` (it is {self.config.lr:g}), or {clip}.{kept}")
+
+    # -- checkpoints
+
+    def _open(self, resume: bool) -> None:
+        if self.store is not None:
+            self.store.prepare(resume)
+            self.accelerator.wait_for_everyone()
+            saved = self.store.latest()
+            if saved is not None:
+                self._restore(Checkpoint.read(saved))
+            self.store.rewrite_metrics(self.records)
+        self.display.start(self.steps * self.config.epochs, self._total_steps())
+
+    def _save_in_epoch(self) -> None:
+        self._stop_clock()
+        self._save()
+        self._start_clock()
+
+    def _save(self) -> None:
+        if self.store is None:
+            return
+        losses, position = self._totals()
+        self._check_losses(losses)
+        self._check_weights()
+        generators = gather_object([generator_states(self.device)])
+        if self.accelerator.is_main_process:
+            about = self._about() | {"position": dataclasses.asdict(position)}
+            scaler = self.accelerator.scaler
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "generators": generators,
+                "losses": losses,
+            }
+            checkpoint = Checkpoint(about, self.records, _cpu_tensors(self.network), state)
+            self.store.save(self._total_steps(), checkpoint, ends_epoch=position.step == 0)
+
+    def _about(self) -> dict[str, Any]:
+        """What must be the same on both sides of a checkpoint, in words that an error can quote."""
+        config = dataclasses.asdict(self.config) | {"device": self.device.type}
+        return {"config": config, "processes": self.processes, "training samples": len(self.data.x)}
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        checkpoint.check(self._about(), self.network)
+        self.network.load_state_dict(checkpoint.weights)
+        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+        set_generator_states(checkpoint.state["generators"][self.rank], self.device)
+        self.records = list(checkpoint.records)
+        saved = _Position(**checkpoint.about["position"])
+        self._start_epoch(saved.epoch)
+        if self.rank == 0:  # the sums were of all processes; the first carries them on
+            self.position = saved
+            self.losses.copy_(checkpoint.state["losses"])
+        else:
+            self.position = _Position(saved.epoch, saved.step, saved.seconds)
+
+
+def _can_fuse(parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether the optimizer can be one kernel for all parameters: the same formula, faster also on the CPU."""
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in parameters)
+
+
+def _cpu_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of all weights and buffers on the CPU: safetensors takes neither views nor shared memory."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def _check_network(network: nn.Module, config: TrainConfig) -> None:
+    dtypes = {p.dtype for p in network.parameters() if p.requires_grad}
+    if not dtypes:
+        raise ValueError("`network` has no parameter that requires a gradient; there is nothing to train.")
+    if config.precision != "no" and torch.float64 in dtypes:
+        raise ValueError(
+            f"`precision` is {config.precision!r}, but `network` has float64 weights, which autocast leaves "
+            "alone. Use `precision='no'`, or a float32 network."
+        )
