@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
+from odenets.adjoint import Backsolve, Checkpointed, Direct
 from odenets.controller import Fixed
 from odenets.methods import METHODS
+
+ADJOINTS = {"direct": Direct(), "checkpointed": Checkpointed(), "backsolve": Backsolve()}
 
 
 def option(default: Any, help: str, choices: Collection[str] = ()) -> Any:
@@ -38,9 +41,10 @@ def check_at_least(config: Any, **lowest: int) -> None:
 
 
 def solver_options(config: Any) -> dict[str, Any]:
-    """The options of `ODEBlock` that a config with `method`, `rtol`, `atol` and `dt` asks for."""
+    """The options of `ODEBlock` that a config with `method`, `rtol`, `atol`, `dt` and `adjoint` asks for."""
+    common = {"method": config.method, "adjoint": ADJOINTS[config.adjoint]}
     if config.dt is not None:
-        return {"method": config.method, "controller": Fixed(dt=config.dt)}
+        return {**common, "controller": Fixed(dt=config.dt)}
     if not METHODS[config.method].adaptive:
         raise ValueError(f"`method` {config.method!r} cannot adapt its steps: give their size, `dt`, for example 0.1")
-    return {"method": config.method, "rtol": config.rtol, "atol": config.atol}
+    return {**common, "rtol": config.rtol, "atol": config.atol}

@@ -1,0 +1,71 @@
+"""Ten seeds of an experiment, divided among processes; the numbers of the README.
+
+Run it:  python benchmarks/study.py cubic        (about 2 minutes on 2 cores; writes results/cubic.json)
+         python benchmarks/study.py ecg          (about an hour on 2 cores; needs the real records: ODENETS_DATA)
+A stopped study goes on where it was. Seconds are those of the processes running at the same time; they compare
+networks of one study with each other and with nothing else.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from odenets.experiments import cubic, ecg
+from odenets.files import write_atomically
+
+ROOT = Path(__file__).parent.parent
+OPTIONS = {"cubic": (), "ecg": ("--data", "mitdb", "--split", "both", "--pair", "both")}
+app = typer.Typer()
+
+
+def run_share(name: str, seeds: range, folder: Path, extra: tuple[str, ...]) -> subprocess.Popen:
+    """Start `odenets run` on some of the seeds, or go on with it."""
+    command = [sys.executable, "-m", "odenets", "run", name, *OPTIONS[name], *extra, "--quiet", "--out", str(folder)]
+    command += ["--seed", str(seeds.start), "--seeds", str(len(seeds))]
+    if (folder / "config.json").exists():
+        command.append("--resume")
+    return subprocess.Popen(command)
+
+
+def merge(name: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """One result from those of the shares, with the statistics over all seeds."""
+    runs = sorted((row for s in summaries for row in s["summary"]["runs"]), key=lambda row: row["seed"])
+    out: dict[str, Any] = {"source": summaries[0]["source"], "versions": summaries[0]["versions"]}
+    if name == "cubic":
+        return {**out, "table": cubic.summarise(runs), "runs": runs}
+    baselines = next(s["summary"]["baselines"] for s in summaries if len(s["summary"]["baselines"]) == 4)
+    return {
+        **out,
+        "table": ecg.summarise(runs),
+        "differences": ecg.differences(runs),
+        "classes": ecg.class_means(runs, baselines),
+        "baselines": baselines,
+        "runs": [{k: v for k, v in row.items() if k != "seconds"} for row in runs],
+    }
+
+
+@app.command()
+def main(experiment: str, seeds: int = 10, jobs: int = 2, out: Path | None = None, work: Path | None = None) -> None:
+    """Run the seeds in `jobs` processes and write results/<experiment>.json."""
+    work = work or ROOT / "runs" / "study" / experiment
+    bounds = [seeds * i // jobs for i in range(jobs + 1)]
+    shares = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    folders = [work / f"seeds-{share.start}-{share.stop - 1}" for share in shares]
+    first_only = [() if i == 0 or experiment != "ecg" else ("--no-baselines",) for i in range(jobs)]
+    processes = [run_share(experiment, *task) for task in zip(shares, folders, first_only)]
+    failed = [share for share, process in zip(shares, processes) if process.wait() != 0]
+    if failed:
+        raise typer.Exit(f"the processes of seeds {failed} failed; run the same command again to go on")
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    path = out or ROOT / "results" / f"{experiment}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, json.dumps(merge(experiment, summaries), indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    app()

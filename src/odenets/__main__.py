@@ -1,0 +1,5 @@
+"""`python -m odenets`: the same as the `odenets` command."""
+
+from odenets.cli import main
+
+main()
