@@ -6,11 +6,12 @@ A stopped study goes on where it was. Seconds are those of the processes running
 networks of one study with each other and with nothing else.
 """
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +19,7 @@ from odenets.experiments import cubic, ecg
 from odenets.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
+Count = Annotated[int, typer.Option(min=1)]
 OPTIONS = {"cubic": (), "ecg": ("--data", "mitdb", "--split", "both", "--pair", "both")}
 app = typer.Typer()
 
@@ -40,7 +42,7 @@ def merge(name: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     baselines = next(s["summary"]["baselines"] for s in summaries if len(s["summary"]["baselines"]) == 4)
     return {
         **out,
-        "table": ecg.summarise(runs),
+        "table": ecg.summarise(runs, any(s["synthetic"] for s in summaries)),
         "differences": ecg.differences(runs),
         "classes": ecg.class_means(runs, baselines),
         "baselines": baselines,
@@ -49,17 +51,22 @@ def merge(name: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @app.command()
-def main(experiment: str, seeds: int = 10, jobs: int = 2, out: Path | None = None, work: Path | None = None) -> None:
+def main(
+    experiment: str, seeds: Count = 10, jobs: Count = 2, out: Path | None = None, work: Path | None = None
+) -> None:
     """Run the seeds in `jobs` processes and write results/<experiment>.json."""
+    if experiment not in OPTIONS:
+        raise typer.BadParameter(f"`experiment` must be one of {', '.join(OPTIONS)}; got {experiment!r}")
+    jobs = min(jobs, seeds)
     work = work or ROOT / "runs" / "study" / experiment
     bounds = [seeds * i // jobs for i in range(jobs + 1)]
-    shares = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    shares = [range(a, b) for a, b in itertools.pairwise(bounds)]
     folders = [work / f"seeds-{share.start}-{share.stop - 1}" for share in shares]
     first_only = [() if i == 0 or experiment != "ecg" else ("--no-baselines",) for i in range(jobs)]
     processes = [run_share(experiment, *task) for task in zip(shares, folders, first_only)]
     failed = [share for share, process in zip(shares, processes) if process.wait() != 0]
     if failed:
-        raise typer.Exit(f"the processes of seeds {failed} failed; run the same command again to go on")
+        raise SystemExit(f"the processes of seeds {failed} failed; run the same command again to go on")
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     path = out or ROOT / "results" / f"{experiment}.json"
     path.parent.mkdir(exist_ok=True)

@@ -22,6 +22,7 @@ ORDER = [
     ("experiments",),
     ("report",),
     ("cli",),
+    ("__main__",),
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 CORE = RANK["solve"]

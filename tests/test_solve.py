@@ -263,10 +263,20 @@ def test_max_steps_counts_fixed_steps_too():
     assert failure_of(decay, method="rk4", controller=Fixed(dt=0.01), max_steps=100).status is Status.MAX_STEPS
 
 
-def test_tolerance_below_the_dtype_underflows():
-    error = failure_of(lambda t, y: torch.sin(50 * y) * 100, torch.ones(64), rtol=1e-12, atol=1e-14)
-    assert error.status in (Status.STEP_SIZE_UNDERFLOW, Status.MAX_STEPS)
-    assert "rtol" in str(error)
+def test_tolerance_below_the_rounding_error_is_refused_at_once():
+    with pytest.raises(
+        ValueError, match=r"`rtol` = 1e-12 and `atol` = 1e-14 ask for .* times the accuracy that y's dtype"
+    ):
+        solve(decay, torch.ones(64), [0.0, 1.0], rtol=1e-12, atol=1e-14)
+    solve(decay, torch.ones(64), [0.0, 1.0], rtol=1e-7, atol=1e-9)
+    solve(decay, torch.ones(64), [0.0, 1.0], rtol=1e-12, atol=1e-6)
+
+
+def test_a_field_that_no_step_resolves_underflows():
+    error = failure_of(lambda t, y: torch.where(t < 0.5, -y, 1e20 * torch.sin(1e20 * t)))
+    assert error.status is Status.STEP_SIZE_UNDERFLOW
+    assert error.t == pytest.approx(0.5, abs=1e-3)
+    assert "f may be discontinuous here" in str(error)
 
 
 def test_fixed_steps_that_are_too_large():

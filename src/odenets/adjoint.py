@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from odenets.captured import Reached, check_reached, reached_tensors, sequence_number
 from odenets.controller import Controller, Fixed
-from odenets.loop import Kept, Problem, Stepper, Trajectory, interpolate, run
+from odenets.loop import CountedField, Kept, Problem, Stepper, Trajectory, interpolate, run
 from odenets.methods import ExplicitRungeKutta
 from odenets.solution import SolveError, Stats
 
@@ -220,7 +220,7 @@ class _Replay(torch.autograd.Function):
         trajectory = run(call.problem, y0.detach(), call.f0, keep=keep)
         call.trajectory = trajectory
         ctx.call = call
-        ctx.kept = [replace(kept, y=_NOTHING) for kept in trajectory.kept]
+        ctx.kept = [kept._replace(y=_NOTHING) for kept in trajectory.kept]
         ctx.count = len(tensors)
         ctx.save_for_backward(t, *tensors, *(kept.y for kept in trajectory.kept))
         trajectory.kept = []
@@ -237,7 +237,7 @@ class _Replay(torch.autograd.Function):
         pass_ = _ReversePass(ctx.call, t if ctx.needs_input_grad[3] else None, grad_ys, grad_dense)
         with ctx.call.autocast:
             for k in reversed(range(len(states))):
-                pass_.undo(k, replace(ctx.kept[k], y=states[k]))
+                pass_.undo(k, ctx.kept[k]._replace(y=states[k]))
         grad_y0 = pass_.finish()
         return None, None, grad_y0, pass_.grad_t, *pass_.grads.values
 
@@ -257,8 +257,8 @@ class _ReversePass:
         self.grad_t = None if t is None else torch.zeros_like(t)
         self.lam_t: Tensor | float = 0.0  # ∂L/∂t at the end of that step, the time being the sum of the steps so far
         self.unchecked = True
-        if self.problem.stats.nfe_backward is None:
-            self.problem.stats.nfe_backward = 0
+        self.stats = Stats()
+        self.f = CountedField(self.problem.f, self.stats)
 
     def undo(self, k: int, kept: Kept) -> None:
         """Pull the cotangents back through step k."""
@@ -292,6 +292,7 @@ class _ReversePass:
 
     def finish(self) -> Tensor:
         """∂L/∂y0, with the outputs that are y0 itself."""
+        self.problem.stats.nfe_backward = (self.problem.stats.nfe_backward or 0) + self.stats.nfe
         if self.grad_t is not None:
             self.grad_t[0] += self.lam_t
         reached = 1 if self.t is not None else self.problem.times.count(self.problem.times[0])
@@ -308,18 +309,16 @@ class _ReversePass:
 
     def _replay(self, kept: Kept, y: Tensor, t: Any, dt: Any, times: dict[int, Tensor]) -> list[Tensor]:
         """The step again: its end, the outputs inside it (in the order of their indices), and its stages if dense."""
-        problem = self.problem
-        stepper = Stepper(replace(problem, stats=Stats()), y, kept.t)
-        step = problem.method.step(stepper.f, t, y, dt, None)
+        method = self.problem.method
+        step = method.step(self.f, t, y, dt, None)
         inside = sorted(times) if self.t is not None else list(kept.inside)
         if inside or self.grad_dense:
-            step = stepper.stages(step)
+            step = step.with_f1(self.f)
         outputs = [step.y]
         for j in inside:
-            outputs.append(interpolate(problem.method, y, step, t, dt, times.get(j, problem.times[j])))
+            outputs.append(interpolate(method, y, step, t, dt, times.get(j, self.problem.times[j])))
         if self.grad_dense:
             outputs.append(torch.stack(step.stages))
-        problem.stats.nfe_backward = (problem.stats.nfe_backward or 0) + stepper.stats.nfe
         return outputs
 
     def _cotangents(self, k: int, kept: Kept) -> list[Tensor | None]:

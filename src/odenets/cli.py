@@ -2,29 +2,47 @@
 
 import dataclasses
 import inspect
+import itertools
+import shlex
+import shutil
 import sys
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as Grid
+from rich.text import Text
+from typer.core import TyperGroup
 
 import odenets
 from odenets.data.errors import DataError
 from odenets.experiments import EXPERIMENTS, Experiment
 from odenets.experiments.result import Result, Table
 from odenets.files import RunFolderError, open_run_folder
+from odenets.report import Text as Cell
 from odenets.report import grid, write_result
 from odenets.solution import SolveError
-from odenets.train import CheckpointError, Interrupted, NonFiniteLoss
+from odenets.train import CheckpointError, NonFiniteLoss
+
+
+class _Experiments(TyperGroup):
+    """The commands of `odenets run`; an unknown one is refused like an unknown value of any option."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands:
+            _stop(f"`experiment` must be one of {', '.join(self.commands)}; got {args[0]!r}")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(help="ODE-Nets for PyTorch: run the experiments.", no_args_is_help=True, add_completion=False)
-run_app = typer.Typer(help="Run an experiment; its results land in one folder.", no_args_is_help=True)
+run_app = typer.Typer(cls=_Experiments, help="Run an experiment; its results land in one folder.", no_args_is_help=True)
 app.add_typer(run_app, name="run")
 
 _EXPECTED = (DataError, RunFolderError, CheckpointError, NonFiniteLoss, SolveError, ValueError)
@@ -47,10 +65,10 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command("list")
 def list_experiments() -> None:
     """List the experiments and the methods."""
-    experiments = Grid("experiment", "what it shows", title="odenets run …", title_justify="left")
+    experiments = Grid("experiment", "what it shows", title="odenets run EXPERIMENT", title_justify="left")
     for experiment in EXPERIMENTS.values():
         experiments.add_row(experiment.name, experiment.summary)
-    methods = Grid("method", "order", "adaptive", title="--method …", title_justify="left")
+    methods = Grid("method", "order", "adaptive", title="--method METHOD", title_justify="left")
     for method in odenets.METHODS.values():
         methods.add_row(method.name, str(method.order), "yes" if method.adaptive else "no")
     console = Console()
@@ -87,7 +105,7 @@ def _option(item: dataclasses.Field, annotation: Any) -> inspect.Parameter:
 
 def _common(
     *,
-    out: Annotated[Path | None, typer.Option(help="Run folder; otherwise runs/<experiment>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; otherwise that of its name in runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")] = False,
     # Small networks wait longer for a second thread than it saves them.
     threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")] = 1,
@@ -98,19 +116,43 @@ def _common(
 
 def _run(experiment: Experiment, config: Any, out: Path, resume: bool, quiet: bool) -> None:
     started = time.perf_counter()
+    saved = {"experiment": experiment.name, **dataclasses.asdict(config)}
     try:
-        folder = open_run_folder(
-            out, {"experiment": experiment.name, **dataclasses.asdict(config)}, resume, _MAY_CHANGE
-        )
+        folder = open_run_folder(out, saved, resume, _MAY_CHANGE)
+    except RunFolderError as error:
+        _stop(str(error))
+    try:
         result = experiment.run(config, folder, resume=resume, progress=not quiet)
         report = write_result(result, folder)
-    except Interrupted as stop:
-        print(f"\n{stop}\nTo go on: odenets run {experiment.name} … --out {out} --resume", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # `Interrupted` too, which says what it saved
+        print(f"\n{stop}".rstrip() + f"\nTo go on: {_command_to_go_on()}", file=sys.stderr)
         raise typer.Exit(130) from stop
     except _EXPECTED as error:
+        if not resume:
+            _free(folder)
         _stop(str(error))
     _show(result)
     print(f"\nReport: {report.resolve()}   ({time.perf_counter() - started:.0f} s)")
+
+
+def _command_to_go_on() -> str:
+    """The command that was given, with `--resume`; it works in the same folder as it is."""
+    program, *arguments = sys.argv
+    name = Path(program).name
+    if name == "__main__.py":
+        called = [sys.executable, "-m", "odenets"]
+    else:
+        called = [name if shutil.which(name) == program else program]
+    resume = [] if "--resume" in arguments else ["--resume"]
+    return shlex.join([*called, *arguments, *resume])
+
+
+def _free(folder: Path) -> None:
+    """Empty the folder of a run that failed before its first checkpoint, for the corrected command to use."""
+    if any(path.is_file() and path != folder / "config.json" for path in folder.rglob("*")):
+        return
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    (folder / "config.json").unlink(missing_ok=True)
 
 
 def _stop(message: str) -> typing.NoReturn:
@@ -120,23 +162,46 @@ def _stop(message: str) -> typing.NoReturn:
 
 def _show(result: Result) -> None:
     """The answer and the first table of each section, in the terminal."""
-    console = Console()
+    console = Console(highlight=False, markup=False)
     if result.synthetic:
-        console.print(f"[bold reverse] SYNTHETIC DATA [/] {result.source}\n")
-    console.print(result.lead, highlight=False)
+        console.print(Text(" SYNTHETIC DATA ", "bold reverse"), result.source, end="\n\n")
+    console.print(result.lead)
     for section in result.sections:
-        console.print()
-        console.print(_terminal_table(section.title, section.tables[0]))
+        table = section.tables[0]
+        console.print(f"\n{section.title}: {table.title}", style="bold")
+        _show_table(console, table)
+        console.print(table.note, style="italic")
 
 
-def _terminal_table(section: str, table: Table) -> Grid:
+def _show_table(console: Console, table: Table) -> None:
+    """A table in the terminal: on its side where it is too wide, and past the edge rather than cut."""
     cells = grid(table)
-    out = Grid(title=f"{section}: {table.title}", title_justify="left", caption=table.note, caption_justify="left")
-    for head in cells["head"]:
-        out.add_column(head.text, justify="right" if head.number else "left")
-    for row in cells["rows"]:
-        out.add_row(*(cell.text for cell in row))
+    lines = [cells["head"], *cells["rows"]]
+    upright, sideways = _grid(lines), _grid(list(zip(*lines)))
+    shown = upright if _narrowest(upright) <= console.width else sideways
+    Console(file=console.file, width=max(console.width, _narrowest(shown)), markup=False).print(shown)
+
+
+def _grid(lines: Sequence[Sequence[Cell]]) -> Grid:
+    """The lines as columns of a grid, none too narrow for its words; cells with numbers keep to one line."""
+    out = Grid(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for place, (head, *column) in enumerate(zip(*lines)):
+        if place > 0 and any(cell.number for cell in column):
+            out.add_column(head.text, justify="right", width=_widest(head.text.split(), [c.text for c in column]))
+        else:
+            out.add_column(head.text, min_width=_widest(*(cell.text.split() for cell in (head, *column))))
+    for line in lines[1:]:
+        out.add_row(*(cell.text for cell in line))
     return out
+
+
+def _widest(*words: Sequence[str]) -> int:
+    return max(map(cell_len, itertools.chain.from_iterable(words)))
+
+
+def _narrowest(table: Grid) -> int:
+    """The width that a grid of `_grid` needs, with two spaces between columns. rich's own measure cuts words."""
+    return sum(column.width or column.min_width or 0 for column in table.columns) + 2 * (len(table.columns) - 1)
 
 
 for _experiment in EXPERIMENTS.values():

@@ -91,6 +91,7 @@ class PID:
         longest = min(t1 - t0, self.dt_max)
         scale = torch.add(self._atol(y0), y0.abs(), alpha=self.rtol)
         d0, d1 = torch.stack([_rms(y0 / scale), _rms(f0 / scale)]).tolist()  # one host read
+        self._check_resolution(d0, scale.dtype)
         h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
         h0 = min(h0, longest)
         # The trial step uses t0 + h0 in y's dtype, like every other evaluation.
@@ -116,6 +117,15 @@ class PID:
         factor = self.safety * math.prod(r ** (-beta / order) for r, beta in zip(ratios, betas))
         factor = min(max(factor, self.factor_min), self.factor_max if accept else 1.0)
         return Decision(accept, min(dt * factor, self.dt_max), ratios[:2] if accept else memory)
+
+    def _check_resolution(self, size: float, dtype: torch.dtype) -> None:
+        """Refuse tolerances below the rounding error of a state of that size (in units of the tolerance)."""
+        rounding = torch.finfo(dtype).eps / 2
+        if size * rounding > 1:
+            raise ValueError(
+                f"`rtol` = {self.rtol:g} and `atol` = {self.atol:g} ask for {size * rounding:.3g} times the accuracy "
+                f"that y's dtype {dtype} can represent: give at least `rtol={4 * rounding:.0e}`, or solve in float64"
+            )
 
     def _atol(self, y: Tensor) -> Tensor:
         real = y.dtype.to_real() if y.dtype.is_complex else y.dtype

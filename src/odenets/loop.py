@@ -69,8 +69,7 @@ class Taken:
     dt_in: float | Tensor
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """What a replay needs of an accepted step: its stages are made again."""
 
     t: float
@@ -173,15 +172,9 @@ class Stepper:
                 return self._diagnose_underflow(step, ratio)
         return None
 
-    def stages(self, step: Step) -> Step:
-        """The step with f1 among its stages, evaluated once."""
-        if len(step.stages) > len(self.method.b):
-            return step
-        return step._replace(stages=(*step.stages, self.f(step.t1, step.y)))
-
     def _judge(self, step: Step, dt: float) -> tuple[Step, float]:
         if self.method.error_needs_f1:
-            step = self.stages(step)
+            step = step.with_f1(self.f)
         with torch.no_grad():
             error = self.method.error(dt, step.stages)
             ratio = self.controller.error_ratio(self.y, step.y, error)
@@ -215,7 +208,7 @@ class Stepper:
 
     def settle(self, step: Step) -> None:
         """Keep f1, where it is known, as the first stage of the next step."""
-        self.f0 = step.stages[-1] if len(step.stages) > len(self.method.b) else None
+        self.f0 = step.stages[-1] if step.complete else None
 
     # Failures. Only here is the state inspected element by element.
 
@@ -283,7 +276,7 @@ def _emit(
     inside = tuple(j for j in range(first, last) if j not in ends)
     step = taken.step
     if inside or problem.dense:
-        step = stepper.stages(step)
+        step = step.with_f1(stepper.f)
         stepper.settle(step)
     for j in range(first, last):
         if j in ends:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from odenets.adjoint import Backsolve, Checkpointed, Direct
-from odenets.controller import Fixed
+from odenets.controller import PID, Fixed
 from odenets.methods import METHODS
 
 ADJOINTS = {"direct": Direct(), "checkpointed": Checkpointed(), "backsolve": Backsolve()}
@@ -29,22 +29,27 @@ def check_choices(config: Any) -> None:
 
 
 def check_at_least(config: Any, **lowest: int) -> None:
-    """Refuse a number below its lowest value; None passes.
+    """Refuse a number below its lowest value, and NaN; None passes.
 
     Raises:
         ValueError: Naming the option, the value and the lowest one.
     """
     for name, low in lowest.items():
         value = getattr(config, name)
-        if value is not None and value < low:
+        if value is not None and not value >= low:
             raise ValueError(f"`{name}` must be at least {low}, got {value}")
 
 
 def solver_options(config: Any) -> dict[str, Any]:
-    """The options of `ODEBlock` that a config with `method`, `rtol`, `atol`, `dt` and `adjoint` asks for."""
+    """The options of `ODEBlock` that a config with `method`, `rtol`, `atol`, `dt` and `adjoint` asks for.
+
+    Raises:
+        ValueError: A step or tolerance that no solve could have, or no `dt` for a method that cannot adapt its steps.
+    """
     common = {"method": config.method, "adjoint": ADJOINTS[config.adjoint]}
     if config.dt is not None:
         return {**common, "controller": Fixed(dt=config.dt)}
     if not METHODS[config.method].adaptive:
         raise ValueError(f"`method` {config.method!r} cannot adapt its steps: give their size, `dt`, for example 0.1")
-    return {**common, "rtol": config.rtol, "atol": config.atol}
+    # The controller itself and not its tolerances: it refuses wrong ones here, before anything is trained.
+    return {**common, "controller": PID(rtol=config.rtol, atol=config.atol)}

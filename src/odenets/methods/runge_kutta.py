@@ -20,8 +20,13 @@ class Step(NamedTuple):
     """One step that was tried: where it leads, and the stages it was made of."""
 
     y: Tensor  # the candidate for y(t + dt), of y's shape
-    stages: tuple[Tensor, ...]  # k_1 … k_s, each of y's shape
+    stages: tuple[Tensor, ...]  # k_1 … k_s, each of y's shape; then f1 where it has been evaluated
     t1: Tensor  # t + dt as f receives it
+    complete: bool = False  # whether f1 is among the stages
+
+    def with_f1(self, f: Field) -> "Step":
+        """The step with f1 = f(t1, y) among its stages, evaluated once."""
+        return self if self.complete else self._replace(stages=(*self.stages, f(self.t1, self.y)), complete=True)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,384 @@
+"""The command line: what it tells, what it leaves behind, what it refuses, and that a stopped run loses nothing."""
+
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+import odenets
+from odenets import cli
+from odenets.experiments import EXPERIMENTS, cubic
+from odenets.experiments.result import Table
+from odenets.train import NonFiniteLoss
+
+RUN = ("run", "cubic", "--settings", "chosen", "--epochs", "8")
+PROGRAM = (sys.executable, "-m", "odenets")
+NETWORKS = ("resnet-chosen-seed0", "odenet-chosen-seed0")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def call(*arguments, columns=80):
+    """The command in this process."""
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": str(columns)})
+
+
+def refusal(*arguments):
+    """What the command says on standard error, which must be one line, before it ends with code 1."""
+    result = call(*arguments)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    *progress, line = result.stderr.splitlines()
+    assert all(re.match(r"\S+-seed\d+ epoch ", earlier) for earlier in progress)
+    assert line.startswith("odenets: ")
+    return line.removeprefix("odenets: ")
+
+
+def words(text):
+    """Text without the frames around it and the line breaks in it."""
+    return " ".join(re.sub(r"[─-╿]", " ", text).split())
+
+
+def weights(folder):
+    return {path.stem: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run that nothing stopped, and what the command said."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    result = call(*RUN, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder, result
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished run, to be damaged."""
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+# -- what it tells
+
+
+def test_list_names_every_experiment_and_method():
+    result = call("list")
+    assert result.exit_code == 0
+    for name in (*EXPERIMENTS, *odenets.METHODS):
+        assert re.search(rf"│ {name} +│", result.stdout)
+    for experiment in EXPERIMENTS.values():
+        assert experiment.summary in words(result.stdout)
+    assert "…" not in result.stdout
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)
+def test_help_shows_every_field_with_its_sentence_and_default(experiment):
+    text = call("run", experiment.name, "--help", columns=300).stdout  # an option a line
+    lines = {line.split()[1]: line for line in text.splitlines() if line.startswith("│ --")}
+    for field in dataclasses.fields(experiment.config):
+        line = lines[f"--{field.name.replace('_', '-')}"]
+        assert field.metadata["help"] in line
+        assert all(choice in line for choice in field.metadata["choices"])
+        default = field.name if field.default is True else field.default
+        assert ("[default:" not in line) if default is None else (f"[default: {default}]" in line)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_cuts_nothing_in_80_columns(name):
+    assert "…" not in call("run", name, "--help").stdout
+
+
+def test_version():
+    result = call("--version")
+    assert (result.exit_code, result.stdout) == (0, f"odenets {odenets.__version__}\n")
+
+
+# -- what a run leaves behind
+
+
+def test_a_run_leaves_its_files(finished):
+    folder, _ = finished
+    names = {path.name for path in folder.iterdir()}
+    kept = {"checkpoints", "config.json", "figures", "metrics.jsonl", "report.html", "summary.json"}
+    assert names == kept | {f"{name}.safetensors" for name in NETWORKS}
+    config = json.loads((folder / "config.json").read_text())
+    assert config == {"experiment": "cubic", **dataclasses.asdict(cubic.Config(settings="chosen", epochs=8))}
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    keys = {"network", "seed", "epoch", "train_loss", "test_loss", "test_accuracy", "nfe", "seconds"}
+    assert all(keys <= record.keys() for record in records)
+    epochs = [(record["network"], record["epoch"]) for record in records]
+    assert epochs == [(name, epoch) for name in ("resnet-chosen", "odenet-chosen") for epoch in range(1, 9)]
+    assert {path.suffix for path in (folder / "figures").iterdir()} == {".svg", ".png"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [row["network"] for row in summary["summary"]["table"]] == ["ResNet", "ODE-Net"]
+    assert summary["config"]["epochs"] == 8
+
+
+def test_a_run_says_what_came_out_and_where(finished):
+    folder, result = finished
+    assert f"Report: {folder / 'report.html'}" in result.stdout
+    table = json.loads((folder / "summary.json").read_text())["summary"]["table"]
+    for row in table:
+        (line,) = [line.split() for line in result.stdout.splitlines() if re.match(rf"{row['network']} +\d+ ", line)]
+        assert int(line[1]) == row["parameters"]
+        assert float(line[3]) == pytest.approx(row["out_of_sample"], rel=1e-3)
+    assert result.stderr.count(" epoch ") == 16
+
+
+def test_nothing_is_cut_in_80_columns(finished):
+    lines = finished[1].stdout.splitlines()
+    assert not any("…" in line for line in lines)
+    assert max(len(line) for line in lines if not line.startswith("Report:")) <= 80
+    assert all(word in words(finished[1].stdout) for word in ("network", "parameters", "in-sample", "seconds"))
+
+
+def shown(table, width):
+    console = Console(file=io.StringIO(), width=width)
+    cli._show_table(console, table)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+WIDE = Table("T", ("", "parameters", "cross entropy"), (("ODE-Net (matched)", 45637, "0.09 ± 0.01"), ("b", None, None)))
+
+
+def test_a_table_that_fits_stands_upright():
+    assert shown(WIDE, 80) == [
+        "                                     cross",
+        "                   parameters      entropy",
+        "──────────────────────────────────────────",
+        "ODE-Net (matched)      45,637  0.09 ± 0.01",
+        "b                           –            –",
+    ]
+
+
+def test_names_are_broken_between_words():
+    assert shown(WIDE, 34) == [
+        "                             cross",
+        "           parameters      entropy",
+        "──────────────────────────────────",
+        "ODE-Net        45,637  0.09 ± 0.01",
+        "(matched)",
+        "b                   –            –",
+    ]
+
+
+@pytest.mark.parametrize("width", [33, 27, 10])
+def test_a_table_that_does_not_fit_lies_on_its_side_and_is_never_cut(width):
+    lines = shown(WIDE, width)
+    for text in ("(matched)", "0.09 ± 0.01", "parameters", "45,637", "cross"):
+        assert any(text in line for line in lines)
+    assert not any("…" in line for line in lines)
+    assert any(re.match(r"parameters +45,637 +–", line) for line in lines)
+
+
+# -- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "ecg", "--data", "nope"), "`data` must be one of auto, mitdb, kaggle, synthetic; got 'nope'"),
+        (
+            ("run", "cubic", "--method", "rk4"),
+            "`method` 'rk4' cannot adapt its steps: give their size, `dt`, for example 0.1",
+        ),
+        (("run", "cubic", "--seeds", "0"), "`seeds` must be at least 1, got 0"),
+        (("run", "ecg", "--lr", "0"), "`lr` is 0.0; it must be a positive number, such as 0.1."),
+        (("run", "cubic", "--rtol", "-1"), "`rtol` must be a number ≥ 0, got -1.0"),
+        (("run", "nothing"), "`experiment` must be one of cubic, ecg; got 'nothing'"),
+    ],
+)
+def test_wrong_options_are_one_line_before_anything_is_made(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert refusal(*arguments) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_is_refused():
+    result = call("run", "cubic", "--lr", "1")
+    assert result.exit_code == 2
+    assert "No such option: --lr" in result.stderr
+
+
+def test_the_folder_of_another_experiment_is_refused(finished):
+    folder, _ = finished
+    message = refusal("run", "ecg", "--data", "synthetic", "--out", folder)
+    assert message.startswith(f"The run folder {folder} belongs to a run with another config: ")
+    assert "`experiment` is 'cubic' there and 'ecg' here" in message
+
+
+def test_the_same_folder_again_needs_resume(finished):
+    folder, _ = finished
+    assert refusal(*RUN, "--out", folder) == (
+        f"The run folder {folder} already holds this run. Go on with it by `resume=True` (`--resume`), use another "
+        "folder, or delete this one."
+    )
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_another_architecture_is_refused(finished, resume):
+    message = refusal(*RUN, "--width", 30, "--out", finished[0], *resume)
+    assert "`width` is 20 there and 30 here" in message
+    assert (finished[0] / "config.json").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refusal(*RUN, "--out", tmp_path / "file" / "run")
+    assert message.startswith(f"The run folder could not be written ({tmp_path / 'file' / 'run'}): Not a directory.")
+    assert message.endswith("A part of that path is a file: use another folder.")
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "is not empty and is no run folder" in refusal(*RUN, "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_half_a_checkpoint_is_refused(copy):
+    (path,) = copy.glob("checkpoints/odenet-chosen-seed0/*/state.pt")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    message = refusal(*RUN, "--out", copy, "--resume")
+    assert f"{path} is damaged: it has {len(whole) // 2} bytes, not {len(whole)}" in message
+    assert "Delete" in message
+
+
+# -- runs that fail
+
+
+def test_a_loss_that_is_not_finite_is_one_line_and_leaves_the_folder_free(tmp_path):
+    message = refusal(*RUN, "--noise", "1e30", "--out", tmp_path)
+    assert message.startswith("The training loss became inf at step 1 of 50 of epoch 1 (resnet-chosen-seed0).")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_after_a_checkpoint_keeps_it(tmp_path, monkeypatch):
+    def train_one(kind, setting, config, seed, folder, resume, progress):
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "state.pt").write_text("")
+        raise NonFiniteLoss("The training loss became nan at step 9.")
+
+    monkeypatch.setattr(cubic, "train_one", train_one)
+    assert refusal(*RUN, "--out", tmp_path) == "The training loss became nan at step 9."
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "config.json"}
+
+
+def test_a_solve_that_fails_is_one_line(tmp_path, monkeypatch):
+    few_steps = lambda config: {"method": config.method, "max_steps": 1}  # noqa: E731
+    monkeypatch.setattr(cubic, "solver_options", few_steps)
+    message = refusal("run", "cubic", "--epochs", 1, "--out", tmp_path)
+    assert message.startswith("MAX_STEPS at t = 0")
+    assert "raise `max_steps`" in message
+
+
+def test_a_bug_is_not_hidden(tmp_path, monkeypatch):
+    def train_one(*arguments):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(cubic, "train_one", train_one)
+    result = call(*RUN, "--out", tmp_path)
+    assert isinstance(result.exception, TypeError)
+    assert result.stderr == ""
+
+
+# -- runs that are stopped
+
+
+def start(folder, *options):
+    """The command as a process of its own, in the folder `folder`, with the Ctrl-C of a foreground process."""
+    foreground = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    command = (*PROGRAM, *RUN, *options)
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=foreground)
+
+
+def wait_for(process, line):
+    assert process.stderr is not None
+    seen = []
+    while not (seen and seen[-1].startswith(line)):
+        seen.append(process.stderr.readline())
+        assert seen[-1], f"it ended with {process.wait()}:\n{''.join(seen)}"
+
+
+def assert_same_run(folder, finished):
+    assert weights(folder) == weights(finished[0])
+    same = ("network", "epoch", "train_loss", "test_loss", "nfe", "samples")
+    ours, theirs = (
+        [[json.loads(line)[key] for key in same] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (folder, finished[0])
+    )
+    assert ours == theirs
+
+
+def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_same_bits(tmp_path, finished):
+    out = tmp_path / "a folder"  # the printed command must quote it
+    with start(tmp_path, "--out", out.name) as process:
+        wait_for(process, "odenet-chosen-seed0 epoch 1/8")
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert re.search(r"Training of odenet-chosen-seed0 stopped after (step \d+ of 50 of )?epoch \d", said)
+    assert list((out / "checkpoints" / "odenet-chosen-seed0").glob("step-*"))
+    assert not (out / "odenet-chosen-seed0.safetensors").exists()
+    command = said.splitlines()[-1].removeprefix("To go on: ")
+    assert command.endswith("run cubic --settings chosen --epochs 8 --out 'a folder' --resume")
+    again = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert_same_run(out, finished)
+
+
+def test_after_kill_9_resume_gives_the_same_bits(tmp_path, finished):
+    with start(tmp_path, "--out", "run") as process:
+        wait_for(process, "odenet-chosen-seed0 epoch 2/8")
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "run" / "odenet-chosen-seed0.safetensors").exists()
+    result = call(*RUN, "--out", tmp_path / "run", "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_ctrl_c_outside_of_the_training_says_how_to_go_on_too(tmp_path, monkeypatch):
+    def flow(block):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cubic, "_flow", flow)
+    monkeypatch.setattr(sys, "argv", ["/nowhere/odenets", "run", "cubic", "--resume"])
+    result = call("run", "cubic", "--settings", "chosen", "--epochs", 1, "--quiet", "--out", tmp_path)
+    assert result.exit_code == 130
+    assert result.stderr == "\nTo go on: /nowhere/odenets run cubic --resume\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "named"),
+    [
+        ("{bin}/odenets", "odenets"),  # as the shell found it
+        ("./.venv/bin/odenets", "./.venv/bin/odenets"),
+        ("/lib/odenets/__main__.py", f"{sys.executable} -m odenets"),
+    ],
+)
+def test_the_command_to_go_on_calls_the_program_as_it_was_called(tmp_path, monkeypatch, program, named):
+    (tmp_path / "odenets").write_text("#!/bin/sh\n")
+    (tmp_path / "odenets").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(sys, "argv", [program.format(bin=tmp_path), "run", "ecg", "--data-dir", "my data"])
+    assert cli._command_to_go_on() == f"{named} run ecg --data-dir 'my data' --resume"
