@@ -64,7 +64,7 @@ class Taken:
     dt: float
     y: Tensor  # the state at t
     step: Step
-    final: bool  # the step ends on the last time because it was cut to: dt = t_end − t
+    final: bool  # the step was cut to end on t_end: dt = t_end − t
     t_in: float | Tensor  # t and dt as the step received them: tensors where gradients flow through the times
     dt_in: float | Tensor
 
@@ -141,36 +141,36 @@ class Stepper:
                 return
             self.dt = self.controller.first_step(self.f, self.y, f0, self.t, t_end, self.method.order)
 
-    def advance(self, t_end: float, final: bool = True) -> Taken | None:
-        """Take one accepted step towards t_end, which it never passes; None when the solve has failed.
-
-        `final` says that t_end is the last time, so that its gradient flows through the step that ends there.
-        """
+    def advance(self, t_end: float) -> Taken | None:
+        """Take one accepted step towards t_end, which it never passes; None when the solve has failed."""
         if self.dt is None:
             self.choose_first_step(t_end)
         while self.failure is None and self.dt is not None:
             if self.stats.steps >= self.max_steps:
                 return self._fail(Status.MAX_STEPS, self.dt, "")
-            remaining = t_end - self.t
-            clipped = self.dt >= remaining * (1 - 1e-9)  # a rounding error of t must not cost a sliver of a step
-            dt = remaining if clipped else self.dt
-            t_in, dt_in = self._differentiable(dt, clipped and final)
-            step = self.method.step(self.f, t_in, self.y, dt_in, self.f0)
-            if not self.controller.adaptive:
-                return self._accept(step, t_in, dt_in, dt, clipped, final, t_end)
-            step, ratio = self._judge(step, dt)
-            decision = self.controller.decide(ratio, dt, self.memory, self.method.order)
+            taken, ratio = self._try(self.dt, t_end)
+            decision = self.controller.decide(ratio, taken.dt, self.memory, self.method.order)
             self.memory = decision.memory
             if decision.accept:
-                planned = self.dt
-                self.dt = max(decision.dt, planned) if clipped else decision.dt
-                return self._accept(step, t_in, dt_in, dt, clipped, final, t_end)
+                # A step that was cut short says nothing against the size that was planned.
+                self.dt = max(decision.dt, self.dt) if taken.final else decision.dt
+                return self._accept(taken, t_end)
             self.stats.rejected += 1
-            self.f0 = step.stages[0]
-            self.dt = decision.dt
+            self.f0, self.dt = taken.step.stages[0], decision.dt
             if self.t + self.dt * 0.5 == self.t or self.dt < 1e-14 * (t_end - self.t):
-                return self._diagnose_underflow(step, ratio)
+                return self._diagnose_underflow(taken.step, ratio)
         return None
+
+    def _try(self, dt: float, t_end: float) -> tuple[Taken, float]:
+        """A step of size dt, cut to end on t_end, and its error in units of the tolerance (0 if nobody asks)."""
+        final = dt >= (t_end - self.t) * (1 - 1e-9)  # a rounding error of t must not cost a sliver of a step
+        dt = t_end - self.t if final else dt
+        t_in, dt_in = self._differentiable(dt, final)
+        step = self.method.step(self.f, t_in, self.y, dt_in, self.f0)
+        ratio = 0.0
+        if self.controller.adaptive:
+            step, ratio = self._judge(step, dt)
+        return Taken(self.t, dt, self.y, step, final, t_in, dt_in), ratio
 
     def _judge(self, step: Step, dt: float) -> tuple[Step, float]:
         if self.method.error_needs_f1:
@@ -180,30 +180,21 @@ class Stepper:
             ratio = self.controller.error_ratio(self.y, step.y, error)
         return step, ratio.item()  # the one host read of a step
 
-    def _differentiable(self, dt: float, last: bool) -> tuple[float | Tensor, float | Tensor]:
+    def _differentiable(self, dt: float, final: bool) -> tuple[float | Tensor, float | Tensor]:
+        """t and dt as the step gets them: as tensors where gradients flow through the times."""
         if self.clock is None:
             return self.t, dt
         start, end = self.clock
-        return (start, end - start) if last else (start, dt)
+        return (start, end - start) if final else (start, dt)
 
-    def _accept(
-        self,
-        step: Step,
-        t_in: float | Tensor,
-        dt_in: float | Tensor,
-        dt: float,
-        clipped: bool,
-        final: bool,
-        t_end: float,
-    ) -> Taken:
+    def _accept(self, taken: Taken, t_end: float) -> Taken:
         self.stats.accepted += 1
-        taken = Taken(self.t, dt, self.y, step, clipped and final, t_in, dt_in)
-        self.t = t_end if clipped else self.t + dt
-        self.y = step.y
-        self.settle(step)
+        self.t = t_end if taken.final else self.t + taken.dt
+        self.y = taken.step.y
+        self.settle(taken.step)
         if self.clock is not None:
             start, end = self.clock
-            self.clock = (end if taken.final else start + dt, end)
+            self.clock = (end if taken.final else start + taken.dt, end)
         return taken
 
     def settle(self, step: Step) -> None:
