@@ -27,7 +27,7 @@ lint: .venv/ready  ## set up, then lint, check the format and the types
 demo: .venv/ready  ## set up, then train both twins on both problems and write two reports (under 5 minutes)
 	rm -rf runs/demo
 	$(BIN)/odenets run cubic --seeds 3 --out runs/demo/cubic
-	$(BIN)/odenets run ecg --split both --out runs/demo/ecg
+	$(BIN)/odenets run ecg --out runs/demo/ecg
 	@echo
 	@echo 'Open these in a browser:'
 	@echo '  file://$(CURDIR)/runs/demo/cubic/report.html'

@@ -9,11 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -26,13 +24,6 @@ from odenets.train import NonFiniteLoss
 RUN = ("run", "cubic", "--settings", "chosen", "--epochs", "8")
 PROGRAM = (sys.executable, "-m", "odenets")
 NETWORKS = ("resnet-chosen-seed0", "odenet-chosen-seed0")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def call(*arguments, columns=80):
@@ -283,8 +274,7 @@ def test_a_failure_after_a_checkpoint_keeps_it(tmp_path, monkeypatch):
 
 
 def test_a_solve_that_fails_is_one_line(tmp_path, monkeypatch):
-    few_steps = lambda config: {"method": config.method, "max_steps": 1}  # noqa: E731
-    monkeypatch.setattr(cubic, "solver_options", few_steps)
+    monkeypatch.setattr(cubic, "solver_options", lambda config: {"method": config.method, "max_steps": 1})
     message = refusal("run", "cubic", "--epochs", 1, "--out", tmp_path)
     assert message.startswith("MAX_STEPS at t = 0")
     assert "raise `max_steps`" in message
@@ -304,10 +294,16 @@ def test_a_bug_is_not_hidden(tmp_path, monkeypatch):
 
 
 def start(folder, *options):
-    """The command as a process of its own, in the folder `folder`, with the Ctrl-C of a foreground process."""
-    foreground = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    command = (*PROGRAM, *RUN, *options)
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=foreground)
+    """The command as a process of its own in `folder`."""
+    return subprocess.Popen((*PROGRAM, *RUN, *options), cwd=folder, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def _ctrl_c():
+    """The handling that a foreground process passes on, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def wait_for(process, line):
@@ -328,6 +324,7 @@ def assert_same_run(folder, finished):
     assert ours == theirs
 
 
+@pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_same_bits(tmp_path, finished):
     out = tmp_path / "a folder"  # the printed command must quote it
     with start(tmp_path, "--out", out.name) as process:

@@ -1,7 +1,6 @@
 """Options of experiments: what they carry, and what they refuse."""
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ class Config:
     method: str = option("dopri5", "The solver.", ("dopri5", "rk4"))
     rtol: float = option(1e-3, "Relative.")
     atol: float = option(1e-4, "Absolute.")
-    dt: Any = option(None, "The step.")
+    dt: float | None = option(None, "The step.")
     adjoint: str = option("direct", "How.", ADJOINTS)
 
 

@@ -302,7 +302,7 @@ def _lead(rows: Sequence[Mapping[str, Any]], synthetic: bool) -> str:
         parts.append(f"{split} split: {listed}.")
     seeds = len({row["seed"] for row in rows})
     over = "one seed" if seeds == 1 else f"mean of {seeds} seeds"
-    if not synthetic:
+    if not synthetic and any(row["split"] == "random" for row in rows):
         parts.append(
             "The document reports, for one run on a random split, 0.10 (ResNet) and 0.09 (ODE-Net), "
             "and 97.5 % for both."
