@@ -2,8 +2,8 @@
 
 Run it:  python benchmarks/study.py cubic        (about 2 minutes on 2 cores; writes results/cubic.json)
          python benchmarks/study.py ecg          (about an hour on 2 cores; needs the real records: ODENETS_DATA)
-A stopped study goes on where it was. Seconds are those of the processes running at the same time; they compare
-networks of one study with each other and with nothing else.
+         python benchmarks/study.py ecg-time --jobs 1 --seeds 1        (4 minutes; nothing else may run beside it)
+A stopped study goes on where it was. Times are those of ecg-time alone: processes side by side disturb each other.
 """
 
 import itertools
@@ -20,13 +20,17 @@ from odenets.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
 Count = Annotated[int, typer.Option(min=1)]
-OPTIONS = {"cubic": (), "ecg": ("--data", "mitdb", "--split", "both", "--pair", "both")}
+OPTIONS = {
+    "cubic": ("cubic",),
+    "ecg": ("ecg", "--data", "mitdb", "--split", "both", "--pair", "both"),
+    "ecg-time": ("ecg", "--data", "mitdb", "--pair", "both", "--no-baselines"),
+}
 app = typer.Typer()
 
 
 def run_share(name: str, seeds: range, folder: Path, extra: tuple[str, ...]) -> subprocess.Popen:
     """Start `odenets run` on some of the seeds, or go on with it."""
-    command = [sys.executable, "-m", "odenets", "run", name, *OPTIONS[name], *extra, "--quiet", "--out", str(folder)]
+    command = [sys.executable, "-m", "odenets", "run", *OPTIONS[name], *extra, "--quiet", "--out", str(folder)]
     command += ["--seed", str(seeds.start), "--seeds", str(len(seeds))]
     if (folder / "config.json").exists():
         command.append("--resume")
@@ -39,6 +43,8 @@ def merge(name: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {"source": summaries[0]["source"], "versions": summaries[0]["versions"]}
     if name == "cubic":
         return {**out, "table": cubic.summarise(runs), "runs": runs}
+    if name == "ecg-time":
+        return {**out, "table": ecg.summarise(runs, synthetic=False)}
     baselines = next(s["summary"]["baselines"] for s in summaries if len(s["summary"]["baselines"]) == 4)
     return {
         **out,

@@ -24,6 +24,7 @@ def run_row(network, seed, losses=(0.3, 0.2), seconds=(1.0, 2.0), split="random"
     row = {"network": network, "seed": seed, "split": split, "parameters": 100, "nfe": None, "seconds_per_epoch": 1.5}
     row |= {"test_loss": losses[-1], "test_losses": list(losses), "seconds": list(seconds)}
     row |= {"accuracy": 0.9, "macro_f1": 0.8, "sensitivity": [0.5] * 5, "precision": [0.25] * 5}
+    row |= {"confusion": [[5, 0], [1, 4]]}
     return row | changes
 
 
@@ -182,7 +183,23 @@ def test_the_splits_are_not_mixed():
 )
 def test_verdicts(quantity, low, high, better):
     difference = {"network": ODENET, "quantity": quantity, "mean": 0.0, "low": low, "high": high}
+    difference |= {"collapsed": [], "without_collapsed": None}
     assert ecg.difference_table([difference]).rows[0][-1] == better
+
+
+def test_a_collapsed_network_is_named_and_its_seed_also_left_out():
+    """One number far from all others must not hide what the rest say."""
+    rows = random_rows(seeds=6)
+    lost = next(row for row in rows if (row["network"], row["seed"]) == (RESNET, 2))
+    lost |= {"confusion": [[5, 0], [5, 0]], "accuracy": 0.1}
+    found = {d["quantity"]: d for d in differences(rows) if d["network"] == ODENET}["accuracy"]
+    rest = [value for value, seed in zip(found["values"], found["seeds"]) if seed != 2]
+    assert found["collapsed"] == [2]
+    assert found["without_collapsed"]["mean"] == pytest.approx(np.mean(rest))
+    assert (found["without_collapsed"]["low"], found["without_collapsed"]["high"]) == pytest.approx(interval(rest))
+    assert [row["collapsed"] for row in summarise(rows, synthetic=False)] == [[2], [], []]
+    assert "ResNet: seeds [2] collapsed." in ecg.main_table(summarise(rows, synthetic=False), []).note
+    assert "the same without seeds [2]" in [row[0] for row in ecg.difference_table([found]).rows]
 
 
 def test_class_means_are_means_over_the_seeds_and_the_baseline_is_itself():

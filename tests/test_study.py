@@ -37,7 +37,7 @@ def ecg_measures(seed):
 def ecg_run(split, network, seed):
     loss = len(split) / (3 + seed) / (len(network) + seed % 3)
     cost = {"seconds": [0.5, 0.7], "seconds_per_epoch": 0.6, "nfe": None if network == ecg.RESNET else 20.0 + loss}
-    losses = {"test_loss": loss, "test_losses": [2 * loss, loss]}
+    losses = {"test_loss": loss, "test_losses": [2 * loss, loss], "confusion": [[5, 0], [1, 4]]}
     names = {"split": split, "network": network, "seed": seed, "parameters": 100}
     return {**names, **losses, **cost, **ecg_measures(seed)}
 
@@ -151,4 +151,6 @@ def test_a_failed_share_is_named_and_nothing_is_written(tmp_path, monkeypatch):
 def test_an_unknown_experiment_is_refused():
     result = call("pde")
     assert result.exit_code == 2
-    assert "`experiment` must be one of cubic, ecg; got 'pde'" in " ".join(result.output.replace("│", " ").split())
+    assert "`experiment` must be one of cubic, ecg, ecg-time; got 'pde'" in " ".join(
+        result.output.replace("│", " ").split()
+    )

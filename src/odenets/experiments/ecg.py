@@ -228,8 +228,10 @@ def _summary_row(
     for key in ("test_loss", "accuracy", "macro_f1"):
         values = [row[key] for row in mine]
         out[key] = statistics.fmean(values)
+        out[f"{key}_median"] = statistics.median(values)
         out[f"{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
         out[f"{key}_document"] = document.get(key)
+    out["collapsed"] = [row["seed"] for row in mine if collapsed(row)]
     out["seconds_per_epoch"] = statistics.median(row["seconds_per_epoch"] for row in mine)
     out["seconds_to_resnet"] = statistics.median(reached) if reached else None
     out["reached"] = len(reached)
@@ -256,20 +258,31 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             seeds = sorted(by_network.get(name, {}).keys() & by_network.get(RESNET, {}).keys())
             for key in ("test_loss", "accuracy", "macro_f1") if seeds else ():
                 values = [by_network[name][seed][key] - by_network[RESNET][seed][key] for seed in seeds]
-                low, high = interval(values)
+                lost = [s for s in seeds if collapsed(by_network[name][s]) or collapsed(by_network[RESNET][s])]
+                kept = [value for value, seed in zip(values, seeds) if seed not in lost]
                 out.append(
                     {
                         "split": split,
                         "network": name,
                         "quantity": key,
-                        "mean": statistics.fmean(values),
-                        "low": low,
-                        "high": high,
+                        **_estimate(values),
                         "values": values,
                         "seeds": seeds,
+                        "collapsed": lost,
+                        "without_collapsed": _estimate(kept) if lost and kept else None,
                     }
                 )
     return out
+
+
+def _estimate(values: Sequence[float]) -> dict[str, float | None]:
+    low, high = interval(values)
+    return {"mean": statistics.fmean(values), "low": low, "high": high}
+
+
+def collapsed(row: Mapping[str, Any]) -> bool:
+    """Whether a network ended up calling every test beat the same, as training at a high rate sometimes does."""
+    return np.count_nonzero(np.sum(row["confusion"], axis=0)) == 1
 
 
 def _by_network(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
@@ -356,7 +369,8 @@ def main_table(found: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, A
         f"Test beats, {found[0]['split']} split, {found[0]['seeds']} seed{'s' * (found[0]['seeds'] != 1)}",
         tuple(shown.values()),
         tuple(tuple(row.get(key) for key in shown) for row in rows),
-        note="Mean ± standard deviation over the seeds. The baselines below need no training.",
+        note="Mean ± standard deviation over the seeds. The baselines below need no training."
+        + "".join(f" {row['network']}: seeds {row['collapsed']} collapsed." for row in found if row["collapsed"]),
     )
 
 
@@ -386,16 +400,23 @@ def _mean(row: Mapping[str, Any], key: str, digits: int, scale: float = 1.0) -> 
 
 def difference_table(paired: Sequence[Mapping[str, Any]]) -> Table:
     """ODE-Net minus ResNet, with the confidence interval and what it settles."""
-    rows = [
-        (f"{d['network']} − ResNet", _QUANTITIES[d["quantity"]], d["mean"], d["low"], d["high"], _verdict(d))
-        for d in paired
-    ]
+    rows = []
+    for d in paired:
+        rows.append((f"{d['network']} − ResNet", *_difference_cells(d, d)))
+        if d["without_collapsed"]:
+            rows.append((f"the same without seeds {d['collapsed']}", *_difference_cells(d, d["without_collapsed"])))
     return Table(
         "Paired differences over the seeds, with 95 % confidence interval",
         ("pair", "quantity", "mean", "low", "high", "better"),
         tuple(rows),
-        note="Student's t on the differences of equal seeds. An interval that holds zero settles nothing.",
+        note="Student's t on the differences of equal seeds. An interval that holds zero settles nothing. A collapsed "
+        "network calls every beat normal; seeds with one are also left out, since one such number hides all others.",
     )
+
+
+def _difference_cells(difference: Mapping[str, Any], estimate: Mapping[str, Any]) -> tuple[str | float | None, ...]:
+    verdict = _verdict({**difference, **estimate})
+    return _QUANTITIES[difference["quantity"]], estimate["mean"], estimate["low"], estimate["high"], verdict
 
 
 _QUANTITIES = {"test_loss": "cross entropy", "accuracy": "accuracy", "macro_f1": "macro-F1"}
