@@ -284,6 +284,7 @@ def metric_over_epochs(history: Histories, metric: str, label: str) -> Figure:
         seeds = _over_epochs(history, network, metric)
         if seeds.notna().any(axis=None):
             _draw_band(axes, seeds, look, network)
+    _start_at_zero(axes, "y")  # so that a change of a hundredth does not look like one
     axes.xaxis.set_major_locator(_whole_numbers())
     axes.legend()
     return figure

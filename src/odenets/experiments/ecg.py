@@ -312,7 +312,7 @@ def _lead(rows: Sequence[Mapping[str, Any]], synthetic: bool) -> str:
         listed = "; ".join(
             f"{row['network']} {row['test_loss']:.3f} and {100 * row['accuracy']:.1f} %" for row in found
         )
-        parts.append(f"{split} split: {listed}.")
+        parts.append(f"{split.capitalize()} split: {listed}.")
     seeds = len({row["seed"] for row in rows})
     over = "one seed" if seeds == 1 else f"mean of {seeds} seeds"
     if not synthetic and any(row["split"] == "random" for row in rows):
