@@ -37,9 +37,8 @@ class Display:
             self.bar.start()
 
     def move(self, done: int, loss: float, nfe: float | None) -> None:
-        if self.bar is not None:
-            status = f"epoch {done // self.steps + 1}/{self.epochs}  loss {loss:.4g}{_nfe_text(nfe, '  ')}"
-            self.bar.update(self.task, completed=done, status=status, refresh=True)
+        """Show where the running epoch is."""
+        self._show(done, done // self.steps + 1, loss, nfe)
 
     def epoch(self, record: EpochRecord, done: int) -> None:
         right = "" if record.test_accuracy is None else f", accuracy {record.test_accuracy:.4f}"
@@ -47,8 +46,12 @@ class Display:
             f"{self.label} epoch {record.epoch}/{self.epochs}: train loss {record.train_loss:.4g}, "
             f"test loss {record.test_loss:.4g}{right}{_nfe_text(record.nfe, ', ')}, {record.seconds:.2f} s"
         )
+        self._show(done, record.epoch, record.train_loss, record.nfe)
+
+    def _show(self, done: int, epoch: int, loss: float, nfe: float | None) -> None:
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, refresh=True)
+            status = f"epoch {epoch}/{self.epochs}  loss {loss:.4g}{_nfe_text(nfe, '  ')}"
+            self.bar.update(self.task, completed=done, status=status, refresh=True)
 
     def say(self, text: str) -> None:
         if self.console is not None:
