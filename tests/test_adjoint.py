@@ -182,6 +182,25 @@ def test_no_gradient_wanted_means_nothing_kept():
     assert not solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0]).ys.requires_grad
 
 
+def saved_numbers(adjoint, method, steps):
+    """How many numbers autograd keeps between the passes."""
+    kept = []
+    net, y0 = Net(), torch.ones(50, 3, dtype=torch.float64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        solve(net, y0, [0.0, 1.0], method=method, controller=Fixed(steps=steps), adjoint=adjoint)
+    return sum(kept)
+
+
+def test_memory_between_the_passes():
+    """`Checkpointed`: one state a step, however many stages; `Backsolve`: none; `Direct`: every evaluation of f."""
+    state = 50 * 3
+    few, many = (saved_numbers(Checkpointed(), "dopri5", steps) for steps in (5, 25))
+    assert many - few == 20 * state
+    assert saved_numbers(Checkpointed(), "euler", 25) == many
+    assert saved_numbers(Backsolve(), "dopri5", 5) == saved_numbers(Backsolve(), "dopri5", 25)
+    assert saved_numbers(Direct(), "dopri5", 25) > 6 * many
+
+
 def test_memory_of_a_solve_is_given_back():
     """No reference cycle holds the states of a solve after its result is gone."""
     gc.collect()

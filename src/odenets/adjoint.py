@@ -24,8 +24,6 @@ from odenets.solution import SolveError, Stats
 class Adjoint(Protocol):
     """What `solve` asks of an adjoint: run the loop so that autograd can differentiate it."""
 
-    replays: bool  # whether f is evaluated again in the backward pass
-
     def integrate(self, problem: Problem) -> Trajectory: ...
 
 
@@ -38,8 +36,6 @@ class Direct:
     Exact: the gradient of what the solver computed. Step sizes are constants to the gradient, except where a step
     is cut to end on the last time.
     """
-
-    replays = False
 
     def integrate(self, problem: Problem) -> Trajectory:
         clock = problem.t if problem.t.requires_grad and torch.is_grad_enabled() else None
@@ -58,8 +54,6 @@ class Checkpointed:
     Source: checkpointing of a time-stepping loop, Griewank and Walther, *Evaluating Derivatives* (2008), chapter 12;
     for ODE-Nets, Zhuang et al., "Adaptive checkpoint adjoint method", ICML 2020.
     """
-
-    replays = True
 
     def integrate(self, problem: Problem) -> Trajectory:
         return _outside_autograd(problem, _Replay, keep=True)
@@ -87,8 +81,6 @@ class Backsolve:
 
     method: ExplicitRungeKutta | None = None
     controller: Controller | None = None
-
-    replays = True
 
     def integrate(self, problem: Problem) -> Trajectory:
         backward = replace(
@@ -127,7 +119,7 @@ def _outside_autograd(problem: Problem, function: Any, *, keep: bool, extra: Any
     if not torch.is_grad_enabled():
         return run(problem, problem.y0, None, keep=False)
     originals, args = _substitute(problem.args)
-    problem = replace(problem, args=args, f=problem.bind(args), y0=problem.y0)
+    problem = replace(problem, args=args, f=problem.bind(args))
     if extra is not None:
         extra = replace(extra, args=args, f=problem.f)
     f0, reached = _probe(problem)
@@ -217,7 +209,7 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: _Call, keep: bool, y0: Tensor, t: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        trajectory = run(call.problem, y0.detach(), call.f0, keep=keep)
+        trajectory = run(call.problem, y0.detach(), call.f0, keep=keep, timed=ctx.needs_input_grad[3])
         call.trajectory = trajectory
         ctx.call = call
         ctx.kept = [kept._replace(y=_NOTHING) for kept in trajectory.kept]
@@ -302,20 +294,18 @@ class _ReversePass:
         """The step's t and dt, and the times of the outputs inside it: leaves of autograd where that is wanted."""
         if self.t is None:
             return kept.t, kept.dt, {}
-        inside = sorted(j for j in (*kept.ends, *kept.inside) if j != len(self.problem.times) - 1)
-        values = [kept.t, kept.dt, *(self.problem.times[j] for j in inside)]
+        values = [kept.t, kept.dt, *(self.problem.times[j] for j in kept.inside)]
         t, dt, *times = (v.requires_grad_() for v in self.t.new_tensor(values).unbind())
-        return t, dt, dict(zip(inside, times))
+        return t, dt, dict(zip(kept.inside, times))
 
     def _replay(self, kept: Kept, y: Tensor, t: Any, dt: Any, times: dict[int, Tensor]) -> list[Tensor]:
         """The step again: its end, the outputs inside it (in the order of their indices), and its stages if dense."""
         method = self.problem.method
         step = method.step(self.f, t, y, dt, None)
-        inside = sorted(times) if self.t is not None else list(kept.inside)
-        if inside or self.grad_dense:
+        if kept.inside or self.grad_dense:
             step = step.with_f1(self.f)
         outputs = [step.y]
-        for j in inside:
+        for j in kept.inside:
             outputs.append(interpolate(method, y, step, t, dt, times.get(j, self.problem.times[j])))
         if self.grad_dense:
             outputs.append(torch.stack(step.stages))
@@ -323,17 +313,11 @@ class _ReversePass:
 
     def _cotangents(self, k: int, kept: Kept) -> list[Tensor | None]:
         """∂L/∂(each of `_replay`'s outputs)."""
-        last = len(self.problem.times) - 1
-        if self.t is None:
-            ends, inside = kept.ends, kept.inside
-        else:
-            every = sorted((*kept.ends, *kept.inside))
-            ends, inside = [j for j in every if j == last], [j for j in every if j != last]
         lam = self.lam
-        for j in ends:
+        for j in kept.ends:
             lam = _plus(lam, self.grad_ys[j])
         dense = [self.grad_dense[1][k]] if self.grad_dense else []
-        return [lam, *(self.grad_ys[j] for j in inside), *dense]
+        return [lam, *(self.grad_ys[j] for j in kept.inside), *dense]
 
     def _time_cotangents(self, kept: Kept, times: dict[int, Tensor], grads: Sequence[Tensor | None]) -> None:
         d_t, d_dt, *d_outputs = (0.0 if g is None else g for g in grads)

@@ -226,7 +226,15 @@ class Stepper:
         return self._fail(Status.STEP_SIZE_UNDERFLOW, dt, seen)
 
 
-def run(problem: Problem, y0: Tensor, f0: Tensor | None, *, keep: bool, clock: Tensor | None = None) -> Trajectory:
+def run(
+    problem: Problem,
+    y0: Tensor,
+    f0: Tensor | None,
+    *,
+    keep: bool,
+    clock: Tensor | None = None,
+    timed: bool = False,
+) -> Trajectory:
     """Solve from the first time to the last.
 
     Args:
@@ -234,18 +242,20 @@ def run(problem: Problem, y0: Tensor, f0: Tensor | None, *, keep: bool, clock: T
         f0: f(t0, y0) where it is known already.
         keep: Keep what a replay of the accepted steps needs.
         clock: `problem.t`, where gradients to the times shall flow through the loop itself.
+        timed: Whether gradients to the times are wanted at all, by the clock or by a replay.
     """
     times, t_end = problem.times, problem.times[-1]
     stepper = Stepper(problem, y0, times[0], None if clock is None else (clock[0], clock[-1]))
     stepper.f0 = f0
-    ys = [y0] * (1 if clock is not None else times.count(times[0]))
+    timed = timed or clock is not None
+    ys = [y0] * (1 if timed else times.count(times[0]))
     kept: list[Kept] = []
     dense: list[DenseStep] = []
     while stepper.t < t_end:
         taken = stepper.advance(t_end)
         if taken is None:
             break
-        step, ends, inside = _emit(problem, stepper, ys, taken, clock)
+        step, ends, inside = _emit(problem, stepper, ys, taken, clock, timed)
         if problem.dense:
             dense.append(DenseStep(taken.t, taken.dt, taken.y, torch.stack(step.stages)))
         if keep:
@@ -257,13 +267,13 @@ def run(problem: Problem, y0: Tensor, f0: Tensor | None, *, keep: bool, clock: T
 
 
 def _emit(
-    problem: Problem, stepper: Stepper, ys: list[Tensor], taken: Taken, clock: Tensor | None
+    problem: Problem, stepper: Stepper, ys: list[Tensor], taken: Taken, clock: Tensor | None, timed: bool
 ) -> tuple[Step, tuple[int, ...], tuple[int, ...]]:
     """Append the outputs that lie in this step; the step (with f1 if it was needed) and the outputs' indices."""
     first = last = len(ys)
     while last < len(problem.times) and problem.times[last] <= stepper.t:
         last += 1
-    ends = tuple(j for j in range(first, last) if _ends_step(problem, stepper.t, j, clock is not None))
+    ends = tuple(j for j in range(first, last) if _ends_step(problem, stepper.t, j, timed))
     inside = tuple(j for j in range(first, last) if j not in ends)
     step = taken.step
     if inside or problem.dense:
@@ -278,13 +288,13 @@ def _emit(
     return step, ends, inside
 
 
-def _ends_step(problem: Problem, t: float, j: int, differentiable: bool) -> bool:
+def _ends_step(problem: Problem, t: float, j: int, timed: bool) -> bool:
     """Whether output j is the end of the step itself, at t, and not an interpolation inside it.
 
     Where gradients to the times are wanted only the last output is: there alone the step's own length carries
     the gradient; every other one gets it from the interpolation.
     """
-    return j == len(problem.times) - 1 if differentiable else problem.times[j] == t
+    return j == len(problem.times) - 1 if timed else problem.times[j] == t
 
 
 def interpolate(
