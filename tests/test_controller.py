@@ -91,7 +91,7 @@ def test_first_step_is_cautious_where_the_trial_leaves_the_domain():
     """f is infinite a little to the right of the start's Euler step: the choice must stay finite."""
     y0 = torch.tensor([1.0], dtype=torch.float64)
     f = lambda t, y: torch.where(y > 1.005, torch.inf, 1e-2 / y)  # noqa: E731
-    dt = PID().first_step(f, y0, torch.tensor([1.0], dtype=torch.float64), 0.0, 1.0, 5)
+    dt = PID().first_step(f, y0, torch.tensor([1.0], dtype=torch.float64), 0.0, 1.0, 5).dt
     assert 0 < dt < 1e-4
 
 

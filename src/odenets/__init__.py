@@ -13,5 +13,7 @@ from odenets.solution import SolveError as SolveError
 from odenets.solution import Stats as Stats
 from odenets.solution import Status as Status
 from odenets.solve import solve as solve
+from odenets.tune import Tuning as Tuning
+from odenets.tune import tune as tune
 
 __version__ = "0.1.0"

@@ -5,8 +5,9 @@ All give gradients for y0, for every tensor that f reaches, and for every time. 
 """
 
 import contextlib
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,10 +15,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from odenets import compiled
 from odenets.captured import Reached, check_reached, reached_tensors, sequence_number
+from odenets.chunks import Call as MarchCall
+from odenets.chunks import Engine, March, march, sample_trajectory, shared_trajectory
 from odenets.controller import Controller, Fixed
-from odenets.loop import CountedField, Kept, Problem, Stepper, Trajectory, interpolate, run
-from odenets.methods import ExplicitRungeKutta
+from odenets.loop import CountedField, Kept, Problem, Stepper, Trajectory, run
+from odenets.march import Plan
+from odenets.march import backward as march_backward
+from odenets.march import forward as march_forward
+from odenets.methods import ExplicitRungeKutta, Pull
 from odenets.solution import SolveError, Stats
 
 
@@ -49,6 +56,8 @@ class Checkpointed:
     When to use: always, unless you need second derivatives. Exact: the same gradient as `Direct`, to rounding.
     Memory: one state a step, and the activations of one step; it does not grow with the evaluations of f.
     Cost: the backward pass evaluates f again, once for each stage of each accepted step, never for a rejected one.
+    With `compile=True` the stages of a step are kept too where they take no more than 4 MiB, which spares the
+    evaluations that would make them again; and wherever states inside the interval are wanted.
     When not: for a field that draws random numbers (the replay would draw others); second derivatives raise.
 
     Source: checkpointing of a time-stepping loop, Griewank and Walther, *Evaluating Derivatives* (2008), chapter 12;
@@ -56,6 +65,12 @@ class Checkpointed:
     """
 
     def integrate(self, problem: Problem) -> Trajectory:
+        trajectory = _march_compiled(problem) if problem.compile else None
+        if trajectory is not None:
+            return trajectory
+        problem = replace(problem, compile=False)
+        if problem.per_sample:
+            return _march_samples(problem)
         return _outside_autograd(problem, _Replay, keep=True)
 
 
@@ -116,20 +131,11 @@ class _Call:
 
 
 def _outside_autograd(problem: Problem, function: Any, *, keep: bool, extra: Any = None) -> Trajectory:
-    if not torch.is_grad_enabled():
+    problem, call, inputs = _prepare(problem, extra)
+    if call is None:
         return run(problem, problem.y0, None, keep=False)
-    originals, args = _substitute(problem.args)
-    problem = replace(problem, args=args, f=problem.bind(args))
-    if extra is not None:
-        extra = replace(extra, args=args, f=problem.f)
-    f0, reached = _probe(problem)
-    inputs = [originals.get(id(t), t) for t in reached.tensors]
-    if not any(t.requires_grad for t in (problem.y0, problem.t, *inputs)):
-        with torch.no_grad():
-            return run(problem, problem.y0, f0.detach(), keep=False)
     if problem.t.requires_grad and problem.times[0] == problem.times[-1]:
         raise ValueError("`t` requires grad but spans no time: there is no gradient to times that are all equal")
-    call = _Call(problem, f0.detach(), reached, _Wanted(reached.tensors), extra, _autocast_state(problem.y0))
     ys, *dense = function.apply(call, keep, problem.y0, problem.t, *inputs)
     trajectory = call.trajectory
     if trajectory is None:
@@ -139,6 +145,124 @@ def _outside_autograd(problem: Problem, function: Any, *, keep: bool, extra: Any
     if dense:
         trajectory.dense = [d._replace(y=y, stages=k) for d, y, k in zip(trajectory.dense, *dense)]
     return trajectory
+
+
+def _prepare(problem: Problem, extra: Any = None) -> tuple[Problem, _Call | None, list[Tensor]]:
+    """The problem with its arguments cut off from what they were computed from, and the tensors that f reaches.
+
+    No call where there is nothing to differentiate.
+    """
+    if not torch.is_grad_enabled():
+        return problem, None, []
+    originals, args = _substitute(problem.args)
+    cut = replace(problem, args=args, f=problem.bind(args))
+    if extra is not None:
+        extra = replace(extra, args=args, f=cut.f)
+    f0, reached = _probe(cut)
+    inputs = [originals.get(id(t), t) for t in reached.tensors]
+    if not any(t.requires_grad for t in (problem.y0, problem.t, *inputs)):
+        problem.stats.nfe = 0
+        return problem, None, []
+    call = _Call(cut, f0.detach(), reached, _Wanted(reached.tensors), extra, _autocast_state(problem.y0))
+    return cut, call, inputs
+
+
+def _march_samples(problem: Problem) -> Trajectory:
+    """A step size for each sample, run by Python."""
+    problem, call, inputs = _prepare(problem)
+    engine = _Python(problem, call, inputs, () if call is None else tuple(range(len(inputs))))
+    return _marched(problem, engine, call is not None)
+
+
+def _march_compiled(problem: Problem) -> Trajectory | None:
+    """Run by compiled loops; None where the eager engine has to take over, to go on or to say what failed."""
+    if problem.times[0] == problem.times[-1] or compiled.cannot(problem.watched):
+        return None
+    with compiled.or_eagerly(problem):
+        engine = compiled.capture(problem)
+        differentiable = any(x.requires_grad for x in (problem.y0, problem.t, *engine.tensors))
+        trajectory = _marched(problem, engine, torch.is_grad_enabled() and differentiable)
+        if problem.per_sample or trajectory.failure is None:
+            return trajectory
+    problem.stats.reset()
+    return None
+
+
+_SMALL = 4 * 2**20  # bytes: the stages of a step below this are kept by the compiled loop, not made again
+
+
+def _stages_are_small(problem: Problem) -> bool:
+    return (len(problem.method.b) + 1) * problem.y0.numel() * problem.y0.element_size() <= _SMALL
+
+
+_SHORT = 16  # numbers in a sample: below, a compiled loop is faster along the samples
+
+
+def _marched(problem: Problem, engine: Engine, differentiable: bool) -> Trajectory:
+    outputs = len(problem.times) > 1 + problem.times.count(problem.times[0])
+    plan = Plan(
+        problem.method,
+        problem.controller,
+        problem.per_sample,
+        keep=differentiable,
+        outputs=outputs,
+        stages=outputs or (differentiable and problem.compile and _stages_are_small(problem)),
+        timed=differentiable and problem.t.requires_grad,
+        batch_last=problem.per_sample and problem.compile and problem.y0[0].numel() < _SHORT,
+    )
+    marching = MarchCall(problem, plan, engine, _autocast_state(problem.y0))
+    if differentiable:
+        engine.backward(plan)  # so that what cannot be compiled shows now
+        ys = March.apply(marching, problem.y0, problem.t, *engine.tensors)
+        result, marching.result = marching.result, None
+    else:
+        with torch.no_grad():
+            result = march(problem, plan, engine, engine.tensors)
+        ys = result.ys
+    if result is None:
+        raise RuntimeError("the forward pass left no result")
+    return sample_trajectory(problem, ys, result) if problem.per_sample else shared_trajectory(problem, ys, result)
+
+
+@dataclass
+class _Python:
+    """The loops in tensors as Python loops."""
+
+    problem: Problem
+    call: _Call | None
+    tensors: Sequence[Tensor]
+    wanted: Sequence[int]
+
+    def forward(self, plan: Plan) -> Any:
+        f = CountedField(self.problem.f, Stats())
+        return functools.partial(march_forward, plan, _while, lambda tensors: f)
+
+    def backward(self, plan: Plan) -> Any:
+        f = CountedField(self.problem.f, Stats())
+        return functools.partial(march_backward, plan, _while, lambda tensors: f, self._vjp, self.wanted)
+
+    def _vjp(self, bind: Any, tensors: Sequence[Tensor], wanted: Sequence[int], t: Tensor, y: Tensor) -> Any:
+        call = self.call
+        if call is None:
+            raise RuntimeError("there is nothing to differentiate")
+        with call.wanted.enable_grad():
+            t, y = t.detach().requires_grad_(), y.detach().requires_grad_()
+            out = bind(tensors)(t, y)
+        wrt = (t, y, *call.wanted.tensors)
+
+        def pull(bar: Tensor) -> tuple[Tensor, ...]:
+            if not out.requires_grad:
+                return tuple(torch.zeros_like(x) for x in wrt)
+            grads = torch.autograd.grad(out, wrt, bar, allow_unused=True)
+            return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(wrt, grads))
+
+        return out.detach(), pull
+
+
+def _while(condition: Any, body: Any, carry: tuple, constants: tuple, mutated: tuple) -> tuple:
+    while bool(condition(*carry, *constants)):
+        carry = body(*carry, *constants)
+    return carry
 
 
 class _Wanted:
@@ -245,91 +369,99 @@ class _ReversePass:
         self.grad_ys, self.grad_dense = grad_ys, grad_dense
         self.lam: Tensor | None = None  # ∂L/∂y at the end of the step about to be undone
         self.grads = _GradientSum(len(call.wanted.tensors))
-        self.t = None if t is None else t.detach()
+        self.timed = t is not None
         self.grad_t = None if t is None else torch.zeros_like(t)
         self.lam_t: Tensor | float = 0.0  # ∂L/∂t at the end of that step, the time being the sum of the steps so far
-        self.unchecked = True
         self.stats = Stats()
-        self.f = CountedField(self.problem.f, self.stats)
+        self.linearize = _Linearize(CountedField(self.problem.f, self.stats), call, self.timed, self.grads)
 
     def undo(self, k: int, kept: Kept) -> None:
         """Pull the cotangents back through step k."""
-        started = sequence_number()
-        timed = self.t is not None
-        with self.call.wanted.enable_grad():
-            y = kept.y.detach().requires_grad_()
-            t_in, dt_in, times = self._times(kept)
-            outputs = self._replay(kept, y, t_in, dt_in, times)
-        if self.unchecked:
-            check_reached(
-                outputs[0],
-                started,
-                self.call.reached,
-                (y, *times.values(), *_tensors(t_in, dt_in), *self.call.wanted.places.values()),
-            )
-            self.unchecked = False
-        wrt = [y, *self.call.wanted.tensors, *(_tensors(t_in, dt_in) if timed else ()), *times.values()]
-        cotangents = self._cotangents(k, kept)
-        pairs = [(out, c) for out, c in zip(outputs, cotangents) if c is not None]
-        if not pairs:
+        lam = self.lam
+        for j in kept.ends:
+            lam = _plus(lam, self.grad_ys[j])
+        if lam is None and not kept.inside and not self.grad_dense:
             return
-        grads = torch.autograd.grad([p[0] for p in pairs], wrt, [p[1] for p in pairs], allow_unused=True)
-        count = len(self.call.wanted.tensors)
-        self.lam = grads[0]
-        if self.grad_dense:
-            self.lam = _plus(self.lam, self.grad_dense[0][k])
-        self.grads.add(grads[1 : 1 + count])
-        if timed:
-            self._time_cotangents(kept, times, grads[1 + count :])
+        method, (t, dt, y) = self.problem.method, kept[:3]
+        with_f1 = bool(kept.inside or self.grad_dense)
+        stages, pulls = method.linearize(self.linearize, t, y, dt, with_f1=with_f1)
+        inner = _inner if self.timed else None
+        stage_bars, direct, t_bar, dt_bar = self._outputs(k, kept, stages, inner)
+        lam = torch.zeros_like(y) if lam is None else lam
+        lam, d_t, d_dt = method.pullback(pulls, y, dt, stages, lam, stage_bars, inner)
+        for bar in direct:
+            lam = lam + bar
+        self.lam = lam
+        self.linearize.unchecked = False
+        if self.timed:
+            self._time_cotangents(kept, t_bar + d_t, dt_bar + d_dt)
 
     def finish(self) -> Tensor:
         """∂L/∂y0, with the outputs that are y0 itself."""
         self.problem.stats.nfe_backward = (self.problem.stats.nfe_backward or 0) + self.stats.nfe
         if self.grad_t is not None:
             self.grad_t[0] += self.lam_t
-        reached = 1 if self.t is not None else self.problem.times.count(self.problem.times[0])
+        reached = 1 if self.timed else self.problem.times.count(self.problem.times[0])
         return _plus(self.lam, self.grad_ys[:reached].sum(0))
 
-    def _times(self, kept: Kept) -> tuple[Any, Any, dict[int, Tensor]]:
-        """The step's t and dt, and the times of the outputs inside it: leaves of autograd where that is wanted."""
-        if self.t is None:
-            return kept.t, kept.dt, {}
-        values = [kept.t, kept.dt, *(self.problem.times[j] for j in kept.inside)]
-        t, dt, *times = (v.requires_grad_() for v in self.t.new_tensor(values).unbind())
-        return t, dt, dict(zip(kept.inside, times))
-
-    def _replay(self, kept: Kept, y: Tensor, t: Any, dt: Any, times: dict[int, Tensor]) -> list[Tensor]:
-        """The step again: its end, the outputs inside it (in the order of their indices), and its stages if dense."""
-        method = self.problem.method
-        step = method.step(self.f, t, y, dt, None)
-        if kept.inside or self.grad_dense:
-            step = step.with_f1(self.f)
-        outputs = [step.y]
+    def _outputs(
+        self, k: int, kept: Kept, stages: Sequence[Tensor], inner: Any
+    ) -> tuple[list[Tensor] | None, list[Tensor], Any, Any]:
+        """What the outputs inside the step, and dense output, give to its stages, its y, its t and its dt."""
+        bars = list(self.grad_dense[1][k].unbind()) if self.grad_dense else None
+        direct = [self.grad_dense[0][k]] if self.grad_dense else []
+        t_bar: Any = 0.0
+        dt_bar: Any = 0.0
         for j in kept.inside:
-            outputs.append(interpolate(method, y, step, t, dt, times.get(j, self.problem.times[j])))
-        if self.grad_dense:
-            outputs.append(torch.stack(step.stages))
-        return outputs
+            theta = (self.problem.times[j] - kept.t) / kept.dt
+            given, rise, d_dt = self.problem.method.pull_output(kept.dt, stages, theta, self.grad_ys[j], inner)
+            bars = given if bars is None else [bar + more for bar, more in zip(bars, given)]
+            direct.append(self.grad_ys[j])
+            t_bar, dt_bar = t_bar - rise, dt_bar + d_dt
+            if self.grad_t is not None:
+                self.grad_t[j] += rise
+        return bars, direct, t_bar, dt_bar
 
-    def _cotangents(self, k: int, kept: Kept) -> list[Tensor | None]:
-        """∂L/∂(each of `_replay`'s outputs)."""
-        lam = self.lam
-        for j in kept.ends:
-            lam = _plus(lam, self.grad_ys[j])
-        dense = [self.grad_dense[1][k]] if self.grad_dense else []
-        return [lam, *(self.grad_ys[j] for j in kept.inside), *dense]
-
-    def _time_cotangents(self, kept: Kept, times: dict[int, Tensor], grads: Sequence[Tensor | None]) -> None:
-        d_t, d_dt, *d_outputs = (0.0 if g is None else g for g in grads)
+    def _time_cotangents(self, kept: Kept, t_bar: Any, dt_bar: Any) -> None:
         if self.grad_t is None:
             return
-        for j, d_out in zip(times, d_outputs):
-            self.grad_t[j] += d_out
         if kept.final:  # dt = t_end − t
-            self.grad_t[-1] += d_dt
-            self.lam_t = d_t - d_dt
+            self.grad_t[-1] += dt_bar
+            self.lam_t = t_bar - dt_bar
         else:  # t_next = t + dt, dt constant
-            self.lam_t = self.lam_t + d_t
+            self.lam_t = self.lam_t + t_bar
+
+
+@dataclass
+class _Linearize:
+    """f with its pullback, by autograd: for `ExplicitRungeKutta.linearize`."""
+
+    f: CountedField
+    call: _Call
+    timed: bool
+    grads: "_GradientSum"
+    unchecked: bool = True  # until one step has been checked for tensors that the first evaluation did not show
+    started: int = field(default_factory=sequence_number)
+
+    def __call__(self, t: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
+        wanted = self.call.wanted
+        with wanted.enable_grad():
+            y = y.detach().requires_grad_()
+            t = t.detach().requires_grad_() if self.timed else t
+            out = self.f(t, y)
+        if self.unchecked:
+            check_reached(out, self.started, self.call.reached, (y, t, *wanted.places.values()))
+        wrt = (y, *wanted.tensors, t) if self.timed else (y, *wanted.tensors)
+
+        def pull(k_bar: Tensor) -> tuple[Tensor, Any]:
+            if not out.requires_grad:
+                return torch.zeros_like(y), 0.0
+            y_bar, *bars = torch.autograd.grad(out, wrt, k_bar, allow_unused=True)
+            t_bar = bars.pop() if self.timed else None
+            self.grads.add(bars)
+            return torch.zeros_like(y) if y_bar is None else y_bar, 0.0 if t_bar is None else t_bar.double()
+
+        return out.detach(), pull
 
 
 class _SolveBack(torch.autograd.Function):
@@ -453,10 +585,6 @@ class _GradientSum:
 
 def _plus(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else a + b
-
-
-def _tensors(*values: Any) -> tuple[Tensor, ...]:
-    return tuple(v for v in values if isinstance(v, Tensor))
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

@@ -1,21 +1,73 @@
-"""Step size policy: accept the step or not, and how long the next one is. No mathematics of the ODE here."""
+"""Step size policy: accept the step or not, and how long the next one is. No mathematics of the ODE here.
+
+The policy is written once for numbers and for tensors: the eager loop decides with Python floats, one host read a
+step; the compiled loop and the loop with a step size for each sample decide with float64 tensors.
+"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from odenets.methods import ExplicitRungeKutta, Field
+from odenets.methods import ExplicitRungeKutta, Field, combine, stage_times
+
+Number = Any  # a Python float, or a float64 tensor: 0-dimensional, or (batch, 1, …, 1) with a step size each
+Norm = Callable[[Tensor], Tensor]  # the size of a state
+Read = Callable[[Tensor], Any]  # the entries of a tensor as numbers of the loop's kind
+
+
+def rms(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
+    """The root mean square, real: over all elements, or over some dimensions, which are kept with size 1."""
+    if dims is None:
+        return torch.linalg.vector_norm(x) / _root(x.numel(), x)
+    return torch.linalg.vector_norm(x, dim=dims, keepdim=True) / _root(math.prod(x.shape[d] for d in dims), x)
+
+
+def _root(count: Any, like: Tensor) -> Any:
+    if isinstance(count, int):
+        return math.sqrt(max(count, 1))
+    return torch.full((), count, dtype=torch.float64, device=like.device).sqrt()  # a size that a loop leaves open
+
+
+def where(condition: Any, a: Number, b: Number) -> Number:
+    """a where the condition holds, else b: for numbers and for tensors."""
+    if isinstance(condition, Tensor):
+        if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+            a = torch.full((), a, dtype=torch.float64, device=condition.device)  # else it would be float32
+        return torch.where(condition, a, b)
+    return a if condition else b
+
+
+def maximum(a: Number, b: float) -> Number:
+    """The larger of a and the number b; NaN stays NaN."""
+    if isinstance(a, Tensor):
+        return a.clamp(min=b)
+    return a if a >= b or a != a else b
+
+
+def minimum(a: Number, b: Number) -> Number:
+    """The smaller of the two; NaN stays NaN."""
+    if isinstance(a, Tensor):
+        return a.clamp(max=b)
+    return a if a <= b or a != a else b
 
 
 class Decision(NamedTuple):
     """What the controller makes of a step that was tried."""
 
-    accept: bool
-    dt: float  # the next step size: of the next step if accepted, of the same step again if not
-    memory: tuple[float, ...]  # the controller's own, handed back at the next step
+    accept: Any  # bool, or a tensor of them
+    dt: Number  # the next step size: of the next step if accepted, of the same step again if not
+    memory: tuple[Number, ...]  # the controller's own, handed back at the next step
+
+
+class FirstStep(NamedTuple):
+    """The size of the first step, and that of y0 in units of the tolerance."""
+
+    dt: Number
+    size: Number
 
 
 class Controller(Protocol):
@@ -26,15 +78,22 @@ class Controller(Protocol):
         """Whether steps are judged by their error; if not, every step is accepted and nothing is read back."""
         ...
 
-    def first_step(self, f: Field, y0: Tensor, f0: Tensor, t0: float, t1: float, order: int) -> float:
-        """The size of the first step of a solve from t0 to t1 > t0."""
+    @property
+    def start(self) -> tuple[float, ...]:
+        """The memory before the first step."""
         ...
 
-    def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor) -> Tensor:
-        """The size of the error in units of the tolerance, a 0-dimensional tensor."""
+    def first_step(
+        self, f: Field, y0: Tensor, f0: Tensor, t0: Number, t1: Number, order: int, norm: Norm = ..., read: Read = ...
+    ) -> FirstStep:
+        """The size of the first step of a solve from t0 to t1 > t0; not finite where f0 is not."""
         ...
 
-    def decide(self, ratio: float, dt: float, memory: tuple[float, ...], order: int) -> Decision:
+    def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = ...) -> Tensor:
+        """The size of the error in units of the tolerance."""
+        ...
+
+    def decide(self, ratio: Number, dt: Number, memory: tuple[Number, ...], order: int) -> Decision:
         """Judge a step of size dt whose error, in units of the tolerance, was `ratio`."""
         ...
 
@@ -44,7 +103,8 @@ class PID:
     """Adaptive steps by proportional, integral and derivative feedback on the error (the default).
 
     A step is accepted when its error estimate e satisfies rms(e / (atol + rtol max(|y|, |y1|))) ≤ 1, the mean
-    taken over all elements of the state: the whole batch shares one step size. The next step is
+    taken over all elements of the state: the whole batch shares one step size. With `per_sample=True` the mean is
+    taken over each sample's own elements. The next step is
     dt · safety · r_n^(−β1) · r_(n−1)^(−β2) · r_(n−2)^(−β3), with r the ratios of the last accepted steps and β made
     from `p`, `i` and `d` as in Söderlind, "Digital filters in adaptive time-stepping", ACM TOMS 29 (2003), where the
     error of a step is taken as O(dt^order).
@@ -74,6 +134,7 @@ class PID:
     dt_max: float = math.inf
 
     adaptive = True
+    tunable = ("rtol", "atol", "safety", "factor_min", "factor_max", "dt_max")  # changing these recompiles nothing
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
@@ -85,40 +146,56 @@ class PID:
         _require("dt0", self.dt0, self.dt0 is None or self.dt0 > 0, "None or a number above 0")
         _require("dt_max", self.dt_max, self.dt_max > 0, "a number above 0")
 
-    def first_step(self, f: Field, y0: Tensor, f0: Tensor, t0: float, t1: float, order: int) -> float:
+    @property
+    def start(self) -> tuple[float, ...]:
+        return (1.0,) * (2 if self.d != 0 else 1 if self.p != 0 else 0)
+
+    def first_step(
+        self,
+        f: Field,
+        y0: Tensor,
+        f0: Tensor,
+        t0: Number,
+        t1: Number,
+        order: int,
+        norm: Norm = rms,
+        read: Read = Tensor.tolist,
+    ) -> FirstStep:
         if self.dt0 is not None:
-            return min(self.dt0, self.dt_max)
-        longest = min(t1 - t0, self.dt_max)
-        scale = torch.add(self._atol(y0), y0.abs(), alpha=self.rtol)
-        d0, d1 = torch.stack([_rms(y0 / scale), _rms(f0 / scale)]).tolist()  # one host read
-        self._check_resolution(d0, scale.dtype)
-        h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-        h0 = min(h0, longest)
-        # The trial step uses t0 + h0 in y's dtype, like every other evaluation.
-        t_trial = torch.tensor(t0 + h0, dtype=scale.dtype, device=y0.device)
-        f1 = f(t_trial, torch.add(y0, f0, alpha=h0))
-        d2 = _rms((f1 - f0) / scale).item() / h0
-        if not math.isfinite(d2):  # the trial left f's domain: start carefully, the controller grows dt soon
-            return h0 * 1e-3
-        largest = max(d1, d2)
-        h1 = max(1e-6, h0 * 1e-3) if largest <= 1e-15 else (0.01 / largest) ** (1 / order)
-        return min(100 * h0, h1, longest)
+            return FirstStep(min(self.dt0, self.dt_max), 0.0)
+        scale = self._scale(y0.abs())
+        d0, d1 = read(torch.stack([norm(y0 / scale), norm(f0 / scale)]))
+        longest = minimum(t1 - t0, self.dt_max)
+        small = (d0 < 1e-5) | (d1 < 1e-5)
+        h0 = minimum(where(small, 1e-6, 0.01 * d0 / maximum(d1, 1e-300)), longest)
+        (t_trial,) = stage_times(t0, h0, (1.0,), y0)
+        f1 = f(t_trial, combine(y0, h0, (1.0,), (f0,)))
+        (d2,) = read(norm((f1 - f0) / scale)[None])
+        d2 = d2 / h0
+        largest = maximum(d1, d2)
+        h1 = where(largest <= 1e-15, maximum(h0 * 1e-3, 1e-6), (0.01 / maximum(largest, 1e-300)) ** (1 / order))
+        dt = minimum(minimum(100 * h0, h1), longest)
+        # Where the trial left f's domain, start carefully: the controller grows dt soon. NaN where f0 is not finite.
+        dt = where(d2 < math.inf, dt, h0 * 1e-3)
+        return FirstStep(where(d1 < math.inf, dt, math.nan), d0)
 
-    def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor) -> Tensor:
-        magnitude = torch.maximum(y.abs(), y1.abs())
-        return _rms(error / torch.add(self._atol(y), magnitude, alpha=self.rtol))
+    def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = rms) -> Tensor:
+        return norm(error / self._scale(torch.maximum(y.abs(), y1.abs())))
 
-    def decide(self, ratio: float, dt: float, memory: tuple[float, ...], order: int) -> Decision:
-        if not math.isfinite(ratio):
-            return Decision(False, dt * self.factor_min, memory)
+    def decide(self, ratio: Number, dt: Number, memory: tuple[Number, ...], order: int) -> Decision:
         accept = ratio <= 1
-        ratios = (max(ratio, 1e-10), *memory)
+        ratios = (maximum(ratio, 1e-10), *memory)
         betas = (self.p + self.i + self.d, -(self.p + 2 * self.d), self.d)
-        factor = self.safety * math.prod(r ** (-beta / order) for r, beta in zip(ratios, betas))
-        factor = min(max(factor, self.factor_min), self.factor_max if accept else 1.0)
-        return Decision(accept, min(dt * factor, self.dt_max), ratios[:2] if accept else memory)
+        factor = self.safety
+        for r, beta in zip(ratios, betas):
+            if beta != 0:
+                factor = factor * r ** (-beta / order)
+        factor = minimum(maximum(factor, self.factor_min), where(accept, self.factor_max, 1.0))
+        factor = where(ratio < math.inf, factor, self.factor_min)  # the step led out of f's domain
+        memory = tuple(where(accept, new, old) for new, old in zip(ratios, memory))
+        return Decision(accept, minimum(dt * factor, self.dt_max), memory)
 
-    def _check_resolution(self, size: float, dtype: torch.dtype) -> None:
+    def check_resolution(self, size: float, dtype: torch.dtype) -> None:
         """Refuse tolerances below the rounding error of a state of that size (in units of the tolerance)."""
         rounding = torch.finfo(dtype).eps / 2
         if size * rounding > 1:
@@ -127,9 +204,11 @@ class PID:
                 f"that y's dtype {dtype} can represent: give at least `rtol={4 * rounding:.0e}`, or solve in float64"
             )
 
-    def _atol(self, y: Tensor) -> Tensor:
-        real = y.dtype.to_real() if y.dtype.is_complex else y.dtype
-        return torch.full((), self.atol, dtype=real, device=y.device)
+    def _scale(self, magnitude: Tensor) -> Tensor:
+        """The tolerance for a state of that magnitude."""
+        if isinstance(self.rtol, Tensor):  # in a compiled loop, where tolerances are inputs
+            return self.atol.to(magnitude.dtype) + self.rtol.to(magnitude.dtype) * magnitude  # pyright: ignore
+        return magnitude.mul(self.rtol).add_(self.atol)
 
 
 @dataclass(frozen=True)
@@ -149,6 +228,8 @@ class Fixed:
     steps: int | None = None
 
     adaptive = False
+    start = ()
+    tunable = ()
 
     def __post_init__(self) -> None:
         if (self.dt is None) == (self.steps is None):
@@ -160,13 +241,23 @@ class Fixed:
         """The step size on an interval from t0 to t1 > t0."""
         return (t1 - t0) / self.steps if self.steps is not None else float(self.dt or 0)
 
-    def first_step(self, f: Field, y0: Tensor, f0: Tensor, t0: float, t1: float, order: int) -> float:
-        return self.size(t0, t1)
+    def first_step(
+        self,
+        f: Field,
+        y0: Tensor,
+        f0: Tensor,
+        t0: Number,
+        t1: Number,
+        order: int,
+        norm: Norm = rms,
+        read: Read = Tensor.tolist,
+    ) -> FirstStep:
+        return FirstStep(self.size(t0, t1), 0.0)
 
-    def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor) -> Tensor:
+    def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = rms) -> Tensor:
         raise TypeError("Fixed judges no step")
 
-    def decide(self, ratio: float, dt: float, memory: tuple[float, ...], order: int) -> Decision:
+    def decide(self, ratio: Number, dt: Number, memory: tuple[Number, ...], order: int) -> Decision:
         return Decision(True, dt, memory)
 
 
@@ -177,11 +268,6 @@ def check_pair(method: ExplicitRungeKutta, controller: Controller) -> None:
             f"`method` {method.name!r} has no error estimate, so it cannot adapt its steps: "
             f"pass `controller=Fixed(dt=...)` or `Fixed(steps=...)`, or another method"
         )
-
-
-def _rms(x: Tensor) -> Tensor:
-    """The root mean square over all elements: 0-dimensional, real."""
-    return torch.linalg.vector_norm(x) / math.sqrt(max(x.numel(), 1))
 
 
 def _require(name: str, value: object, condition: bool, allowed: str) -> None:

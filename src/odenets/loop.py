@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from odenets.controller import Controller
+from odenets.controller import PID, Controller, Number, maximum, where
 from odenets.methods import ExplicitRungeKutta, Field, Step, stage_times
 from odenets.solution import Failure, Stats, Status
 
@@ -53,6 +53,9 @@ class Problem:
     max_steps: int
     dense: bool
     watched: object  # the caller's f: where the tensors that it reaches are looked for
+    per_sample: bool = False  # a step size for each sample
+    compile: bool = False  # run the loops compiled
+    plain: bool = False  # f is the caller's own, `watched(t, y, *args)`, with nothing around it
     stats: Stats = field(default_factory=Stats)
 
 
@@ -97,6 +100,36 @@ class Trajectory:
     kept: list[Kept]
     dense: list[DenseStep]
     failure: Failure | None
+    statuses: tuple[Status, ...] | None = None  # of each sample, where each has its own step size
+
+
+def cut(t: Number, dt: Number, t_end: Number) -> tuple[Any, Number]:
+    """Whether the next step is the last, and its size: cut to end on t_end, which no step passes."""
+    final = dt >= (t_end - t) * (1 - 1e-9)  # a rounding error of t must not cost a sliver of a step
+    return final, where(final, t_end - t, dt)
+
+
+def conclude(
+    controller: Controller,
+    order: int,
+    ratio: Number,
+    planned: Number,
+    dt: Number,
+    final: Any,
+    t: Number,
+    t_end: Number,
+    memory: tuple[Number, ...],
+) -> tuple[Any, Number, Number, tuple[Number, ...]]:
+    """What follows from a step of size dt that was tried: (accepted?, the time now, the next step size, memory).
+
+    The next step size is NaN where it would be too small for the time to move: the solve is stuck.
+    """
+    accept, dt_next, memory = controller.decide(ratio, dt, memory, order)
+    # A step that was cut short says nothing against the size that was planned.
+    dt_next = where(accept & final, maximum(dt_next, planned), dt_next)
+    moves = (t + dt_next * 0.5 > t) & (dt_next >= 1e-14 * (t_end - t))
+    dt_next = where(accept | moves, dt_next, math.nan)
+    return accept, where(accept, where(final, t_end, t + dt), t), dt_next, memory
 
 
 class Stepper:
@@ -113,7 +146,7 @@ class Stepper:
         self.t, self.y = t0, y0
         self.f0: Tensor | None = None
         self.dt: float | None = None
-        self.memory: tuple[float, ...] = ()
+        self.memory: tuple[float, ...] = self.controller.start
         self.clock = clock
         self.failure: Failure | None = None
         self._y0 = y0
@@ -131,15 +164,14 @@ class Stepper:
 
     def choose_first_step(self, t_end: float) -> None:
         """Let the controller choose the first step of a solve to t_end, and check the start while at it."""
-        if not self.controller.adaptive:
-            self.dt = self.controller.first_step(self.f, self.y, self.y, self.t, t_end, self.method.order)
-            return
-        f0 = self.derivative()
+        f0 = self.derivative() if self.controller.adaptive else self.y
         with torch.no_grad():
-            if not bool(torch.isfinite(f0).all()):
+            order = self.method.order
+            self.dt, size = self.controller.first_step(self.f, self.y, f0, self.t, t_end, order)
+            if self.dt is None or not math.isfinite(self.dt):
                 self._fail_at_start(f0)
-                return
-            self.dt = self.controller.first_step(self.f, self.y, f0, self.t, t_end, self.method.order)
+            elif isinstance(self.controller, PID):
+                self.controller.check_resolution(size, self.y.dtype)
 
     def advance(self, t_end: float) -> Taken | None:
         """Take one accepted step towards t_end, which it never passes; None when the solve has failed."""
@@ -148,29 +180,22 @@ class Stepper:
         while self.failure is None and self.dt is not None:
             if self.stats.steps >= self.max_steps:
                 return self._fail(Status.MAX_STEPS, self.dt, "")
-            taken, ratio = self._try(self.dt, t_end)
-            decision = self.controller.decide(ratio, taken.dt, self.memory, self.method.order)
-            self.memory = decision.memory
-            if decision.accept:
-                # A step that was cut short says nothing against the size that was planned.
-                self.dt = max(decision.dt, self.dt) if taken.final else decision.dt
-                return self._accept(taken, t_end)
+            final, dt = cut(self.t, self.dt, t_end)
+            t_in, dt_in = self._differentiable(dt, final)
+            step = self.method.step(self.f, t_in, self.y, dt_in, self.f0)
+            ratio = 0.0
+            if self.controller.adaptive:
+                step, ratio = self._judge(step, dt)
+            accept, t1, self.dt, self.memory = conclude(
+                self.controller, self.method.order, ratio, self.dt, dt, final, self.t, t_end, self.memory
+            )
+            if accept:
+                return self._accept(Taken(self.t, dt, self.y, step, final, t_in, dt_in), t1)
             self.stats.rejected += 1
-            self.f0, self.dt = taken.step.stages[0], decision.dt
-            if self.t + self.dt * 0.5 == self.t or self.dt < 1e-14 * (t_end - self.t):
-                return self._diagnose_underflow(taken.step, ratio)
+            self.f0 = step.stages[0]
+            if self.dt is None or math.isnan(self.dt):
+                return self._diagnose_underflow(step, dt, ratio)
         return None
-
-    def _try(self, dt: float, t_end: float) -> tuple[Taken, float]:
-        """A step of size dt, cut to end on t_end, and its error in units of the tolerance (0 if nobody asks)."""
-        final = dt >= (t_end - self.t) * (1 - 1e-9)  # a rounding error of t must not cost a sliver of a step
-        dt = t_end - self.t if final else dt
-        t_in, dt_in = self._differentiable(dt, final)
-        step = self.method.step(self.f, t_in, self.y, dt_in, self.f0)
-        ratio = 0.0
-        if self.controller.adaptive:
-            step, ratio = self._judge(step, dt)
-        return Taken(self.t, dt, self.y, step, final, t_in, dt_in), ratio
 
     def _judge(self, step: Step, dt: float) -> tuple[Step, float]:
         if self.method.error_needs_f1:
@@ -187,9 +212,9 @@ class Stepper:
         start, end = self.clock
         return (start, end - start) if final else (start, dt)
 
-    def _accept(self, taken: Taken, t_end: float) -> Taken:
+    def _accept(self, taken: Taken, t1: float) -> Taken:
         self.stats.accepted += 1
-        self.t = t_end if taken.final else self.t + taken.dt
+        self.t = t1
         self.y = taken.step.y
         self.settle(taken.step)
         if self.clock is not None:
@@ -213,10 +238,9 @@ class Stepper:
             self._fail(Status.NON_FINITE_FIELD, 0.0, f"f(t0, y0): {locate_non_finite(f0)}.")
 
     @torch.no_grad()
-    def _diagnose_underflow(self, step: Step, ratio: float) -> None:
-        dt = self.dt or 0.0
+    def _diagnose_underflow(self, step: Step, dt: float, ratio: float) -> None:
         seen = f"The largest |y| is {float(self.y.abs().max()):.3g}, the last error was {ratio:.3g} tolerances."
-        if not _is_tame(self.y, self._y0):
+        if not is_tame(self.y, self._y0):
             return self._fail(
                 Status.DIVERGED, dt, f"{seen} Largest at {_position(self.y, int(self.y.abs().argmax()))}."
             )
@@ -323,12 +347,12 @@ def _find_non_finite(problem: Problem, y0: Tensor, y_end: Tensor) -> Failure | N
                 raise RuntimeError("fixed steps cannot fail")
             for k in taken.step.stages:
                 if not bool(torch.isfinite(k).all()):
-                    status = Status.NON_FINITE_FIELD if _is_tame(taken.y, y0) else Status.NON_FINITE_STATE
+                    status = Status.NON_FINITE_FIELD if is_tame(taken.y, y0) else Status.NON_FINITE_STATE
                     return Failure(status, taken.t, taken.dt, f"f: {locate_non_finite(k)}.")
         return Failure(Status.NON_FINITE_STATE, stepper.t, stepper.dt or 0.0, f"y: {locate_non_finite(y_end)}.")
 
 
-def _is_tame(y: Tensor, y0: Tensor) -> bool:
+def is_tame(y: Tensor, y0: Tensor) -> bool:
     """Whether the state has stayed within six orders of magnitude of its start."""
     return float(y.abs().max()) <= 1e6 * (1 + float(y0.abs().max()))
 

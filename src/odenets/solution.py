@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -54,9 +55,10 @@ class SolveError(RuntimeError):
 
     def __init__(self, failure: Failure, stats: "Stats") -> None:
         self.status, self.t, self.dt, self.stats = failure.status, failure.t, failure.dt, stats
+        steps, rejected = (int(torch.as_tensor(count).max()) for count in (stats.steps, stats.rejected))
         super().__init__(
             f"{failure.status.name} at t = {failure.t:.9g} with dt = {failure.dt:.3g}: {failure.status.value}. "
-            f"{failure.detail} ({stats.steps} steps, {stats.rejected} rejected, nfe {stats.nfe})"
+            f"{failure.detail} ({steps} steps, {rejected} rejected, nfe {stats.nfe})"
         )
 
 
@@ -66,15 +68,22 @@ class Stats:
 
     `nfe` evaluations of f in the forward pass; `steps` = `accepted` + `rejected`; `nfe_backward` evaluations of f
     in the backward pass: None before it has run, and with `Direct`, whose backward pass evaluates no f.
+
+    With `per_sample=True`, `accepted`, `rejected` and `steps` are tensors (batch,) of each sample's own counts; an
+    evaluation of f is one call, for all samples together.
     """
 
     nfe: int = 0
-    accepted: int = 0
-    rejected: int = 0
+    accepted: Any = 0
+    rejected: Any = 0
     nfe_backward: int | None = None
 
+    def reset(self) -> None:
+        """Count anew."""
+        self.nfe, self.accepted, self.rejected, self.nfe_backward = 0, 0, 0, None
+
     @property
-    def steps(self) -> int:
+    def steps(self) -> Any:
         return self.accepted + self.rejected
 
 
@@ -88,6 +97,7 @@ class Solution:
         stats: Counts of evaluations and steps.
         status: `Status.SUCCESS`, or what went wrong.
         failure: Where and how it went wrong; None after success.
+        statuses: With `per_sample=True`, the status of each sample.
     """
 
     ts: Tensor
@@ -96,6 +106,7 @@ class Solution:
     status: Status
     failure: Failure | None = None
     interpolant: Callable[[Any], Any] | None = None
+    statuses: tuple[Status, ...] | None = None
 
     def __call__(self, t: Any) -> Any:
         """The state at any time of the solved interval: t a number or a tensor of any shape; (*t.shape, *y0.shape).

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from odenets import traced
 from odenets.adjoint import Adjoint, Checkpointed
 from odenets.controller import PID, Controller, check_pair
 from odenets.interpolate import DenseOutput
 from odenets.loop import Problem, Trajectory
 from odenets.methods import METHODS, ExplicitRungeKutta, Field
-from odenets.solution import Failure, Solution, SolveError, Status
+from odenets.solution import Failure, Solution, SolveError, Stats, Status
 
 
 def solve(
@@ -28,9 +29,11 @@ def solve(
     atol: float | None = None,
     controller: Controller | None = None,
     adjoint: Adjoint = Checkpointed(),  # noqa: B008 — a frozen object
+    per_sample: bool = False,
     dense: bool = False,
     max_steps: int = 16_384,
     on_failure: str = "raise",
+    compile: bool = False,
 ) -> Solution:
     """Solve the Cauchy problem dy/dt = f(t, y, *args), y(t[0]) = y0 (equation (2) of the introduction).
 
@@ -46,10 +49,16 @@ def solve(
         rtol, atol: Tolerances of the default controller, `PID`, whose own defaults hold where they are not given.
         controller: How steps are chosen, instead of `rtol` and `atol`: `PID(...)` or `Fixed(...)`.
         adjoint: How the solve is differentiated: `Checkpointed()`, `Direct()` or `Backsolve()`.
+        per_sample: Give each sample, each entry along the first axis of y, its own steps: an easy sample is not
+            slowed down by a stiff one, and its answer does not change with its neighbours. f then gets t of shape
+            (batch, 1, …, 1), with as many axes as y. See `Stats` and `Solution.statuses`.
         dense: Keep what `solution(t)` needs at any t: s + 1 states a step.
         max_steps: The most steps, rejected ones included.
         on_failure: "raise" a `SolveError`, or return the partial solution with its "status"; ys is NaN from the
             failure on.
+        compile: Compile the whole solve, and its backward pass, once for each shape of y0 without the batch. Other
+            tolerances, times, batch sizes and weights compile nothing anew. Where f cannot be traced, or there is no
+            C++ compiler, one warning says why and the solve runs eagerly.
 
     Returns:
         A `Solution`. `ys` has shape (len(t), *y0.shape), in y0's structure.
@@ -69,7 +78,12 @@ def solve(
         raise TypeError(f"`args` must be a tuple, got {type(args).__name__}: write `args=(value,)`")
     if not callable(getattr(adjoint, "integrate", None)):
         raise TypeError(f"`adjoint` must be an object such as Checkpointed(), got {adjoint!r}")
-    flat, unflatten = _flatten_state(y0)
+    if per_sample:
+        _check_per_sample(controller, adjoint, dense)
+    if compile and (dense or not isinstance(adjoint, Checkpointed)):
+        what = "keeps no dense output: pass the times that are wanted in `t`, or" if dense else f"got {adjoint!r}:"
+        raise TypeError(f"`compile=True` goes with `adjoint=Checkpointed()`; {what} leave `compile` out")
+    flat, unflatten = _flatten_state(y0, per_sample)
     ts, times = _times(t, flat)
     sign = -1.0 if times[-1] < times[0] else 1.0
     problem = Problem(
@@ -84,8 +98,15 @@ def solve(
         max_steps=max_steps,
         dense=dense,
         watched=f,
+        per_sample=per_sample,
+        compile=compile,
+        plain=sign > 0 and unflatten is _same,
+        stats=Stats(),
     )
-    trajectory = adjoint.integrate(problem)
+    if torch.compiler.is_compiling():
+        trajectory = traced.integrate(problem)
+    else:
+        trajectory = adjoint.integrate(problem)
     return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, sign, on_failure)
 
 
@@ -102,13 +123,25 @@ def _solution(
         failure = Failure(failure.status, sign * failure.t, sign * failure.dt, failure.detail)
         if on_failure == "raise":
             raise SolveError(failure, problem.stats)
-        missing = len(problem.times) - len(ys)
+        missing = len(problem.times) - len(ys)  # none with `per_sample`, where the missing states are NaN already
         ys = torch.cat([ys, ys.new_full((missing, *ys.shape[1:]), math.nan)])
     interpolant = None
     if problem.dense and trajectory.dense:
         interpolant = DenseOutput(problem.method, trajectory.dense, sign, unflatten)
     status = Status.SUCCESS if failure is None else failure.status
-    return Solution(ts, unflatten(ys), problem.stats, status, failure, interpolant)
+    return Solution(ts, unflatten(ys), problem.stats, status, failure, interpolant, trajectory.statuses)
+
+
+def _check_per_sample(controller: Controller, adjoint: Adjoint, dense: bool) -> None:
+    if not controller.adaptive:
+        raise TypeError(
+            "`per_sample=True` would be ignored with fixed steps, which are the same for all samples: leave it out, or "
+            "pass `controller=PID(...)`"
+        )
+    if not isinstance(adjoint, Checkpointed):
+        raise TypeError(f"`per_sample=True` goes with `adjoint=Checkpointed()`, got {adjoint!r}")
+    if dense:
+        raise TypeError("`per_sample=True` keeps no dense output: pass the times that are wanted in `t`")
 
 
 def _method(method: str | ExplicitRungeKutta) -> ExplicitRungeKutta:
@@ -135,10 +168,12 @@ def _controller(
     return controller
 
 
-def _flatten_state(y0: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    """The state as one tensor, and the way back for states (..., *shape)."""
+def _flatten_state(y0: Any, per_sample: bool) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """The state as one tensor, and the way back for states (..., *shape); with `per_sample` the batch stays apart."""
     if isinstance(y0, Tensor):
         _check_leaf(y0, "")
+        if per_sample and y0.dim() == 0:
+            raise ValueError("`per_sample=True` needs samples along the first axis of `y0`, which has none")
         return y0, _same
     leaves, spec = pytree.tree_flatten(y0)
     if not leaves:
@@ -150,14 +185,20 @@ def _flatten_state(y0: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
                 f"`y0` must be of one dtype and device, leaf 0 is {leaves[0].dtype} on {leaves[0].device}, "
                 f"leaf {i} is {leaf.dtype} on {leaf.device}"
             )
-    shapes = [leaf.shape for leaf in leaves]
-    sizes = [leaf.numel() for leaf in leaves]
+    if (per_sample and len({(leaf.dim(), leaf.shape[:1]) for leaf in leaves}) > 1) or leaves[0].dim() < int(per_sample):
+        raise ValueError(
+            "`per_sample=True` needs all tensors of `y0` to have as many axes, the first of them the samples; got "
+            f"shapes {', '.join(str(tuple(leaf.shape)) for leaf in leaves)}"
+        )
+    batch = 1 if per_sample else 0  # axes that stay
+    shapes = [leaf.shape[batch:] for leaf in leaves]
+    sizes = [math.prod(shape) for shape in shapes]
 
     def unflatten(y: Tensor) -> Any:
         parts = y.split(sizes, dim=-1)
         return pytree.tree_unflatten([p.reshape((*y.shape[:-1], *s)) for p, s in zip(parts, shapes)], spec)
 
-    return torch.cat([leaf.reshape(-1) for leaf in leaves]), unflatten
+    return torch.cat([leaf.reshape(*leaf.shape[:batch], -1) for leaf in leaves], dim=-1), unflatten
 
 
 def _check_leaf(leaf: Any, where: str) -> None:
@@ -181,11 +222,13 @@ def _field(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], Any
 
     def nested(t: Tensor, y: Tensor) -> Tensor:
         state = unflatten(y)
+        if t.dim() > 0:  # with `per_sample`: as many axes as the tensors of the state have
+            t = t.reshape(-1, *(1,) * (pytree.tree_leaves(state)[0].dim() - 1))
         leaves, spec = pytree.tree_flatten(f(t, state, *args))
         expected = pytree.tree_structure(state)
         if spec != expected:
             raise ValueError(f"`f` must return y's structure {expected}, returned {spec}")
-        return torch.cat([_as_tensor(leaf).reshape(-1) for leaf in leaves])
+        return torch.cat([_as_tensor(leaf).reshape(*y.shape[:-1], -1) for leaf in leaves], dim=-1)
 
     field = forward if unflatten is _same else nested
     if sign > 0:

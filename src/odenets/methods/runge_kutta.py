@@ -7,13 +7,17 @@ Equations I* (1993), chapter II.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Field = Callable[[Tensor, Tensor], Tensor]  # f(t, y): t 0-dimensional in y's real dtype, y and f of one shape
+
+# From ∂L/∂f(t, y): ∂L/∂y and ∂L/∂t (0 where nobody asks); it adds up the gradients to other tensors itself.
+Pull = Callable[[Tensor], tuple[Tensor, Any]]
+Inner = Callable[[Tensor, Tensor], Tensor]  # the real inner product of two states
+Linearize = Callable[[Tensor, Tensor], tuple[Tensor, Pull]]  # f(t, y) and its pullback
 
 
 class Step(NamedTuple):
@@ -59,8 +63,13 @@ class ExplicitRungeKutta:
     c: tuple[float, ...]
     b_error: tuple[float, ...] | None = None
     dense_correction: tuple[float, ...] | None = field(default=None, repr=False)
+    dense: tuple[tuple[float, float, float, float], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._check()
+        object.__setattr__(self, "dense", self._dense())
+
+    def _check(self) -> None:
         s = len(self.b)
         self._require(len(self.a) == len(self.c) == s, "`a`, `b` and `c` must have one entry a stage")
         for i, row in enumerate(self.a):
@@ -82,17 +91,120 @@ class ExplicitRungeKutta:
         return self.b_error is not None
 
     @property
+    def nodes(self) -> tuple[float, ...]:
+        """The s nodes, and 1 for f1."""
+        return (*self.c, 1.0)
+
+    @property
     def error_needs_f1(self) -> bool:
         """Whether the error estimate weighs the derivative at the end of the step."""
         return self.b_error is not None and self.b_error[-1] != 0
 
     def step(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
         """The step from y(t) to y(t + dt); `f0` is f(t, y) where it is known already, else None."""
-        times = stage_times(t, dt, (*self.c, 1.0), y)
+        times = stage_times(t, dt, self.nodes, y)
         stages = [f(times[0], y) if f0 is None else f0]
         for a_i, t_i in zip(self.a[1:], times[1:-1]):
             stages.append(f(t_i, combine(y, dt, a_i, stages)))
         return Step(combine(y, dt, self.b, stages), tuple(stages), times[-1])
+
+    def stage_input(self, i: int, y: Tensor, dt: float | Tensor, stages: Sequence[Tensor]) -> Tensor:
+        """The state at which stage i is f: y + dt Σ_j a_ij k_j; for i = s the end of the step."""
+        weights = self.b if i == len(self.b) else self.a[i]
+        return combine(y, dt, weights, stages[:i]) if any(weights) else y
+
+    def linearize(
+        self,
+        linearize: Linearize,
+        t: float | Tensor,
+        y: Tensor,
+        dt: float | Tensor,
+        *,
+        with_f1: bool,
+        stages: Sequence[Tensor] | None = None,
+    ) -> tuple[list[Tensor], list[Pull]]:
+        """The stages of a step, and for each the pullback of f there; made from `stages` where those are known."""
+        known: list[Tensor] = []
+        pulls: list[Pull] = []
+        times = stage_times(t, dt, self.nodes, y)
+        for i, t_i in enumerate(times if with_f1 else times[:-1]):
+            k, pull = linearize(t_i, self.stage_input(i, y, dt, known))
+            known.append(k if stages is None else stages[i])
+            pulls.append(pull)
+        return known, pulls
+
+    def pullback(
+        self,
+        pulls: Sequence[Pull],
+        y: Tensor,
+        dt: float | Tensor,
+        stages: Sequence[Tensor],
+        cotangent: Tensor,
+        stage_cotangents: Sequence[Tensor] | None = None,
+        inner: Inner | None = None,
+    ) -> tuple[Tensor, Any, Any]:
+        """The step in reverse: ∂L/∂y, and ∂L/∂t and ∂L/∂dt where `inner` is given (else zeros).
+
+        Args:
+            pulls: The pullback of f at each stage, of `linearize`.
+            y, dt, stages: The step.
+            cotangent: ∂L/∂y1.
+            stage_cotangents: ∂L/∂k_i of the s + 1 stages, where outputs inside the step depend on them.
+            inner: The inner product that the gradients to the times are made with.
+
+        Source: the transpose of the tableau, Hager, "Runge–Kutta methods in optimal control and the transformed
+        adjoint system", Numer. Math. 87 (2000).
+        """
+        s = len(self.b)
+        t_bar: Any = 0.0
+        dt_bar: Any = 0.0
+
+        def pull(i: int, k_bar: Tensor) -> Tensor:
+            nonlocal t_bar, dt_bar
+            bar, time_bar = pulls[i](k_bar)
+            if inner is not None:
+                t_bar = t_bar + time_bar
+                dt_bar = dt_bar + self.nodes[i] * time_bar
+                if i < s and any(self.a[i]):
+                    dt_bar = dt_bar + inner(bar, combine(None, 1.0, self.a[i], stages))
+            return bar
+
+        if stage_cotangents is not None:
+            cotangent = cotangent + pull(s, stage_cotangents[s])
+        if inner is not None:
+            dt_bar = dt_bar + inner(cotangent, combine(None, 1.0, self.b, stages))
+        bars: list[Tensor] = []  # ∂L/∂Y_j for the stages j > i, the last first
+        total = cotangent
+        for i in reversed(range(s)):
+            weights = (self.b[i], *(self.a[j][i] for j in reversed(range(i + 1, s))))
+            given = None if stage_cotangents is None else stage_cotangents[i]
+            if given is None and not any(weights):
+                bars.append(torch.zeros_like(y))
+                continue
+            bars.append(pull(i, combine(given, dt, weights, (cotangent, *bars))))
+            total = total + bars[-1]
+        return total, t_bar, dt_bar
+
+    def pull_output(
+        self,
+        dt: float | Tensor,
+        stages: Sequence[Tensor],
+        theta: float | Tensor,
+        cotangent: Tensor,
+        inner: Inner | None = None,
+    ) -> tuple[list[Tensor], Any, Any]:
+        """The interpolation in reverse: ∂L/∂k_i of the s + 1 stages, and ∂L/∂t_out = −∂L/∂t and ∂L/∂dt.
+
+        ∂L/∂y is the cotangent itself. The times' gradients are zeros where `inner` is not given.
+        """
+        weights = self.dense_weights(theta)
+        scales = [dt * w for w in weights]
+        bars = [cotangent * (c.to(cotangent.dtype) if isinstance(c, Tensor) else c) for c in scales]
+        if inner is None:
+            return bars, 0.0, 0.0
+        rise = inner(cotangent, combine(None, 1.0, self.dense_slopes(theta), stages))
+        level = inner(cotangent, combine(None, 1.0, weights, stages))
+        return bars, rise, level - theta * rise
 
     def error(self, dt: float | Tensor, stages: Sequence[Tensor]) -> Tensor:
         """The estimate of the step's local error, of y's shape; `stages` with f1 at its end."""
@@ -108,8 +220,11 @@ class ExplicitRungeKutta:
         """b_i(θ), the weights of the continuous extension y(t + θ dt) = y + dt Σ_i b_i(θ) k_i."""
         return [_horner(row, theta) for row in self.dense]
 
-    @cached_property
-    def dense(self) -> tuple[tuple[float, float, float, float], ...]:
+    def dense_slopes(self, theta: float | Tensor) -> list:
+        """db_i/dθ: y'(t + θ dt) = Σ_i b_i'(θ) k_i on the continuous extension."""
+        return [c1 + theta * (2 * c2 + theta * (3 * c3 + theta * 4 * c4)) for c1, c2, c3, c4 in self.dense]
+
+    def _dense(self) -> tuple[tuple[float, float, float, float], ...]:
         """The coefficients of θ, θ², θ³, θ⁴ in b_i(θ): s + 1 rows.
 
         Cubic Hermite interpolation through y, k_1, y1 and f1 (Hairer, Nørsett and Wanner, II.6), rewritten in
@@ -126,49 +241,53 @@ class ExplicitRungeKutta:
 
 
 def stage_times(t: float | Tensor, dt: float | Tensor, nodes: Sequence[float], y: Tensor) -> Sequence[Tensor]:
-    """t + c dt for each node c, as 0-dimensional tensors in y's real dtype; sums are made in float64."""
+    """t + c dt for each node c, in y's real dtype; sums are made in float64. 0-dimensional, or of t's shape."""
     dtype = y.dtype.to_real() if y.dtype.is_complex else y.dtype
     if isinstance(t, float) and isinstance(dt, float):
         # One tensor for all stages: one copy to the device a step instead of one a stage.
         return torch.tensor([t + c * dt for c in nodes], dtype=dtype, device=y.device).unbind()
-    time_dtype = t.dtype if isinstance(t, Tensor) else torch.float64
-    times = t + torch.tensor(nodes, dtype=time_dtype, device=y.device) * dt  # (stages,)
-    return times.to(dtype).unbind()
+    at = {c: torch.as_tensor(t + c * dt).to(dtype) for c in set(nodes)}
+    return [at[c] for c in nodes]
 
 
 def combine(
     y: Tensor | None, dt: float | Tensor, weights: Sequence[float | Tensor], stages: Sequence[Tensor]
 ) -> Tensor:
     """y + dt Σ_i w_i k_i (without y: dt Σ_i w_i k_i); a weight that is the number 0 costs nothing."""
-    scales = [dt * w for w in weights]
-    if any(isinstance(scale, Tensor) for scale in scales):
-        return _combine_tensors(y, scales, stages)
+    if isinstance(dt, Tensor) or any(isinstance(w, Tensor) for w in weights):
+        return _combine_tensors(y, dt, weights, stages)
     total = None  # a tensor of our own, so that all but the first sum can be made in place
-    for scale, k in zip(scales, stages):
+    for w, k in zip(weights, stages):
+        scale: Any = dt * w  # a number, as checked above
         if scale == 0:
             continue
         if total is not None:
-            total.add_(k, alpha=scale)  # pyright: ignore[reportArgumentType] (no tensor, as checked above)
+            total.add_(k, alpha=scale)
         elif y is None:
             total = k * scale
         else:
-            total = torch.add(y, k, alpha=scale)  # pyright: ignore[reportArgumentType]
+            total = torch.add(y, k, alpha=scale)
     total = y if total is None else total
     if total is None:
         raise ValueError("`weights` are all zero and there is no `y`")
     return total
 
 
-def _combine_tensors(y: Tensor | None, scales: Sequence[float | Tensor], stages: Sequence[Tensor]) -> Tensor:
-    """y + Σ_i s_i k_i where gradients flow through the scales."""
-    total = y
-    for scale, k in zip(scales, stages):
-        if isinstance(scale, Tensor) or scale != 0:
-            term = (scale.to(k.dtype) if isinstance(scale, Tensor) else scale) * k
+def _combine_tensors(
+    y: Tensor | None, dt: float | Tensor, weights: Sequence[float | Tensor], stages: Sequence[Tensor]
+) -> Tensor:
+    """y + dt Σ_i w_i k_i where dt or a weight is a tensor: differentiable, and one fused loop when compiled."""
+    total = None
+    for w, k in zip(weights, stages):
+        if isinstance(w, Tensor) or w != 0:
+            term = k * (w.to(k.dtype) if isinstance(w, Tensor) else w)
             total = term if total is None else total + term
     if total is None:
-        raise ValueError("`weights` are all zero and there is no `y`")
-    return total
+        if y is None:
+            raise ValueError("`weights` are all zero and there is no `y`")
+        return y
+    total = total * (dt.to(total.dtype) if isinstance(dt, Tensor) else dt)
+    return total if y is None else y + total
 
 
 def _horner(row: tuple[float, ...], theta: float | Tensor) -> float | Tensor:

@@ -1,0 +1,371 @@
+"""`compile=True`: f is traced once into a graph, and the loops around it are compiled, forward and backward.
+
+Tracing f finds every tensor that it reaches, and guards every Python value that it depends on, so each of the tensors
+gets its gradient and a change of the others traces anew. The loops (`odenets.march`) are then compiled around the
+graph as `while` loops in C++: no Python runs between steps.
+"""
+
+import contextlib
+import copy
+import functools
+import itertools
+import threading
+import types
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch._inductor
+from torch import Tensor
+from torch._dynamo.exc import TensorifyScalarRestartAnalysis, TorchDynamoException
+from torch._dynamo.source import ConstantSource
+from torch._higher_order_ops.while_loop import while_loop_op
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from odenets.loop import CountedField, Problem
+from odenets.march import CLOCK, NUMBERS, Buffers, Plan, arranged, arranged_field, backward, forward, time_shape
+from odenets.methods import Field
+from odenets.solution import Stats
+
+# Where the compiler chooses how to accumulate a sum by its length: a matter of accuracy, not of what is computed.
+_MATTERS_NOT = "need_use_acc_helper"
+_MOST_VARIANTS = 64  # of one f: dtypes, training or not, shapes without the batch
+
+
+class NotCompiled(Exception):
+    """f, or this machine, cannot be compiled; the text says why."""
+
+
+@dataclass
+class Graph:
+    """f as a graph of tensor operations, and the loops that have been compiled around it."""
+
+    module: GraphModule
+    inputs: list[Any]  # the fake inputs: tensors, and sizes that may change
+    t: int  # which of them is t
+    y: int
+    traced: int = 0  # how many assumptions the tracer made, which it checks itself
+    programs: dict[Any, tuple[Callable[..., Any], Any]] = field(default_factory=dict)
+    checked: dict[Any, bool] = field(default_factory=dict)
+
+    @functools.cached_property
+    def rest(self) -> list[int]:
+        """The inputs but t and y: tensors first, then sizes."""
+        others = [i for i in range(len(self.inputs)) if i not in (self.t, self.y)]
+        return sorted(others, key=lambda i: not isinstance(self.inputs[i], Tensor))
+
+    def fits(self, inputs: Sequence[Any]) -> bool:
+        """Whether the loops compiled so far hold for these sizes: the compiler may have assumed something of them."""
+        guards = self.environment.guards[self.traced :]
+        key = (len(guards), *(value for value in inputs if isinstance(value, int)))
+        if key not in self.checked:
+            assumed = [guard.expr for guard in guards if _MATTERS_NOT not in str(guard.sloc)]
+            sizes = {fake.node.expr: value for fake, value in zip(self.inputs, inputs) if isinstance(value, int)}
+            self.checked[key] = all(expr.subs(sizes) in (True,) for expr in assumed)
+        return self.checked[key]
+
+    @property
+    def environment(self) -> ShapeEnv:
+        if self.mode.shape_env is None:
+            raise RuntimeError("the tracer left no shape environment")
+        return self.mode.shape_env
+
+    @property
+    def mode(self) -> FakeTensorMode:
+        return self.inputs[self.y].fake_mode
+
+    def bind(self, rest: Sequence[Any]) -> Field:
+        """f, computing with these for `rest`."""
+        inputs: list[Any] = [None] * len(self.inputs)
+        for i, value in zip(self.rest, rest):
+            inputs[i] = value
+
+        def f(t: Tensor, y: Tensor) -> Tensor:
+            inputs[self.t], inputs[self.y] = t, y
+            return self.module(*inputs)[0]
+
+        return CountedField(f, Stats())  # whose checks of shape and dtype run while tracing
+
+
+class Compiled:
+    """The loops around one graph, with the tensors that f reaches now: an `Engine` of `odenets.chunks`."""
+
+    def __init__(self, graph: Graph, inputs: Sequence[Any]) -> None:
+        values = [inputs[i] for i in graph.rest]
+        self.graph = graph
+        self.tensors = [v for v in values if isinstance(v, Tensor)]
+        self.sizes = [v for v in values if not isinstance(v, Tensor)]
+        self.wanted = [i for i, v in enumerate(self.tensors) if v.requires_grad]
+
+    def forward(self, plan: Plan) -> Callable[..., Sequence[Tensor]]:
+        return self._program(plan, ("forward",), self._forward_example, functools.partial(forward, plan, _while))
+
+    def backward(self, plan: Plan) -> Callable[..., Sequence[Tensor]]:
+        function = functools.partial(backward, plan, _while)
+        return self._program(
+            plan,
+            ("backward", *self.wanted),
+            self._backward_example,
+            lambda bind, *arguments: function(bind, _vjp, self.wanted, *arguments),
+        )
+
+    def _program(self, plan: Plan, key: tuple, example: Callable[[Plan], list], function: Callable) -> Callable:
+        controller = plan.controller
+        tunable = getattr(controller, "tunable", ())
+        fixed = tuple((k, v) for k, v in vars(controller).items() if k not in tunable)
+        if not controller.adaptive or getattr(controller, "dt0", None) is not None:
+            fixed = (("given", True),)  # the size of the (first) step is an input
+        key = (*key, id(plan.method), type(controller), fixed)
+        key = (*key, plan.per_sample, plan.keep, plan.outputs, plan.stages, plan.timed, plan.batch_last)
+        if key not in self.graph.programs:
+            bind = arranged_field(plan, self.graph.bind)
+            program = _compile(self.graph, functools.partial(function, bind), example(plan))
+            self.graph.programs[key] = (program, plan.method)  # holding the method keeps its id its own
+        return functools.partial(_run, self.graph.programs[key][0], self.sizes)
+
+    def _forward_example(self, plan: Plan) -> list[Any]:
+        make = _Fakes(self.graph, plan)
+        state = make.state
+        optional = (*((state(),) if plan.carries_f0 else ()), *((make.ys(),) if plan.outputs else ()))
+        return [make.numbers(), make.times(), make.clock(), state(), *optional, *make.buffers(), *make.rest()]
+
+    def _backward_example(self, plan: Plan) -> list[Any]:
+        make = _Fakes(self.graph, plan)
+        rows = make.constant(torch.zeros(1, dtype=torch.int64))
+        outputs = (make.ys(),) if plan.outputs else ()
+        clock = make.clock(rows=3)
+        return [rows, make.times(), clock, make.state(), *outputs, *make.buffers(), *make.rest()]
+
+
+class _Fakes:
+    """Tensors without contents, of the shapes that a loop gets."""
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        self.graph, self.plan = graph, plan
+        self.mode = graph.mode
+        with self.mode, torch.no_grad():
+            self.y: Tensor = arranged(plan, graph.inputs[graph.y].detach())
+
+    def constant(self, x: Tensor) -> Tensor:
+        return self.mode.from_tensor(x.to(self.y.device), static_shapes=True)
+
+    def state(self) -> Tensor:
+        with self.mode:
+            return torch.empty(self.y.shape, dtype=self.y.dtype, device=self.y.device)
+
+    def numbers(self) -> Tensor:
+        count = NUMBERS + len(getattr(self.plan.controller, "tunable", ()))
+        return self.constant(torch.zeros(count, dtype=torch.float64))
+
+    def clock(self, rows: int = 0) -> Tensor:
+        rows = rows or CLOCK + len(self.plan.controller.start)
+        with self.mode:
+            shape = (rows, *time_shape(self.plan, self.y))
+            return torch.empty(shape, dtype=torch.float64, device=self.y.device)
+
+    def times(self) -> Tensor:
+        if not self.plan.outputs:
+            return self.constant(torch.zeros(1, dtype=torch.float64))
+        with self.mode:
+            return torch.empty(self._size("times"), dtype=torch.float64, device=self.y.device)
+
+    def ys(self) -> Tensor:
+        with self.mode:
+            return torch.empty((self._size("times"), *self.y.shape), dtype=self.y.dtype, device=self.y.device)
+
+    def buffers(self) -> tuple[Tensor, ...]:
+        if not self.plan.buffered:
+            return ()
+        with self.mode:
+            return Buffers.empty(self.plan, self.y, self._size("capacity")).tensors
+
+    def rest(self) -> list[Any]:
+        return [
+            self.graph.inputs[i].detach() if isinstance(self.graph.inputs[i], Tensor) else self.graph.inputs[i]
+            for i in self.graph.rest
+        ]
+
+    @functools.lru_cache  # noqa: B019 — lives as long as this object, which is short
+    def _size(self, name: str) -> Any:
+        """A size that may change from call to call."""
+        environment = self.graph.environment
+        source = ConstantSource(f"odenets_{name}_{len(self.graph.programs)}")
+        symbol = environment.create_symbol(37, source, dynamic_dim=DimDynamic.DYNAMIC)
+        return environment.create_symintnode(symbol, hint=37, source=source)
+
+
+_FEW = 4096  # multiplications: below, a matrix product is faster as loops that fuse with their neighbours
+
+
+def _small_mm(a: Tensor, b: Tensor) -> Tensor:
+    if _hint(a.shape[0]) * _hint(a.shape[1]) * _hint(b.shape[1]) > _FEW:
+        return NotImplemented
+    return (a.unsqueeze(2) * b.unsqueeze(0)).sum(1)
+
+
+def _small_addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    product = _small_mm(a, b)
+    if product is NotImplemented or beta != 1 or alpha != 1:
+        return NotImplemented
+    return c + product
+
+
+def _hint(size: Any) -> int:
+    return size if isinstance(size, int) else size.node.hint
+
+
+_SMALL_PRODUCTS = {torch.ops.aten.mm.default: _small_mm, torch.ops.aten.addmm.default: _small_addmm}
+
+
+def _compile(graph: Graph, function: Callable[..., Any], example: list[Any]) -> Callable[..., Any]:
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's compiler uses what PyTorch deprecates
+            with graph.mode:
+                module = make_fx(function, decomposition_table=_SMALL_PRODUCTS)(*example)
+            for node in module.graph.nodes:
+                if node.op == "placeholder":
+                    node.meta.pop("val", None)  # the compiler takes the example instead, which knows its sizes
+            with contextlib.suppress(TensorifyScalarRestartAnalysis):
+                return torch._inductor.compile(copy.copy(module), example, options=dict(_OPTIONS))  # pyright: ignore
+            # Numbers among the inputs made the compiler start over; this time it leaves them as they are.
+            return torch._inductor.compile(module, example, options=dict(_OPTIONS))  # pyright: ignore
+    except Exception as error:  # whatever a compiler can run into; the caller says it and goes on eagerly
+        raise NotCompiled(_reason(error)) from error
+
+
+_OPTIONS = {
+    "cpp_wrapper": True,
+    # Lets the on-disk cache keep loops: their bodies are part of the graph that it is keyed by.
+    "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.while_loop": "1"},
+}
+
+
+def _run(program: Callable[..., Any], sizes: Sequence[int], *arguments: Tensor) -> Sequence[Tensor]:
+    return program(*arguments, *sizes)
+
+
+def _while(condition: Any, body: Any, carry: tuple, constants: tuple, mutated: Sequence[int]) -> Any:
+    indices = ",".join(str(len(carry) + i) for i in mutated)
+    return while_loop_op(condition, body, tuple(carry), tuple(constants), mutated_arg_indices=indices)
+
+
+def _vjp(bind: Any, rest: Sequence[Any], wanted: Sequence[int], t: Tensor, y: Tensor) -> Any:
+    def f(t: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+        values = list(rest)
+        for i, tensor in zip(wanted, tensors):
+            values[i] = tensor
+        return bind(values)(t, y)
+
+    out, pull, *_ = torch.func.vjp(f, t, y, *(rest[i] for i in wanted))
+    return out, pull
+
+
+# Tracing. Each f has a region of its own for its variants, shared by all modules of a class and by all functions made
+# by one piece of code; the guards of the tracer tell them apart.
+
+
+def capture(problem: Problem) -> Compiled:
+    """f as a graph, traced or found.
+
+    Raises:
+        NotCompiled: If f cannot be traced; the text is the tracer's reason.
+    """
+    y = problem.y0.detach()
+    real = y.dtype.to_real() if y.dtype.is_complex else y.dtype
+    t = torch.zeros((y.shape[0], *(1,) * (y.dim() - 1)) if problem.per_sample else (), dtype=real, device=y.device)
+    for tensor in (y, t, *problem.args):
+        if isinstance(tensor, Tensor) and tensor.dim() and y.dim() and tensor.shape[0] == y.shape[0] > 1:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    f, args = (problem.watched, problem.args) if problem.plain else (problem.f, ())
+    for attempt in itertools.count():
+        _captured.calls = []
+        try:
+            with torch.no_grad():
+                _region(problem.watched, attempt)(f, t, y, args)
+        except TorchDynamoException as error:
+            raise NotCompiled(_reason(error)) from error
+        graph, inputs = _captured.calls.pop()
+        if graph.fits(inputs):
+            return Compiled(graph, inputs)
+    raise RuntimeError("no end of attempts")
+
+
+_captured = threading.local()
+_regions: "weakref.WeakKeyDictionary[Any, list[Callable[..., Any]]]" = weakref.WeakKeyDictionary()
+
+
+def _region(f: Any, attempt: int) -> Callable[..., Any]:
+    regions = _regions.setdefault(_identity(f), [])
+    if attempt == len(regions):
+        traced = torch.compile(  # pyright: ignore[reportCallIssue]
+            _evaluate,
+            backend=_backend,
+            fullgraph=True,
+            dynamic=False,  # but for the batch, see `capture`
+            isolate_recompiles=True,
+            recompile_limit=_MOST_VARIANTS,
+        )
+        regions.append(traced)
+    return regions[attempt]
+
+
+def _identity(f: Any) -> Any:
+    """What tells one f from another: its class, or its code."""
+    while isinstance(f, functools.partial | types.MethodType):
+        f = f.func if isinstance(f, functools.partial) else f.__func__
+    return f.__code__ if isinstance(f, types.FunctionType) else type(f)
+
+
+def _evaluate(f: Callable[..., Tensor], t: Tensor, y: Tensor, args: tuple) -> tuple[Tensor, ...]:
+    return f(t, y, *args), t.clone(), y.clone()  # the clones make t and y inputs of the graph in any case
+
+
+def _backend(module: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    names = [node.meta["grapharg"].source.name for node in placeholders]
+    inputs = [node.meta["example_value"] for node in placeholders]
+    graph = Graph(module, inputs, names.index("L['t']"), names.index("L['y']"))
+
+    def called(*inputs: Any) -> tuple[Any, ...]:
+        graph.traced = graph.traced if graph.programs else len(graph.environment.guards)
+        _captured.calls.append((graph, inputs))
+        return (inputs[graph.y], inputs[graph.t], inputs[graph.y])
+
+    return called
+
+
+def _reason(error: BaseException) -> str:
+    """The first lines of an error of the tracer or the compiler, without its advice to developers."""
+    text = str(error).strip().split("\n\n")[0]
+    return " ".join(line.strip() for line in text.splitlines()[:6])[:600] or type(error).__name__
+
+
+# Failing to compile.
+
+_told: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+def cannot(f: Any) -> bool:
+    """Whether compiling this f has failed before."""
+    return _identity(f) in _told
+
+
+@contextlib.contextmanager
+def or_eagerly(problem: Problem) -> Iterator[None]:
+    """Turn a failure to compile into one warning; the caller goes on eagerly."""
+    try:
+        yield
+    except NotCompiled as error:
+        _told.add(_identity(problem.watched))
+        warnings.warn(
+            f"`compile=True`: `f` could not be compiled, so this solve and all later ones of this `f` run eagerly. "
+            f"The reason: {error}",
+            stacklevel=6,
+        )

@@ -1,0 +1,543 @@
+"""The loop in tensors, and its reverse: time, step size and every decision are tensors, so no host is needed.
+
+Two engines run it: Python's `while` (a step size for each sample, in eager mode) and one compiled loop
+(`compile=True`). Nothing here knows which. The state is y; everything that belongs to time has the shape S: () with
+one step size for the batch, (batch, 1, …, 1) with a step size for each sample.
+
+A run goes in chunks of as many accepted steps as the buffers have room for; so the number of steps is no constant of
+a compiled loop. The pieces of a chunk: `forward` marches until the buffers are full or the end is reached,
+then reads the outputs off the continuous extension; `backward` undoes the steps from the last to the first.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from odenets.controller import Controller, FirstStep, Number, rms
+from odenets.loop import conclude, cut
+from odenets.methods import ExplicitRungeKutta, Field
+
+# while_(condition, body, carry, constants, mutated): the carry after the loop; `mutated` are the indices of those
+# constants that the body writes into. Every loop here makes at least one round, harmless if there was nothing to do:
+# a compiled loop without a round returns memory that the compiler takes to be free.
+While = Callable[..., tuple[Tensor, ...]]
+Bind = Callable[[Sequence[Tensor]], Field]  # f, computing with these tensors
+# vjp(f, wanted, t, y): f(t, y), and its pullback to (t, y, *wanted tensors)
+Vjp = Callable[..., tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fixed in a compiled loop."""
+
+    method: ExplicitRungeKutta
+    controller: Controller  # its tunable numbers are inputs of the loop
+    per_sample: bool
+    keep: bool  # keep the steps for a backward pass
+    outputs: bool  # states are wanted between the first and the last time
+    stages: bool  # keep the stages, so that the backward pass need not make them again
+    timed: bool  # gradients to the times are wanted
+    batch_last: bool = False  # the samples lie along the last axis of y, so that small states make long loops
+
+    @property
+    def carries_f0(self) -> bool:
+        return self.controller.adaptive or self.outputs
+
+    @property
+    def buffered(self) -> bool:
+        return self.keep or self.outputs
+
+    @property
+    def chooses_first_step(self) -> bool:
+        return self.controller.adaptive and getattr(self.controller, "dt0", None) is None
+
+    @property
+    def nfe_start(self) -> int:
+        """Evaluations of f at the start of a chunk."""
+        return int(self.carries_f0) + int(self.chooses_first_step)
+
+    @property
+    def nfe_step(self) -> int:
+        """Evaluations of f in each step that is tried."""
+        return len(self.method.b)  # f1 in place of the first stage, where that is carried
+
+    @property
+    def nfe_undo(self) -> int:
+        """Evaluations of f in each step that is undone."""
+        return len(self.method.b) + int(self.outputs)
+
+
+class Buffers(NamedTuple):
+    """What a chunk writes: for each accepted step its times, state and stages, one row a tensor."""
+
+    times: Tensor  # (capacity · 4, *S): t, dt (0 for a sample that took no step), t + dt, whether the step was final
+    y: Tensor  # (capacity, *y.shape)
+    stages: Tensor | None  # (capacity · (s + 1), *y.shape)
+
+    @staticmethod
+    def empty(plan: Plan, y: Tensor, capacity: int) -> "Buffers":
+        times = torch.empty((capacity * 4, *time_shape(plan, y)), dtype=torch.float64, device=y.device)
+        if plan.outputs:
+            times.fill_(math.inf)  # of rows that are not written yet: no output lies before their end
+        stages = y.new_empty((capacity * (len(plan.method.b) + 1), *y.shape)) if plan.stages else None
+        return Buffers(times, y.new_empty((capacity, *y.shape)), stages)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self[:2] if self.stages is None else self  # pyright: ignore[reportReturnType]
+
+    def write(self, row: Tensor, times: Sequence[Tensor], y: Tensor, stages: Sequence[Tensor]) -> None:
+        """Row `row`; a step that is not accepted is overwritten by the next."""
+        self.y.index_copy_(0, row.reshape(1), y[None])
+        for buffer, values in ((self.times, times), (self.stages, stages)):
+            for i, value in enumerate(values if buffer is not None else ()):
+                buffer.index_copy_(0, (row * len(values) + i).reshape(1), value[None])  # pyright: ignore
+
+    def ends(self) -> Tensor:
+        """t + dt of all steps, (capacity, *S)."""
+        return self.times.reshape(-1, 4, *self.times.shape[1:])[:, 2]
+
+    def read(self, row: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor] | None]:
+        """The times, the state and the stages of a row, or of each sample's own row."""
+        stages = None if self.stages is None else _rows(self.stages, row, self.stages.shape[0] // self.y.shape[0])
+        return _rows(self.times, row, 4), _at(self.y, row), stages
+
+
+def _rows(buffer: Tensor, row: Tensor, count: Any) -> list[Tensor]:
+    return [_at(buffer, row * count + i) for i in range(count)]
+
+
+NUMBERS = 6  # t0, end, …: see `forward`
+CLOCK = 6  # t, dt, accepted, rejected, next output, size of y0; then the controller's memory
+
+
+class Now(NamedTuple):
+    """Where a solve stands: what a step changes. Of shape S, but for the last four."""
+
+    t: Tensor
+    dt: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    memory: tuple[Tensor, ...]
+    row: Tensor  # the next row of the buffers
+    tried: Tensor  # steps tried in this chunk
+    y: Tensor
+    f0: Tensor | None
+
+    @property
+    def flat(self) -> tuple[Tensor, ...]:
+        return (*self[:4], *self.memory, *self[5:8], *_present(self.f0))
+
+    @staticmethod
+    def of(plan: Plan, items: Sequence[Tensor]) -> "Now":
+        m = 4 + len(plan.controller.start)
+        t, dt, accepted, rejected, *_ = items
+        row, tried, y = items[m : m + 3]
+        f0 = items[m + 3] if plan.carries_f0 else None
+        return Now(t, dt, accepted, rejected, tuple(items[4:m]), row, tried, y, f0)
+
+    def alive(self, numbers: Tensor) -> Tensor:
+        """Which samples have not reached the end, still have steps left, and are not stuck."""
+        return (self.t < numbers[1]) & (self.dt > 0) & (self.accepted + self.rejected < numbers[2])
+
+
+def time_shape(plan: Plan, y: Tensor) -> tuple[int, ...]:
+    """S."""
+    ones = (1,) * (y.dim() - 1)
+    return () if not plan.per_sample else (*ones, y.shape[-1]) if plan.batch_last else (y.shape[0], *ones)
+
+
+def _within(plan: Plan, y: Tensor) -> tuple[int, ...]:
+    """The axes within a sample."""
+    return tuple(range(y.dim() - 1)) if plan.batch_last else tuple(range(1, y.dim()))
+
+
+def norm_of(plan: Plan) -> Callable[[Tensor], Tensor]:
+    """The norm in which the error is measured, of shape S, in float64."""
+    if not plan.per_sample:
+        return lambda x: rms(x).double()
+    return lambda x: rms(x, dims=_within(plan, x)).double()
+
+
+def arranged(plan: Plan, y: Tensor, axis: int = 0) -> Tensor:
+    """A state with the samples along `axis`, as the loops take it."""
+    return y.movedim(axis, -1).contiguous() if plan.batch_last else y
+
+
+def restored(plan: Plan, y: Tensor, axis: int = 0) -> Tensor:
+    """`arranged`, undone."""
+    return y.movedim(-1, axis) if plan.batch_last else y
+
+
+def arranged_field(plan: Plan, bind: Bind) -> Bind:
+    """f of arranged states."""
+    if not plan.batch_last:
+        return bind
+
+    def bind_arranged(tensors: Sequence[Tensor]) -> Field:
+        f = bind(tensors)
+        return lambda t, y: f(t.movedim(-1, 0), y.movedim(-1, 0)).movedim(0, -1).contiguous()
+
+    return bind_arranged
+
+
+def forward(
+    plan: Plan, while_: While, bind: Bind, numbers: Tensor, times: Tensor, clock: Tensor, y: Tensor, *rest: Tensor
+) -> tuple[Tensor, ...]:
+    """A chunk of the solve.
+
+    Args:
+        numbers: t0, end, max_steps, the first step (where it is given), whether this is the first chunk, the number
+            of outputs at t0, then the controller's tunable numbers.
+        times: (T,) in float64.
+        clock: (CLOCK + memory, *S) from the chunk before.
+        y: The state.
+        rest: f0 (where it is carried), ys to write into (where there are outputs), the buffers (where there are
+            any), the tensors that f reaches.
+
+    Returns:
+        A report for the host: (accepted steps in the buffers, whether samples are still on their way, steps tried,
+        the beginning of the clock where there is one for the batch); then the clock, the state, and f0 where it is
+        carried.
+    """
+    f0, ys, buffers, tensors = _parts(plan, rest)
+    clock, f0 = _begin(plan, bind(tensors), numbers, clock, y, f0)
+    zero = torch.zeros((), dtype=torch.int64, device=y.device)
+    t, dt, accepted, rejected, output, size, *memory = (x.clone() for x in clock.unbind())
+    start = Now(t, dt, accepted, rejected, tuple(memory), zero, zero.clone(), y.clone(), f0)
+    shared = (numbers, *_tensors(buffers), *tensors)
+
+    def here(arguments: Sequence[Tensor]) -> tuple[Now, Tensor, Buffers | None, Sequence[Tensor]]:
+        numbers, *inner = arguments[len(start.flat) :]
+        return Now.of(plan, arguments), numbers, *_split_buffers(plan, inner)
+
+    def condition(*arguments: Tensor) -> Tensor:
+        now, numbers, buffers, _ = here(arguments)
+        going = now.alive(numbers).any()
+        going = going if buffers is None else going & (now.row < buffers.y.shape[0])
+        return going | (now.tried == 0)  # see `While`
+
+    def body(*arguments: Tensor) -> tuple[Tensor, ...]:
+        now, numbers, buffers, tensors = here(arguments)
+        return _advance(plan, bind(tensors), numbers, buffers, now).flat
+
+    written = tuple(range(1, 1 + len(_tensors(buffers))))
+    end = Now.of(plan, while_(condition, body, start.flat, shared, written))
+    if ys is not None and buffers is not None:
+        output = _read_outputs(plan, while_, times, end.t, output, ys, buffers)
+    clock = torch.stack([end.t, end.dt, end.accepted, end.rejected, output, size, *end.memory])
+    report = torch.stack([x.double() for x in (end.row, end.alive(numbers).any(), end.tried)])
+    if not plan.per_sample:
+        report = torch.cat([report, clock[:CLOCK]])
+    return report, clock, end.y, *_present(end.f0)
+
+
+def _parts(plan: Plan, rest: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None, Buffers | None, Sequence[Tensor]]:
+    """f0, ys, the buffers and the tensors that f reaches."""
+    items = list(rest)
+    f0 = items.pop(0) if plan.carries_f0 else None
+    ys = items.pop(0) if plan.outputs else None
+    return f0, ys, *_split_buffers(plan, items)
+
+
+def _split_buffers(plan: Plan, items: Sequence[Tensor]) -> tuple[Buffers | None, Sequence[Tensor]]:
+    if not plan.buffered:
+        return None, tuple(items)
+    count = 3 if plan.stages else 2
+    return Buffers(items[0], items[1], items[2] if plan.stages else None), tuple(items[count:])
+
+
+def _tensors(buffers: Buffers | None) -> tuple[Tensor, ...]:
+    return () if buffers is None else buffers.tensors
+
+
+def _begin(
+    plan: Plan, f: Field, numbers: Tensor, clock: Tensor, y: Tensor, f0: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The clock and f0 at the start of the solve, or those of the chunk before."""
+    t0, t_end, _, dt, first, output = numbers[:NUMBERS].unbind()
+    shape = time_shape(plan, y)
+    fresh = first > 0
+    t0, dt, output = (x.expand(shape) if shape else x for x in (t0, dt, output))
+    begun = f0
+    size = torch.zeros_like(t0)
+    controller = tuned(plan.controller, numbers)
+    if f0 is not None:
+        begun = f(t0.to(_real(y)), y)
+    if plan.chooses_first_step and begun is not None:
+        step: FirstStep = controller.first_step(
+            f, y, begun, t0, t_end, plan.method.order, norm_of(plan), lambda x: x.unbind()
+        )
+        dt, size = step.dt.detach(), step.size.detach()  # constants to the gradient
+    zero = torch.zeros_like(t0)
+    memory = [zero + value for value in controller.start]
+    start = torch.stack([t0 + zero, dt + zero, zero, zero, output + zero, size + zero, *memory])
+    chosen = None if f0 is None or begun is None else torch.where(fresh, begun, f0)
+    return torch.where(fresh, start, clock), chosen
+
+
+def _advance(plan: Plan, f: Field, numbers: Tensor, buffers: Buffers | None, now: Now) -> Now:
+    """Try a step, judge it, write it down."""
+    controller, t_end = tuned(plan.controller, numbers), numbers[1]
+    alive = now.alive(numbers)
+    final, dt = cut(now.t, now.dt, t_end)
+    dt = torch.where(alive, dt, 0.0)
+    step = plan.method.step(f, now.t, now.y, dt, now.f0)
+    if plan.carries_f0:
+        step = step.with_f1(f)
+    ratio: Number = torch.zeros_like(now.t)
+    if controller.adaptive:
+        error = plan.method.error(dt, [k.detach() for k in step.stages])  # step sizes are constants to the gradient
+        ratio = controller.error_ratio(now.y.detach(), step.y.detach(), error, norm_of(plan))
+    accept, t1, dt_next, memory = conclude(
+        controller, plan.method.order, ratio, now.dt, dt, final, now.t, t_end, now.memory
+    )
+    accept = accept & alive
+    t1 = torch.where(accept, t1, now.t)
+    if buffers is not None:
+        stages = step.stages if step.complete else (*step.stages, torch.zeros_like(now.y))
+        buffers.write(now.row, (now.t, torch.where(accept, dt, 0.0), t1, final.to(t1.dtype)), now.y, stages)
+    return Now(
+        t1,
+        torch.where(alive, dt_next, now.dt),
+        now.accepted + accept,
+        now.rejected + (alive & ~accept),
+        tuple(torch.where(alive, new, old) for new, old in zip(memory, now.memory)),
+        now.row + accept.any(),
+        now.tried + 1,
+        torch.where(accept, step.y, now.y),
+        None if now.f0 is None else torch.where(accept, step.stages[-1], now.f0),
+    )
+
+
+def _read_outputs(
+    plan: Plan, while_: While, times: Tensor, t: Tensor, output: Tensor, ys: Tensor, buffers: Buffers
+) -> Tensor:
+    """Write the states between the first and the last time that this chunk has passed; the next output."""
+    most = times.shape[0] - 1  # the last output is the state at the end itself
+
+    def condition(output: Tensor, rounds: Tensor, t: Tensor, times: Tensor, *_: Tensor) -> Tensor:
+        return _pending(output, t, times, most).any() | (rounds == 0)
+
+    def body(output: Tensor, rounds: Tensor, t: Tensor, times: Tensor, ys: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+        pending, here = _pending(output, t, times, most), Buffers(*kept)
+        index = output.clamp(max=most)
+        t_out = _entry(times, index)
+        row = (here.ends() < t_out).sum(0).clamp(max=here.y.shape[0] - 1)  # the first step that ends at or after t_out
+        (start, dt, _, _), y, stages = here.read(row)
+        theta = (t_out - start) / torch.where(dt > 0, dt, 1.0)
+        states = plan.method.interpolate(y, dt, stages or (), theta)
+        states = torch.where(pending, states, _at(ys, index))
+        if plan.per_sample:
+            ys.scatter_(0, index.expand(states.shape)[None], states[None])
+        else:
+            ys.index_copy_(0, index.reshape(1), states[None])
+        return output + pending, rounds + 1
+
+    rounds = torch.zeros((), dtype=torch.int64, device=output.device)
+    carry = (output.to(torch.int64), rounds)
+    return while_(condition, body, carry, (t, times, ys, *buffers.tensors), (2,))[0].to(output.dtype)
+
+
+def _pending(output: Tensor, t: Tensor, times: Tensor, most: int) -> Tensor:
+    return (output < most) & (_entry(times, output.clamp(max=most)) <= t)
+
+
+def _entry(times: Tensor, index: Tensor) -> Tensor:
+    """times[index], without reading the index back."""
+    return times.index_select(0, index.reshape(-1)).reshape(index.shape)
+
+
+def _at(buffer: Tensor, row: Tensor) -> Tensor:
+    """Row `row` of a buffer (capacity, …), each sample's own where there are as many rows as samples."""
+    if row.dim() == 0:
+        return buffer.index_select(0, row.reshape(1))[0]
+    inner = buffer.dim() - row.dim() - 1  # axes between the rows and the batch
+    place = row.reshape(1, *(1,) * inner, *row.shape).expand(1, *buffer.shape[1:])
+    return buffer.gather(0, place)[0]
+
+
+def backward(
+    plan: Plan,
+    while_: While,
+    bind: Bind,
+    vjp: Vjp,
+    wanted: Sequence[int],
+    rows: Tensor,
+    times: Tensor,
+    clock: Tensor,
+    lam: Tensor,
+    *rest: Tensor,
+) -> tuple[Tensor, ...]:
+    """A chunk in reverse.
+
+    Args:
+        vjp: The pullback of f.
+        wanted: Which of the tensors that f reaches a gradient is due to.
+        rows: How many steps are to be undone.
+        clock: (3, *S): the next output to take up; ∂L/∂t at the end of the chunk; ∂L/∂(the last time).
+        lam: ∂L/∂y at the end of the chunk.
+        rest: ∂L/∂ys (where there are outputs), the buffers, the tensors.
+
+    Returns:
+        The clock and ∂L/∂y at the start of the chunk; ∂L/∂times (where there are outputs) and the gradients, of this
+        chunk alone.
+    """
+    grad_ys = rest[0] if plan.outputs else None
+    buffers, tensors = _split_buffers(plan, rest[1 if plan.outputs else 0 :])
+    buffers = _certain_buffers(buffers)
+    sums = [torch.zeros_like(tensors[i]) for i in wanted]
+    grad_times = (torch.zeros_like(times),) if plan.outputs else ()
+    carry = (rows.reshape(()).clone(), clock.clone(), lam.clone(), *grad_times, *sums)
+    shared = (times, *_present(grad_ys), *buffers.tensors, *tensors)
+
+    def condition(*arguments: Tensor) -> Tensor:
+        return arguments[0] > 0
+
+    def body(*arguments: Tensor) -> tuple[Tensor, ...]:
+        now, inner = arguments[: len(carry)], list(arguments[len(carry) :])
+        times = inner.pop(0)
+        grad_ys = inner.pop(0) if plan.outputs else None
+        kept, tensors = _split_buffers(plan, inner)
+        return _Undo(plan, while_, bind, vjp, wanted, tensors, times, grad_ys)(_certain_buffers(kept), *now)
+
+    return while_(condition, body, carry, shared, ())[1:]
+
+
+@dataclass
+class _Undo:
+    """One accepted step in reverse."""
+
+    plan: Plan
+    while_: While
+    bind: Bind
+    vjp: Vjp
+    wanted: Sequence[int]
+    tensors: Sequence[Tensor]
+    times: Tensor
+    grad_ys: Tensor | None
+
+    def __call__(self, buffers: Buffers, rows: Tensor, clock: Tensor, lam: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
+        method, timed = self.plan.method, self.plan.timed
+        row = rows - 1
+        (t, dt, _, final), y, kept = buffers.read(row)
+        self.sums = list(sums[1:] if self.plan.outputs else sums)
+        stages, pulls = method.linearize(self._linearize, t, y, dt, with_f1=self.plan.outputs, stages=kept)
+        inner = self._inner if timed else None
+        if not self.plan.outputs:
+            lam, t_bar, dt_bar = method.pullback(pulls, y, dt, stages, lam, None, inner)
+            return row, self._clock(clock, clock[0], t_bar, dt_bar, dt, final), lam, *self.sums
+        output, y_bar, stage_bars, time_bars, grad_times = self._outputs(clock[0], t, dt, y, stages, sums[0])
+        lam, t_bar, dt_bar = method.pullback(pulls, y, dt, stages, lam, stage_bars.unbind(0), inner)
+        t_bar, dt_bar = t_bar + time_bars[0], dt_bar + time_bars[1]
+        return row, self._clock(clock, output, t_bar, dt_bar, dt, final), lam + y_bar, grad_times, *self.sums
+
+    def _linearize(self, t: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        k, pullback = self.vjp(self.bind, self.tensors, self.wanted, t, y)
+
+        def pull(k_bar: Tensor) -> tuple[Tensor, Tensor]:
+            t_bar, y_bar, *bars = pullback(k_bar)
+            self.sums = [total + bar for total, bar in zip(self.sums, bars)]
+            return y_bar, t_bar.to(torch.float64)
+
+        return k, pull
+
+    def _inner(self, a: Tensor, b: Tensor) -> Tensor:
+        """The real inner product, of shape S."""
+        product = ((a.conj() * b).real if a.is_complex() else a * b).to(torch.float64)
+        return product.sum(_within(self.plan, a), keepdim=True) if self.plan.per_sample else product.sum()
+
+    def _outputs(
+        self, output: Tensor, t: Tensor, dt: Tensor, y: Tensor, stages: Sequence[Tensor], grad_times: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Take up the gradients of the outputs that lie in this step.
+
+        Returns the next output, then what the step's y, stages, (t, dt) and the output times get from them.
+        """
+        stacked = torch.stack(list(stages))
+        carry = (
+            torch.zeros((), dtype=torch.int64, device=y.device),
+            output.clone(),
+            torch.zeros_like(y),
+            torch.zeros_like(stacked),
+            torch.stack([torch.zeros_like(t)] * 2),
+            grad_times.clone(),
+        )
+        shared = (self.times, _certain(self.grad_ys), t.clone(), dt.clone(), stacked)  # no two may share memory
+        return self.while_(self._any_inside, self._take_up, carry, shared, ())[1:]
+
+    def _inside(self, output: Tensor, times: Tensor, t: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+        """The index of the output, and whether it lies in the step."""
+        index = output.to(torch.int64).clamp(min=0)
+        return index, (output >= 0) & (_entry(times, index) > t) & (dt > 0)
+
+    def _any_inside(self, rounds: Tensor, output: Tensor, *arguments: Tensor) -> Tensor:
+        times, _, t, dt, _ = arguments[-5:]
+        return self._inside(output, times, t, dt)[1].any() | (rounds == 0)
+
+    def _take_up(
+        self,
+        rounds: Tensor,
+        output: Tensor,
+        y_bar: Tensor,
+        stage_bars: Tensor,
+        time_bars: Tensor,
+        grad_times: Tensor,
+        *constants: Tensor,
+    ) -> tuple[Tensor, ...]:
+        times, grad_ys, t, dt, stages = constants
+        index, taken = self._inside(output, times, t, dt)
+        grad = torch.where(taken, _at(grad_ys, index), 0.0)
+        theta = (_entry(times, index) - t) / torch.where(dt > 0, dt, 1.0)
+        inner = self._inner if self.plan.timed else None
+        bars, rise, dt_bar = self.plan.method.pull_output(dt, stages.unbind(0), theta, grad, inner)
+        if self.plan.timed:
+            time_bars = time_bars + torch.stack([-rise, dt_bar])
+            grad_times = grad_times.index_add(0, index.flatten(), rise.flatten())
+        else:
+            time_bars, grad_times = time_bars.clone(), grad_times.clone()
+        stage_bars = stage_bars + torch.stack(bars)
+        return rounds + 1, output - taken.to(output.dtype), y_bar + grad, stage_bars, time_bars, grad_times
+
+    def _clock(self, clock: Tensor, output: Tensor, t_bar: Tensor, dt_bar: Tensor, dt: Tensor, final: Tensor) -> Tensor:
+        """The output pointer, ∂L/∂t at the start of the step, and ∂L/∂(the last time)."""
+        if not self.plan.timed:
+            return torch.stack([output, clock[1], clock[2]])
+        ended = (final > 0) & (dt > 0)  # dt = t_end − t there; elsewhere it is a constant
+        lam_t = torch.where(ended, t_bar - dt_bar, clock[1] + t_bar)
+        return torch.stack([output, lam_t, clock[2] + torch.where(ended, dt_bar, 0.0)])
+
+
+def _certain(x: Tensor | None) -> Tensor:
+    if x is None:
+        raise RuntimeError("there are no outputs")
+    return x
+
+
+def _certain_buffers(buffers: Buffers | None) -> Buffers:
+    if buffers is None:
+        raise RuntimeError("a backward pass needs the steps kept")
+    return buffers
+
+
+def tuned(controller: Any, numbers: Tensor) -> Any:
+    """The controller with its tunable numbers taken from the loop's inputs."""
+    names = getattr(controller, "tunable", ())
+    if not names:
+        return controller
+    copy = object.__new__(type(controller))
+    copy.__dict__.update(controller.__dict__)
+    copy.__dict__.update(zip(names, numbers[NUMBERS : NUMBERS + len(names)].unbind()))
+    return copy
+
+
+def _present(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple(t for t in tensors if t is not None)
+
+
+def _real(y: Tensor) -> torch.dtype:
+    return y.dtype.to_real() if y.dtype.is_complex else y.dtype
