@@ -15,7 +15,7 @@ help:  ## say what the targets do
 
 .PHONY: test
 test: .venv/ready  ## set up, then run the tests (a few minutes)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: lint
 lint: .venv/ready  ## set up, then lint, check the format and the types
@@ -32,6 +32,17 @@ demo: .venv/ready  ## set up, then train both twins on both problems and write t
 	@echo 'Open these in a browser:'
 	@echo '  file://$(CURDIR)/runs/demo/cubic/report.html'
 	@echo '  file://$(CURDIR)/runs/demo/ecg/report.html'
+
+.venv/bench: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+.PHONY: bench
+bench: .venv/bench  ## every peer on every work, scaling, memory, then the README's tables (about 25 minutes)
+	$(BIN)/python benchmarks/bench.py run
+	$(BIN)/python benchmarks/bench.py scaling
+	$(BIN)/python benchmarks/bench.py memory
+	$(BIN)/python benchmarks/tables.py
 
 .PHONY: test-slow
 test-slow: .venv/ready  ## full-size checks on real data; needs ODENETS_DATA (some minutes)

@@ -88,7 +88,9 @@ def test_help_shows_every_field_with_its_sentence_and_default(experiment):
         line = lines[f"--{field.name.replace('_', '-')}"]
         assert field.metadata["help"] in line
         assert all(choice in line for choice in field.metadata["choices"])
-        default = field.name if field.default is True else field.default
+        default = field.default
+        if isinstance(default, bool):
+            default = field.name if default else f"no-{field.name}"
         assert ("[default:" not in line) if default is None else (f"[default: {default}]" in line)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 
-from odenets.adjoint import Backsolve
+from odenets.adjoint import Backsolve, Checkpointed, Direct
 from odenets.controller import PID, Fixed
 from odenets.experiments.option import ADJOINTS, check_at_least, check_choices, option, solver_options
 
@@ -15,7 +15,8 @@ class Config:
     rtol: float = option(1e-3, "Relative.")
     atol: float = option(1e-4, "Absolute.")
     dt: float | None = option(None, "The step.")
-    adjoint: str = option("direct", "How.", ADJOINTS)
+    adjoint: str = option("auto", "How.", ("auto", *ADJOINTS))
+    compile: bool = option(False, "Whether.")
 
 
 def test_an_option_carries_its_sentence_and_its_choices():
@@ -26,7 +27,9 @@ def test_an_option_carries_its_sentence_and_its_choices():
 
 def test_a_value_that_is_no_choice_is_refused():
     check_choices(Config())
-    with pytest.raises(ValueError, match=r"`adjoint` must be one of direct, checkpointed, backsolve; got 'forward'"):
+    with pytest.raises(
+        ValueError, match=r"`adjoint` must be one of auto, direct, checkpointed, backsolve; got 'forward'"
+    ):
         check_choices(Config(adjoint="forward"))
 
 
@@ -42,8 +45,16 @@ def test_the_lowest_value_itself_and_none_pass():
 
 def test_solver_options_are_tolerances_or_a_step():
     adaptive = solver_options(Config(adjoint="backsolve"))
-    assert adaptive == {"method": "dopri5", "adjoint": Backsolve(), "controller": PID(rtol=1e-3, atol=1e-4)}
+    controller = PID(rtol=1e-3, atol=1e-4)
+    assert adaptive == {"method": "dopri5", "adjoint": Backsolve(), "compile": False, "controller": controller}
     assert solver_options(Config(method="rk4", dt=0.5))["controller"] == Fixed(dt=0.5)
+
+
+def test_the_adjoint_follows_from_compiling():
+    assert solver_options(Config())["adjoint"] == Direct()
+    assert solver_options(Config(compile=True))["adjoint"] == Checkpointed()
+    with pytest.raises(ValueError, match=r"`compile` goes with `adjoint` checkpointed \(or auto\), got 'direct'"):
+        solver_options(Config(compile=True, adjoint="direct"))
 
 
 def test_a_method_without_an_error_estimate_needs_a_step():

@@ -37,6 +37,8 @@ from odenets.train import (
     read_metrics,
 )
 from odenets.train.batches import shares
+from odenets.train.checkpoint import Label
+from odenets.train.display import Display
 from train_script import CONFIG, SEVERAL, Hook, data, network
 
 LOSS = nn.CrossEntropyLoss()
@@ -920,3 +922,11 @@ def test_a_loss_that_is_no_mean_is_refused():
 def test_an_empty_evaluation_batch_is_refused():
     with pytest.raises(ValueError, match=r"`batch_size` is 0; it must be a whole number from 1"):
         evaluate(network(), LOSS, *TEST, batch_size=0)
+
+
+def test_a_quiet_display_can_be_moved_before_the_first_epoch_ends():
+    """A first step that compiles may take longer than the display waits between two looks."""
+    display = Display(False, Label("quiet", 0), epochs=2)
+    with display:
+        display.start(10, 0)
+        display.move(3, 1.5, None)

@@ -62,8 +62,8 @@ class Config:
     rtol: float = option(1e-3, "Relative tolerance of the solver.")
     atol: float = option(1e-4, "Absolute tolerance of the solver.")
     dt: float | None = option(None, "Fixed step of the solver, in place of the tolerances.")
-    # As exact as checkpointed and a third faster; memory is no concern at this size.
-    adjoint: str = option("direct", "How the solve is differentiated.", ADJOINTS)
+    adjoint: str = option("auto", "How the solve is differentiated.", ("auto", *ADJOINTS))
+    compile: bool = option(False, "Compile the solves: seconds to a minute once, then steps several times as fast.")
     device: str = option("cpu", "Device; the problem is too small for any other.", ("cpu", "cuda", "mps", "auto"))
 
     def __post_init__(self) -> None:

@@ -41,12 +41,19 @@ def check_at_least(config: Any, **lowest: int) -> None:
 
 
 def solver_options(config: Any) -> dict[str, Any]:
-    """The options of `ODEBlock` that a config with `method`, `rtol`, `atol`, `dt` and `adjoint` asks for.
+    """The options of `ODEBlock` that a config with `method`, `rtol`, `atol`, `dt`, `adjoint` and `compile` asks for.
+
+    The adjoint "auto" is Direct, as exact as Checkpointed and a third faster where memory is no concern as here; and
+    Checkpointed in a compiled solve, which has no other.
 
     Raises:
         ValueError: A step or tolerance that no solve could have, or no `dt` for a method that cannot adapt its steps.
     """
-    common = {"method": config.method, "adjoint": ADJOINTS[config.adjoint]}
+    automatic = "checkpointed" if config.compile else "direct"
+    adjoint = automatic if config.adjoint == "auto" else config.adjoint
+    if config.compile and adjoint != "checkpointed":
+        raise ValueError(f"`compile` goes with `adjoint` checkpointed (or auto), got {config.adjoint!r}")
+    common = {"method": config.method, "adjoint": ADJOINTS[adjoint], "compile": config.compile}
     if config.dt is not None:
         return {**common, "controller": Fixed(dt=config.dt)}
     if not METHODS[config.method].adaptive:

@@ -31,9 +31,9 @@ class Display:
 
     def start(self, total: int, done: int) -> None:
         """Begin a bar of `total` steps, of which `done` are."""
+        self.steps = total // self.epochs
         if self.bar is not None:
             self.task = self.bar.add_task(str(self.label), total=total, completed=done, status="")
-            self.steps = total // self.epochs
             self.bar.start()
 
     def move(self, done: int, loss: float, nfe: float | None) -> None:

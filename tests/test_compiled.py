@@ -1,0 +1,229 @@
+"""`compile=True`: the same numbers as the eager engine, compiled once, and an honest way out where it cannot be."""
+
+import math
+import random
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, compiled, solve
+from odenets.nn import MLPField, ODEBlock
+
+pytestmark = pytest.mark.xdist_group("compiled")  # one process, so that what is compiled serves several tests
+TIMES = torch.tensor([0.0, 0.4, 0.45, 1.0], dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _forget_failures():
+    """A failure to compile in one test must not let the next run eagerly."""
+    compiled._told.clear()
+
+
+class Net(nn.Module):
+    """A smooth field of time, with an argument and a tensor that it merely closes over."""
+
+    def __init__(self, width=3, dtype=torch.float64):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(width, 5, dtype=dtype)
+        self.outer = nn.Linear(5, width, dtype=dtype)
+        self.scale = [torch.full((), 1.5, dtype=dtype, requires_grad=True)]  # no parameter: an attribute in a list
+
+    def forward(self, t, y, shift):
+        return self.outer(torch.tanh(self.inner(y) + t)) * torch.cos(t) * self.scale[0] + shift
+
+
+def run(net, y0, times, compile, timed=False, **options):
+    """The solution, and the gradients to y0, the argument, the parameters, the hidden tensor and (timed) the times."""
+    y0 = y0.clone().requires_grad_()
+    times = times.clone().requires_grad_(timed)
+    shift = torch.linspace(-1, 1, y0.shape[-1], dtype=y0.dtype).requires_grad_()
+    sol = solve(net, y0, times, (shift,), compile=compile, **options)
+    weights = torch.linspace(0.5, 2, sol.ys.numel(), dtype=y0.dtype).reshape(sol.ys.shape)
+    wanted = (y0, shift, *net.parameters(), net.scale[0], *([times] if timed else []))
+    grads = torch.autograd.grad((sol.ys * weights).sum(), wanted)
+    return sol, grads
+
+
+def assert_same(net, y0, times, rounding, **options):
+    eager, eager_grads = run(net, y0, times, compile=False, **options)
+    fast, fast_grads = run(net, y0, times, compile=True, **options)
+    assert torch.equal(torch.as_tensor(fast.stats.accepted), torch.as_tensor(eager.stats.accepted))
+    assert torch.equal(torch.as_tensor(fast.stats.rejected), torch.as_tensor(eager.stats.rejected))
+    torch.testing.assert_close(fast.ys, eager.ys, rtol=rounding, atol=rounding)
+    for ours, theirs in zip(fast_grads, eager_grads):
+        torch.testing.assert_close(ours, theirs, rtol=50 * rounding, atol=50 * rounding * float(theirs.abs().max()))
+    return fast
+
+
+METHODS_TRIED = [
+    ("dopri5", torch.float64, 1e-12, {"rtol": 1e-6, "atol": 1e-8}),
+    ("tsit5", torch.float32, 2e-6, {"controller": PID(rtol=1e-3, atol=1e-3, dt0=0.3)}),
+    ("heun", torch.float64, 1e-12, {"rtol": 1e-4, "atol": 1e-5}),
+    ("rk4", torch.float64, 1e-12, {"controller": Fixed(steps=7)}),
+    ("bosh3", torch.float64, 1e-12, {"controller": PID(rtol=1e-5, p=0.4, i=0.3, d=0.1, dt0=0.1)}),
+]
+
+
+@pytest.mark.parametrize(("method", "dtype", "rounding", "options"), METHODS_TRIED)
+def test_same_steps_states_and_gradients_as_eager(method, dtype, rounding, options):
+    """The end alone is wanted, as in an ODE layer."""
+    assert_same(Net(dtype=dtype), torch.randn(4, 3, dtype=dtype), TIMES[[0, 3]], rounding, method=method, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "rounding", "options"),
+    [METHODS_TRIED[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in METHODS_TRIED[1:])],
+)
+def test_same_at_all_times_and_for_the_times(method, dtype, rounding, options):
+    y0 = torch.randn(4, 3, dtype=dtype)
+    assert_same(Net(dtype=dtype), y0, TIMES, rounding, timed=True, method=method, **options)
+
+
+def test_same_as_the_other_adjoints():
+    net, y0 = Net(), torch.randn(4, 3, dtype=torch.float64)
+    fast = run(net, y0, TIMES[[0, 3]], compile=True, method="dopri5", rtol=1e-9, atol=1e-11)[1]
+    for adjoint, rtol in ((Direct(), 1e-10), (Backsolve(), 1e-5)):
+        other = run(net, y0, TIMES[[0, 3]], compile=False, method="dopri5", rtol=1e-9, atol=1e-11, adjoint=adjoint)[1]
+        for a, b in zip(fast, other):
+            torch.testing.assert_close(a, b, rtol=rtol, atol=1e-8)
+
+
+def test_euler_with_step_one_is_a_residual_network():
+    net = MLPField(4, activation="relu", time="add")
+    y0 = torch.randn(3, 4)
+    sol = solve(net, y0, [0.0, 3.0], method="euler", controller=Fixed(dt=1.0), compile=True)
+    y = y0
+    for t in range(3):
+        y = y + net(torch.tensor(float(t)), y)
+    torch.testing.assert_close(sol.ys[-1], y)
+    assert sol.stats.nfe == 3
+
+
+def test_more_steps_than_a_chunk_holds(monkeypatch):
+    monkeypatch.setattr("odenets.chunks.FEWEST", 3)
+    monkeypatch.setattr("odenets.chunks.MOST", 3)
+    options = {"method": "dopri5", "rtol": 1e-9, "atol": 1e-11, "timed": True}
+    fast = assert_same(Net(), torch.randn(4, 3, dtype=torch.float64), TIMES, 1e-12, **options)
+    assert fast.stats.accepted > 10
+
+
+def test_each_sample_its_own_steps():
+    net = Net()
+    y0 = torch.randn(4, 3, dtype=torch.float64) * torch.tensor([0.1, 1, 5, 20], dtype=torch.float64)[:, None]
+    fast = assert_same(net, y0, TIMES, 1e-11, method="dopri5", rtol=1e-7, atol=1e-9, per_sample=True)
+    assert len(set(fast.stats.accepted.tolist())) > 1
+
+
+def test_nests_and_backward_in_time():
+    def f(t, state):
+        return {"a": -state["b"] * t, "b": (state["a"][:, 0], state["c"])[0][:, None] * 2, "c": -state["c"]}
+
+    y0 = {"a": torch.randn(2, 1), "b": torch.randn(2, 1), "c": torch.randn(3)}
+    eager = solve(f, y0, [1.0, 0.3, 0.0], rtol=1e-5)
+    fast = solve(f, y0, [1.0, 0.3, 0.0], rtol=1e-5, compile=True)
+    for key in y0:
+        torch.testing.assert_close(fast.ys[key], eager.ys[key])
+    assert fast.stats.steps == eager.stats.steps
+
+
+def test_compiles_once_for_a_shape():
+    """Another batch, tolerance, time, number of steps, weight, or module of the same class compiles nothing anew."""
+    torch._dynamo.utils.counters.clear()
+    made: list[int] = []
+    original = compiled._compile
+
+    def counting(graph, *rest):
+        made.append(1)
+        return original(graph, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_compile", counting)
+        block = ODEBlock(MLPField(6, (7,)), rtol=1e-3, compile=True)
+        other = ODEBlock(MLPField(6, (7,)), t=(0.5, 3.0), rtol=1e-5, atol=1e-7, max_steps=500, compile=True)
+        optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
+        for batch in (8, 8, 3, 5):
+            optimizer.zero_grad()
+            block(torch.randn(batch, 6)).square().sum().backward()
+            optimizer.step()
+        other(torch.randn(7, 6)).sum().backward()
+    assert len(made) == 2  # a forward and a backward loop
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert block.stats.steps != other.stats.steps
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_changed_python_values_are_noticed():
+    class Scaled(nn.Module):
+        scale = 1.0
+
+        def forward(self, t, y):
+            return -self.scale * y
+
+    f, y0 = Scaled(), torch.ones(2, dtype=torch.float64)
+    options = {"rtol": 1e-8, "atol": 1e-10, "compile": True}
+    first = solve(f, y0, [0.0, 1.0], **options).ys[-1]
+    f.scale = 2.0
+    second = solve(f, y0, [0.0, 1.0], **options).ys[-1]
+    torch.testing.assert_close(first, torch.exp(-y0), rtol=1e-7, atol=0)
+    torch.testing.assert_close(second, torch.exp(-2 * y0), rtol=1e-7, atol=0)
+
+
+def test_a_field_that_cannot_be_traced_runs_eagerly_with_one_warning():
+    def f(t, y):
+        return -y if y.sum().item() > -1e9 else y
+
+    y0 = torch.ones(2, requires_grad=True)
+    with pytest.warns(UserWarning, match=r"could not be compiled.*eagerly.*reason") as caught:
+        sol = solve(f, y0, [0.0, 1.0], compile=True)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = solve(f, y0, [0.0, 1.0], compile=True)
+    assert torch.equal(sol.ys, again.ys)
+    assert torch.equal(sol.ys, solve(f, y0, [0.0, 1.0]).ys)
+    sol.ys.sum().backward()
+    assert y0.grad is not None
+
+
+def test_no_compiler_runs_eagerly_with_one_warning():
+    rate = 3 + random.random()  # one that no cache has seen
+    with torch._inductor.config.patch("cpp.cxx", ("/no/such/compiler",)), pytest.warns(UserWarning, match="compiler"):
+        sol = solve(lambda t, y: -rate * y, torch.ones(2), [0.0, 1.0], compile=True)
+    torch.testing.assert_close(sol.ys[-1], torch.full((2,), math.exp(-rate)), rtol=1e-2, atol=0)
+
+
+def test_a_failing_solve_is_diagnosed_as_in_eager_mode():
+    def blow_up(t, y):
+        return y**2
+
+    y0 = torch.ones(3, dtype=torch.float64)
+    with pytest.raises(RuntimeError) as eager:
+        solve(blow_up, y0, [0.0, 2.0])
+    with pytest.raises(RuntimeError) as fast:
+        solve(blow_up, y0, [0.0, 2.0], compile=True)
+    assert str(fast.value) == str(eager.value)
+    partial = solve(blow_up, y0, [0.0, 0.5, 2.0], compile=True, on_failure="status")
+    assert torch.isfinite(partial.ys[1]).all()
+    assert torch.isnan(partial.ys[2]).all()
+
+
+def test_wrong_output_is_refused():
+    with pytest.warns(UserWarning, match="could not be compiled"), pytest.raises(ValueError, match="must return"):
+        solve(lambda t, y: y[:1], torch.ones(3), [0.0, 1.0], compile=True)
+
+
+@pytest.mark.parametrize("options", [{"dense": True}, {"adjoint": Direct()}])
+def test_options_that_do_not_go_together(options):
+    with pytest.raises(TypeError, match="compile=True"):
+        solve(lambda t, y: -y, torch.ones(3), [0.0, 1.0], compile=True, **options)
+
+
+def test_second_derivative_is_refused():
+    y0 = torch.ones(3, requires_grad=True)
+    sol = solve(lambda t, y: -y, y0, [0.0, 1.0], compile=True, adjoint=Checkpointed())
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        torch.autograd.grad(sol.ys.sum(), y0, create_graph=True)

@@ -1,0 +1,85 @@
+"""A solve inside somebody else's graph: torch.compile of a model, torch.export, ONNX."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from odenets import Fixed, solve
+from odenets.nn import MLPField, ODEBlock
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def model(**options):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), ODEBlock(MLPField(8, (9,)), **options), nn.Linear(8, 2))
+
+
+def gradients(network, x):
+    network.zero_grad()
+    network(x).square().sum().backward()
+    return [p.grad.clone() for p in network.parameters()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "dopri5", "rtol": 1e-5, "atol": 1e-6},
+        {"method": "rk4", "controller": Fixed(steps=3), "t": (0.0, 0.4, 1.0), "last": True},
+    ],
+)
+def test_a_model_with_an_ode_layer_compiles_to_one_graph(options):
+    network, x = model(**options), torch.randn(5, 3)
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), network(x))
+    for ours, eager in zip(gradients(compiled, x), gradients(network, x)):
+        torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_adaptive_steps_inside_a_graph_of_inductor():
+    network, x = model(method="bosh3"), torch.randn(5, 3)
+    torch.testing.assert_close(torch.compile(network, fullgraph=True)(x), network(x))
+
+
+def test_states_between_are_those_of_steps_that_end_there():
+    def f(t, y):
+        return -y * t
+
+    traced = torch.compile(lambda y: solve(f, y, [0.0, 0.0, 0.5, 1.0], rtol=1e-6).ys, fullgraph=True, backend="eager")
+    y0 = torch.ones(2, dtype=torch.float64)
+    exact = torch.exp(-(torch.tensor([0, 0, 0.5, 1.0], dtype=torch.float64) ** 2) / 2)[:, None] * y0
+    torch.testing.assert_close(traced(y0), exact, rtol=1e-5, atol=0)
+
+
+def test_a_failure_inside_a_graph_is_nan():
+    traced = torch.compile(lambda y: solve(lambda t, y: y**2, y, [0.0, 2.0]).ys, fullgraph=True, backend="eager")
+    assert torch.isnan(traced(torch.ones(2))[-1]).all()
+
+
+def test_export_of_fixed_steps_for_any_batch():
+    network, x = model(method="rk4", controller=Fixed(steps=3)).eval(), torch.randn(5, 3)
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(network, (x,), dynamic_shapes=({0: batch},))
+    other = torch.randn(11, 3)
+    torch.testing.assert_close(exported.module()(other), network(other))
+
+
+def test_onnx_gives_the_same_numbers(tmp_path):
+    network, x = model(method="rk4", controller=Fixed(steps=3)).eval(), torch.randn(5, 3)
+    path, batch = tmp_path / "model.onnx", torch.export.Dim("batch", min=2)
+    torch.onnx.export(network, (x,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False).save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    other = torch.randn(9, 3)
+    (output,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    np.testing.assert_allclose(output, network(other).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_too_many_fixed_steps_are_refused():
+    network = model(method="rk4", controller=Fixed(dt=1e-5)).eval()
+    with pytest.raises(ValueError, match="too many to be laid out"):
+        torch.export.export(network, (torch.ones(2, 3),))
