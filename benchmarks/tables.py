@@ -4,6 +4,7 @@ Run it:  python benchmarks/tables.py            (with --check it writes nothing 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -29,11 +30,11 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "results" / f"{name}.json").read_text())
 
 
-def with_versions(table: str, result: dict[str, Any], *packages: str) -> str:
+def with_versions(table: str, result: dict[str, Any], *packages: str, dtype: str = "float32") -> str:
     """The table, and below it what it was made with."""
     versions = result["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", *packages))
-    return f"{table}\n{versions['cpu']}, {named}, Python {versions['python']}, float32, one thread.\n"
+    return f"{table}\n{versions['cpu']}, {named}, Python {versions['python']}, {dtype}, one thread.\n"
 
 
 def spread(row: dict[str, Any], key: str, digits: int, scale: float = 1.0) -> str:
@@ -120,6 +121,30 @@ def ecg_time() -> str:
     return with_versions(markdown(head, rows), result)
 
 
+def ecg_fast() -> str:
+    """The ODE-Net with two evaluations of f beside the ResNet, seed by seed."""
+    result = load("ecg-fast")
+    pairs: dict[int, dict[str, Any]] = {}
+    for row in result["runs"]:
+        pairs.setdefault(row["seed"], {})[row["network"]] = row
+    rows = []
+    for seed, pair in pairs.items():
+        resnet, odenet = pair["ResNet"], pair["ODE-Net"]
+        goal = resnet["test_losses"][-1]
+        times = [optional(_arrival(row, goal), 1) for row in (resnet, odenet)]
+        errors = [f"{value:.4f}" for value in (goal, odenet["test_loss"], odenet["exact_test_loss"])]
+        per_epoch = [f"{row['seconds_per_epoch']:.2f}" for row in (resnet, odenet)]
+        rows.append((str(seed), *per_epoch, *times, *errors))
+    head = ("seed", "ResNet, s an epoch", "ODE-Net", "ResNet, s to its final test loss", "ODE-Net, s to that")
+    head = (*head, "ResNet's test loss", "ODE-Net's", "ODE-Net's, solved to 1e-6")
+    return with_versions(markdown(head, rows), result)
+
+
+def _arrival(row: dict[str, Any], goal: float) -> float | None:
+    passed = itertools.accumulate(row["seconds"])
+    return next((time for time, loss in zip(passed, row["test_losses"]) if loss <= goal), None)
+
+
 def cubic() -> str:
     """Errors of both networks under both settings."""
     rows = [
@@ -138,21 +163,116 @@ def cubic() -> str:
     return markdown(head, rows)
 
 
-def training_step() -> str:
-    """One training step, beside torchdiffeq."""
-    result = load("training_step")
-    peers = [row for row in result["rows"] if row["contestant"].startswith("torchdiffeq")]
+def bench_summary() -> str:
+    """How many times as long the peers take as our rows."""
+    rows = []
+    for name, work in load("bench")["works"].items():
+        ms = {row["contestant"]: row["ms"] for row in work["rows"]}
+
+        def best(*starts: str, among: dict[str, float] = ms) -> float | None:
+            return min((v for k, v in among.items() if k.startswith(starts) and "twin" not in k), default=None)
+
+        samples = "odenets, per sample" in ms
+        peers = [
+            best("torchdiffeq odeint_adjoint"),
+            ms.get("torchdiffeq odeint") or ms.get("torchdiffeq"),
+            best("torchode"),
+            best("diffrax, per sample" if samples else "diffrax"),
+        ]
+        for contestant in OURS:
+            if contestant in ms:
+                ratios = [optional(peer and peer / ms[contestant], 1) for peer in peers]
+                rows.append((f"{name}: {contestant}", f"{ms[contestant]:.2f}", *ratios))
+    return markdown(("", "ms", "torchdiffeq adjoint", "torchdiffeq direct", "best torchode", "best diffrax"), rows)
+
+
+OURS = (
+    *("odenets Checkpointed", "odenets Direct", "odenets Checkpointed, compiled"),
+    *("odenets, per sample", "odenets, per sample, compiled"),
+)
+
+
+def bench() -> str:
+    """Every work, beside every peer."""
+    result = load("bench")
+    works = result["works"].values()
+    if any(work["versions"] != next(iter(works))["versions"] for work in works):
+        raise SystemExit("results/bench.json: its works were measured with different versions; run make bench")
+    blocks = [bench_work(name, result["method"], work) for name, work in result["works"].items()]
+    peers = ("torchdiffeq", "torchode", "diffrax", "jax")
+    return with_versions("\n".join(blocks), next(iter(works)), *peers, dtype="one core")
+
+
+def bench_work(name: str, method: str, work: dict[str, Any]) -> str:
+    ms = {row["contestant"]: row["ms"] for row in work["rows"]}
+    torchdiffeq = next(value for contestant, value in ms.items() if contestant.startswith("torchdiffeq"))
+    diffrax = min(value for contestant, value in ms.items() if contestant.startswith("diffrax"))
     rows = [
         (
             row["contestant"],
             f"{row['ms']:.2f}",
-            *(f"{peer['ms'] / row['ms']:.1f}" for peer in peers),
+            f"{row['q1']:.2f} to {row['q3']:.2f}",
+            f"{torchdiffeq / row['ms']:.1f}",
+            f"{diffrax / row['ms']:.2f}",
             f"{row['nfe']} + {row['nfe_backward']}" if "nfe" in row else "",
-            f"{row['gradient_error']:.1e}" if "nfe" in row else "",
+            f"{row['error']:.1e}" if "error" in row else "",
+            f"{row['first_cold']:.1f}, {row['first_warm']:.1f}" if "first_cold" in row else "",
         )
-        for row in result["rows"]
+        for row in work["rows"]
     ]
-    head = ("", "ms", *(f"× {peer['contestant'].split()[1]}" for peer in peers), "nfe + backward", "gradient error")
+    head = ("", "ms", "quartiles", "× torchdiffeq", "× diffrax", "nfe + backward", "error", "first step, s: cold, warm")
+    title = f"**{name}**: {work['what']}; {method}, rtol {work['rtol']:g}, atol {work['atol']:g}."
+    remarks = [*work["notes"], *(f"{out['contestant']} failed: {out['why']}." for out in work["left_out"])]
+    return f"{title}\n\n{markdown(head, rows)}\n{' '.join(remarks)}\n"
+
+
+def bench_limits() -> str:
+    """Our rows beside what the evaluations of f alone take, and the rest of the step without a solve."""
+    works = load("bench")["works"].items()
+    rows = [limit_row(name, row, work["limits"]) for name, work in works for row in work["rows"]]
+    head = ("", "f, µs", "f and backward, µs", "all of f, ms", "the rest of the step, ms", "ms", "× both")
+    return markdown(head, [row for row in rows if row])
+
+
+def limit_row(name: str, row: dict[str, Any], limits: dict[str, float]) -> tuple[str, ...]:
+    """Empty for a row without a limit: the peers'."""
+    limit = limits.get(row["contestant"].removesuffix(", compiled"))
+    if limit is None:
+        return ()
+    rest = limits.get("rest ms", 0.0)
+    return (
+        f"{name}: {row['contestant']}",
+        optional(limits["f ms"], 0, 1e3),
+        optional(limits.get("f and backward ms"), 0, 1e3),
+        f"{limit:.2f}",
+        f"{rest:.2f}",
+        f"{row['ms']:.2f}",
+        f"{row['ms'] / (limit + rest):.2f}",
+    )
+
+
+def bench_scaling() -> str:
+    """How time grows with steps, batch and width, and what a step costs beyond f."""
+    result = load("bench-scaling")
+    names = list(result["overhead_us"])
+    blocks = [scaling_curve(quantity, points, names, result["usual"]) for quantity, points in result["curves"].items()]
+    rows = [(name, *(f"{result['overhead_us'][name][k]:.0f}" for k in ("step", "field", "overhead"))) for name in names]
+    few, many = result["slope_between"]
+    head = (f"µs of one more step, from {few} to {many}", "all", "f's evaluations", "overhead")
+    return with_versions("\n".join([*blocks, markdown(head, rows)]), result, "torchdiffeq")
+
+
+def scaling_curve(quantity: str, points: list[dict[str, Any]], names: list[str], usual: dict[str, int]) -> str:
+    held = ", ".join(f"{name} {value}" for name, value in usual.items() if name != quantity)
+    head = (f"ms; {held}; {quantity}:", *(f"{point[quantity]:,}" for point in points))
+    return markdown(head, [(name, *(f"{point['ms'][name]:.2f}" for point in points)) for name in names])
+
+
+def bench_memory() -> str:
+    """Peak memory of a training step while the steps grow."""
+    result = load("bench-memory")
+    rows = [(name, *(f"{value / 2**20:.1f}" for value in values)) for name, values in result["bytes"].items()]
+    head = (f"MiB; batch {result['batch']}, width {result['width']}; steps:", *(f"{n:,}" for n in result["steps"]))
     return with_versions(markdown(head, rows), result, "torchdiffeq")
 
 
@@ -163,7 +283,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "ecg-classes": ecg_classes,
     "ecg-time": ecg_time,
     "cubic": cubic,
-    "training-step": training_step,
+    "ecg-fast": ecg_fast,
+    "bench-summary": bench_summary,
+    "bench": bench,
+    "bench-limits": bench_limits,
+    "bench-scaling": bench_scaling,
 }
 
 

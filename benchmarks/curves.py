@@ -1,0 +1,122 @@
+"""How cost grows: time with steps, batch and width, memory with steps. The field is that of `ecg`, the method rk4."""
+
+import ctypes
+import gc
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchdiffeq
+from torch import nn
+
+import odenets
+from contestants_torch import Evaluations, Solver, Step, diffeq, ours
+from measure import interleaved
+from odenets.nn import MLPField
+from works import Network, Work
+
+STAGES = 4  # evaluations of f in a step of rk4
+CURVES: dict[str, tuple[int, ...]] = {
+    "steps": (1, 4, 16, 64, 256, 1024),
+    "batch": (2, 8, 32, 128, 512, 2048, 8192),
+    "width": (2, 8, 32, 128, 512, 1024),
+}
+USUAL = {"steps": 8, "batch": 128, "width": 64}  # what is held while another grows
+SLOPE = (16, 256)  # the numbers of steps between which the cost of a step is taken
+
+Contestants = dict[str, Callable[[int], Solver]]  # number of steps -> solver
+
+
+def fixed(**options: Any) -> Callable[[int], Solver]:
+    return lambda steps: ours(method="rk4", controller=odenets.Fixed(steps=steps), **options)
+
+
+def fixed_diffeq(odeint: Callable[..., Any]) -> Callable[[int], Solver]:
+    return lambda steps: diffeq(odeint, method="rk4", options={"step_size": 1 / steps})
+
+
+CONTESTANTS: Contestants = {
+    "odenets Checkpointed": fixed(adjoint=odenets.Checkpointed()),
+    "odenets Direct": fixed(adjoint=odenets.Direct()),
+    "odenets Checkpointed, compiled": fixed(adjoint=odenets.Checkpointed(), compile=True),
+    "torchdiffeq odeint_adjoint": fixed_diffeq(torchdiffeq.odeint_adjoint),
+    "torchdiffeq odeint": fixed_diffeq(torchdiffeq.odeint),
+}
+DIRECT = ("odenets Direct", "torchdiffeq odeint")
+BACKSOLVE = "odenets Backsolve"  # its memory is of interest, its time less so
+ALL: Contestants = {**CONTESTANTS, BACKSOLVE: fixed(adjoint=odenets.Backsolve())}
+
+
+def field_work(batch: int, width: int) -> Work:
+    torch.manual_seed(0)
+    x = torch.randn(batch, width)
+    return Work(
+        name="field",
+        what="the field of ecg alone, mean square of the end state",
+        network=Network(MLPField(width, (), "relu", "add")),
+        x=x,
+        target=torch.zeros_like(x),
+        loss=nn.functional.mse_loss,
+        times=(0.0, 1.0),
+        rtol=0.0,
+        atol=0.0,
+        max_steps=0,
+    )
+
+
+def curve(quantity: str, rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds of a training step while one quantity grows."""
+    return [point(**{**USUAL, quantity: value}, rounds=rounds) for value in CURVES[quantity]]
+
+
+def point(steps: int, batch: int, width: int, rounds: int) -> dict[str, Any]:
+    work = field_work(batch, width)
+    times = interleaved({name: Step(work, make(steps)) for name, make in CONTESTANTS.items()}, rounds)
+    ms = {name: row["ms"] for name, row in times.items()}
+    print(f"{steps} steps, batch {batch}, width {width}:", {k: round(v, 2) for k, v in ms.items()}, flush=True)
+    return {"steps": steps, "batch": batch, "width": width, "ms": ms}
+
+
+def overheads(rounds: int) -> dict[str, dict[str, float]]:
+    """Microseconds of one more step, forward and backward: all, f's own evaluations, and what is left.
+
+    Few steps, many steps and f are timed in the same rounds, so that a change of the machine's speed hits all alike.
+    """
+    work = field_work(USUAL["batch"], USUAL["width"])
+    few, many = SLOPE
+    solves = {(name, n): Step(work, make(n)) for name, make in CONTESTANTS.items() for n in SLOPE}
+    pieces = {("f", backward): Evaluations(work, STAGES, backward=backward) for backward in (False, True)}
+    micros = {key: 1e3 * row["ms"] for key, row in interleaved({**solves, **pieces}, rounds).items()}
+    forward, both = micros["f", False], micros["f", True]
+    out = {}
+    for name in CONTESTANTS:
+        slope = (micros[name, many] - micros[name, few]) / (many - few)
+        # A direct solve evaluates f once a stage; the others evaluate it again in the backward pass.
+        field = both if name in DIRECT else forward + both
+        out[name] = {"step": slope, "field": field, "overhead": slope - field}
+    return out
+
+
+def memory(name: str) -> list[int]:
+    """Bytes at the peak of one training step beyond those before it, for each number of steps; Linux only."""
+    work = field_work(USUAL["batch"], USUAL["width"])
+    Step(work, ALL[name](1))()  # what is loaded or compiled once is not meant
+    return [peak(Step(work, ALL[name](steps))) for steps in CURVES["steps"]]
+
+
+def peak(step: Step) -> int:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process keeps would hide what is allocated in it
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    step()
+    return resident("VmHWM") - before
+
+
+def resident(entry: str) -> int:
+    found = re.search(rf"^{entry}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    if found is None:
+        raise RuntimeError(f"/proc/self/status has no {entry}")
+    return 1024 * int(found[1])
