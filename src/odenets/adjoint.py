@@ -317,7 +317,12 @@ def _probe(problem: Problem) -> tuple[Tensor, Reached]:
     """f(t0, y0), which the solve needs anyway, evaluated so that its graph shows the tensors it reaches."""
     with torch.enable_grad():
         started = sequence_number()
-        f0 = Stepper(problem, problem.y0.detach(), problem.times[0]).derivative()
+        y0 = problem.y0.detach()
+        if problem.per_sample:
+            shape = (y0.shape[0], *(1,) * (y0.dim() - 1))
+            f0 = problem.f(torch.full(shape, problem.times[0], dtype=y0.real.dtype, device=y0.device), y0)
+        else:
+            f0 = Stepper(problem, y0, problem.times[0]).derivative()
     return f0, reached_tensors(f0, started, (problem.watched, problem.args))
 
 

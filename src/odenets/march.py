@@ -425,6 +425,8 @@ class _Undo:
         method, timed = self.plan.method, self.plan.timed
         row = rows - 1
         (t, dt, _, final), y, kept = buffers.read(row)
+        self.taken = dt > 0
+        kept = None if kept is None else [self._finite(k) for k in kept]
         self.sums = list(sums[1:] if self.plan.outputs else sums)
         stages, pulls = method.linearize(self._linearize, t, y, dt, with_f1=self.plan.outputs, stages=kept)
         inner = self._inner if timed else None
@@ -444,7 +446,11 @@ class _Undo:
             self.sums = [total + bar for total, bar in zip(self.sums, bars)]
             return y_bar, t_bar.to(torch.float64)
 
-        return k, pull
+        return self._finite(k), pull
+
+    def _finite(self, k: Tensor) -> Tensor:
+        """A stage, 0 for a sample that took no step here: it may have been tried where f is infinite."""
+        return torch.where(self.taken, k, 0.0) if self.plan.per_sample else k
 
     def _inner(self, a: Tensor, b: Tensor) -> Tensor:
         """The real inner product, of shape S."""
@@ -492,7 +498,7 @@ class _Undo:
         times, grad_ys, t, dt, stages = constants
         index, taken = self._inside(output, times, t, dt)
         grad = torch.where(taken, _at(grad_ys, index), 0.0)
-        theta = (_entry(times, index) - t) / torch.where(dt > 0, dt, 1.0)
+        theta = torch.where(taken, (_entry(times, index) - t) / dt, 0.0)
         inner = self._inner if self.plan.timed else None
         bars, rise, dt_bar = self.plan.method.pull_output(dt, stages.unbind(0), theta, grad, inner)
         if self.plan.timed:
