@@ -288,6 +288,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench": bench,
     "bench-limits": bench_limits,
     "bench-scaling": bench_scaling,
+    "bench-memory": bench_memory,
 }
 
 
