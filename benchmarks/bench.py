@@ -28,11 +28,12 @@ NOTES = [
     "The same method and tolerances give each contestant its own step sizes: controllers and first steps differ.",
     "torchode has its own steps for each sample in every work, without its counts and without gradients through step "
     "sizes, which makes it faster. Compiled is its `solve`: torch.compile(solver), as in its README, compiles nothing.",
-    "torchdiffeq cannot be compiled whole (aten._unique2); with a compiled field it was slower in each work tried.",
+    "torchdiffeq cannot be compiled whole (aten._unique2); with a compiled field it was slower on ecg, cubic and "
+    "convolution.",
     "diffrax has the whole step in one jit, weights and data on the device, every adjoint that fits, and as many "
     "checkpoints as steps as one more row. `max_steps` is near the steps that are needed, which helps it. It does not "
-    "raise on failure, since the callback for that keeps JAX from caching on disk. No flag of XLA's made it faster. "
-    "Its counts are those of calls at run time.",
+    "raise on failure, since the callback for that keeps JAX from caching on disk. None of six XLA flags sped it up. "
+    "Its counts are those of calls at run time, per sample those that follow from its number of steps.",
     "PyTorch contestants run in a Python training loop; JAX's step is one call. That is how each is used.",
     "First steps are those of a fresh process on one core, imports left out: cold with empty caches on disk, warm with "
     "those of the cold one. Left out to save minutes: torchode compiled, which on ecg took 41 s cold and 4 s warm.",
@@ -59,8 +60,8 @@ def run(rounds: Rounds = 15, only: Annotated[list[str] | None, typer.Option()] =
         add_first_steps(name, result)
         show(name, result)
         works[name] = result
-        ordered = {key: works[key] for key in WORKS if key in works}
-        write(path, {"method": METHOD, "notes": NOTES, "works": ordered})
+    ordered = {key: works[key] for key in WORKS if key in works}
+    write(path, {"method": METHOD, "notes": NOTES, "works": ordered})  # at the end: a stopped run changes no result
 
 
 def add_first_steps(name: str, result: dict[str, Any]) -> None:
