@@ -155,6 +155,16 @@ def test_compiles_once_for_a_shape():
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_controllers_that_differ_in_more_than_their_tolerances_are_told_apart():
+    net, y0 = Net(), torch.randn(4, 3, dtype=torch.float64)
+    for controller in (PID(rtol=1e-5, dt0=0.1), PID(rtol=1e-5, dt0=0.1, p=0.4, i=0.3), PID(rtol=1e-5, dt0=0.05)):
+        options = {"method": "bosh3", "controller": controller}
+        with torch.no_grad():
+            eager, fast = (solve(net, y0, [0.0, 1.0], (0.0,), compile=c, **options) for c in (False, True))
+        assert fast.stats.steps == eager.stats.steps
+        torch.testing.assert_close(fast.ys, eager.ys, rtol=1e-12, atol=1e-12)
+
+
 def test_changed_python_values_are_noticed():
     class Scaled(nn.Module):
         scale = 1.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from odenets import METHODS, PID, Fixed, solve
-from odenets.controller import check_pair
+from odenets.controller import Start, check_pair
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_first_step_is_cautious_where_the_trial_leaves_the_domain():
     """f is infinite a little to the right of the start's Euler step: the choice must stay finite."""
     y0 = torch.tensor([1.0], dtype=torch.float64)
     f = lambda t, y: torch.where(y > 1.005, torch.inf, 1e-2 / y)  # noqa: E731
-    dt = PID().first_step(f, y0, torch.tensor([1.0], dtype=torch.float64), 0.0, 1.0, 5).dt
+    dt = PID().first_step(Start(f, y0, torch.tensor([1.0], dtype=torch.float64), 0.0, 1.0, 5)).dt
     assert 0 < dt < 1e-4
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from odenets import Backsolve, Direct, Fixed, SolveError, Status, solve
+from odenets.captured import LostGradientError
 
 MU = torch.tensor([0.3, 1.0, 5.0, 20.0], dtype=torch.float64)[:, None]
 TIMES = torch.tensor([0.0, 0.3, 0.7, 0.71, 2.0], dtype=torch.float64)
@@ -135,3 +136,17 @@ def test_states_without_samples_are_refused():
         solve(lambda t, y: -y, torch.tensor(1.0), [0.0, 1.0], per_sample=True)
     with pytest.raises(ValueError, match="as many axes"):
         solve(lambda t, y: y, (torch.ones(3, 2), torch.ones(3)), [0.0, 1.0], per_sample=True)
+
+
+def test_a_tensor_that_the_first_evaluation_does_not_show_is_not_lost_silently():
+    hidden = {}
+
+    def f(t, y):
+        if float(t.detach().max()) > 0.2:
+            hidden["w"] = torch.full((), 2.0, requires_grad=True)
+            return -hidden.pop("w") * y
+        return -y
+
+    sol = solve(f, torch.ones(2, 1, requires_grad=True), [0.0, 1.0], per_sample=True)
+    with pytest.raises(LostGradientError):
+        sol.ys.sum().backward()

@@ -359,3 +359,26 @@ def test_no_evaluation_is_wasted():
 
 def test_methods_are_named_as_in_the_table():
     assert all(method.name == name for name, method in METHODS.items())
+
+
+def test_every_evaluation_is_counted():
+    calls = []
+
+    def f(t, y):
+        calls.append(1)
+        return -y
+
+    for y0 in (torch.ones(2, 1), torch.ones(2, 1).requires_grad_()):
+        for options in ({}, {"per_sample": True}, {"controller": PID(dt0=0.1)}):
+            calls.clear()
+            assert solve(f, y0, [0.0, 1.0], **options).stats.nfe == len(calls)
+
+
+@pytest.mark.parametrize("controller", [PID(), PID(dt0=0.1)])
+def test_a_start_that_is_not_finite_is_named_at_once(controller):
+    sol = solve(decay, torch.tensor([1.0, math.nan]), [0.0, 1.0], controller=controller, on_failure="status")
+    assert sol.status is Status.NON_FINITE_START
+    assert sol.stats.steps == 0
+    sol = solve(lambda t, y: y / 0, torch.ones(2), [0.0, 1.0], controller=controller, on_failure="status")
+    assert sol.status is Status.NON_FINITE_FIELD
+    assert sol.stats.steps == 0

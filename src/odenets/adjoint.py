@@ -7,7 +7,7 @@ All give gradients for y0, for every tensor that f reaches, and for every time. 
 import contextlib
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -20,11 +20,11 @@ from odenets.captured import Reached, check_reached, reached_tensors, sequence_n
 from odenets.chunks import Call as MarchCall
 from odenets.chunks import Engine, March, march, sample_trajectory, shared_trajectory
 from odenets.controller import Controller, Fixed
-from odenets.loop import CountedField, Kept, Problem, Stepper, Trajectory, run
+from odenets.loop import CountedField, Kept, Problem, Stepper, Trajectory, run, sample_shape
 from odenets.march import Plan
 from odenets.march import backward as march_backward
 from odenets.march import forward as march_forward
-from odenets.methods import ExplicitRungeKutta, Pull
+from odenets.methods import ExplicitRungeKutta, Pull, real_dtype
 from odenets.solution import SolveError, Stats
 
 
@@ -131,9 +131,10 @@ class _Call:
 
 
 def _outside_autograd(problem: Problem, function: Any, *, keep: bool, extra: Any = None) -> Trajectory:
-    problem, call, inputs = _prepare(problem, extra)
+    problem, f0, call, inputs = _prepare(problem, extra)
     if call is None:
-        return run(problem, problem.y0, None, keep=False)
+        with torch.no_grad():
+            return run(problem, problem.y0, f0, keep=False)
     if problem.t.requires_grad and problem.times[0] == problem.times[-1]:
         raise ValueError("`t` requires grad but spans no time: there is no gradient to times that are all equal")
     ys, *dense = function.apply(call, keep, problem.y0, problem.t, *inputs)
@@ -147,13 +148,13 @@ def _outside_autograd(problem: Problem, function: Any, *, keep: bool, extra: Any
     return trajectory
 
 
-def _prepare(problem: Problem, extra: Any = None) -> tuple[Problem, _Call | None, list[Tensor]]:
+def _prepare(problem: Problem, extra: Any = None) -> tuple[Problem, Tensor | None, _Call | None, list[Tensor]]:
     """The problem with its arguments cut off from what they were computed from, and the tensors that f reaches.
 
-    No call where there is nothing to differentiate.
+    With them f(t0, y0), where it had to be evaluated. No call where there is nothing to differentiate.
     """
     if not torch.is_grad_enabled():
-        return problem, None, []
+        return problem, None, None, []
     originals, args = _substitute(problem.args)
     cut = replace(problem, args=args, f=problem.bind(args))
     if extra is not None:
@@ -161,15 +162,14 @@ def _prepare(problem: Problem, extra: Any = None) -> tuple[Problem, _Call | None
     f0, reached = _probe(cut)
     inputs = [originals.get(id(t), t) for t in reached.tensors]
     if not any(t.requires_grad for t in (problem.y0, problem.t, *inputs)):
-        problem.stats.nfe = 0
-        return problem, None, []
+        return problem, f0.detach(), None, []
     call = _Call(cut, f0.detach(), reached, _Wanted(reached.tensors), extra, _autocast_state(problem.y0))
-    return cut, call, inputs
+    return cut, call.f0, call, inputs
 
 
 def _march_samples(problem: Problem) -> Trajectory:
     """A step size for each sample, run by Python."""
-    problem, call, inputs = _prepare(problem)
+    problem, _, call, inputs = _prepare(problem)
     engine = _Python(problem, call, inputs, () if call is None else tuple(range(len(inputs))))
     return _marched(problem, engine, call is not None)
 
@@ -210,9 +210,9 @@ def _marched(problem: Problem, engine: Engine, differentiable: bool) -> Trajecto
         timed=differentiable and problem.t.requires_grad,
         batch_last=problem.per_sample and problem.compile and problem.y0[0].numel() < _SHORT,
     )
-    marching = MarchCall(problem, plan, engine, _autocast_state(problem.y0))
+    backward = engine.backward(plan) if differentiable else None  # made now, so that a failure to compile shows now
+    marching = MarchCall(problem, plan, engine, _autocast_state(problem.y0), backward)
     if differentiable:
-        engine.backward(plan)  # so that what cannot be compiled shows now
         ys = March.apply(marching, problem.y0, problem.t, *engine.tensors)
         result, marching.result = marching.result, None
     else:
@@ -238,25 +238,23 @@ class _Python:
         return functools.partial(march_forward, plan, _while, lambda tensors: f)
 
     def backward(self, plan: Plan) -> Any:
-        f = CountedField(self.problem.f, Stats())
-        return functools.partial(march_backward, plan, _while, lambda tensors: f, self._vjp, self.wanted)
-
-    def _vjp(self, bind: Any, tensors: Sequence[Tensor], wanted: Sequence[int], t: Tensor, y: Tensor) -> Any:
-        call = self.call
-        if call is None:
+        if self.call is None:
             raise RuntimeError("there is nothing to differentiate")
-        with call.wanted.enable_grad():
-            t, y = t.detach().requires_grad_(), y.detach().requires_grad_()
-            out = bind(tensors)(t, y)
-        wrt = (t, y, *call.wanted.tensors)
+        f = CountedField(self.problem.f, Stats())
+        by_autograd = _ByAutograd(f, self.call, timed=True)
 
-        def pull(bar: Tensor) -> tuple[Tensor, ...]:
-            if not out.requires_grad:
-                return tuple(torch.zeros_like(x) for x in wrt)
-            grads = torch.autograd.grad(out, wrt, bar, allow_unused=True)
-            return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(wrt, grads))
+        def vjp(bind: Any, tensors: Any, wanted: Any, t: Tensor, y: Tensor) -> Any:
+            k, pullback = by_autograd(t, y)
+            like = (t, y, *by_autograd.wanted.tensors)
 
-        return out.detach(), pull
+            def pull(bar: Tensor) -> list[Tensor]:
+                y_bar, bars, t_bar = pullback(bar)
+                grads = (t_bar, y_bar, *bars)
+                return [torch.zeros_like(x) if g is None else g for x, g in zip(like, grads)]
+
+            return k, pull
+
+        return functools.partial(march_backward, plan, _while, lambda tensors: f, vjp, self.wanted)
 
 
 def _while(condition: Any, body: Any, carry: tuple, constants: tuple, mutated: tuple) -> tuple:
@@ -319,8 +317,8 @@ def _probe(problem: Problem) -> tuple[Tensor, Reached]:
         started = sequence_number()
         y0 = problem.y0.detach()
         if problem.per_sample:
-            shape = (y0.shape[0], *(1,) * (y0.dim() - 1))
-            f0 = problem.f(torch.full(shape, problem.times[0], dtype=y0.real.dtype, device=y0.device), y0)
+            t0 = torch.full(sample_shape(y0), problem.times[0], dtype=real_dtype(y0), device=y0.device)
+            f0 = CountedField(problem.f, problem.stats)(t0, y0)
         else:
             f0 = Stepper(problem, y0, problem.times[0]).derivative()
     return f0, reached_tensors(f0, started, (problem.watched, problem.args))
@@ -378,7 +376,8 @@ class _ReversePass:
         self.grad_t = None if t is None else torch.zeros_like(t)
         self.lam_t: Tensor | float = 0.0  # ∂L/∂t at the end of that step, the time being the sum of the steps so far
         self.stats = Stats()
-        self.linearize = _Linearize(CountedField(self.problem.f, self.stats), call, self.timed, self.grads)
+        by_autograd = _ByAutograd(CountedField(self.problem.f, self.stats), call, self.timed)
+        self.linearize = _Linearize(by_autograd, self.grads)
 
     def undo(self, k: int, kept: Kept) -> None:
         """Pull the cotangents back through step k."""
@@ -397,7 +396,6 @@ class _ReversePass:
         for bar in direct:
             lam = lam + bar
         self.lam = lam
-        self.linearize.unchecked = False
         if self.timed:
             self._time_cotangents(kept, t_bar + d_t, dt_bar + d_dt)
 
@@ -439,34 +437,47 @@ class _ReversePass:
 
 @dataclass
 class _Linearize:
-    """f with its pullback, by autograd: for `ExplicitRungeKutta.linearize`."""
+    """f with its pullback, adding up the gradients to tensors: for `ExplicitRungeKutta.linearize`."""
 
-    f: CountedField
-    call: _Call
-    timed: bool
+    by_autograd: "_ByAutograd"
     grads: "_GradientSum"
-    unchecked: bool = True  # until one step has been checked for tensors that the first evaluation did not show
-    started: int = field(default_factory=sequence_number)
 
     def __call__(self, t: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
-        wanted = self.call.wanted
-        with wanted.enable_grad():
+        k, pullback = self.by_autograd(t, y)
+
+        def pull(k_bar: Tensor) -> tuple[Tensor, Any]:
+            y_bar, bars, t_bar = pullback(k_bar)
+            self.grads.add(bars)
+            return torch.zeros_like(y) if y_bar is None else y_bar, 0.0 if t_bar is None else t_bar.double()
+
+        return k, pull
+
+
+class _ByAutograd:
+    """f and its pullback to y, to the tensors that it reaches, and (timed) to t; None for what f does not depend on."""
+
+    def __init__(self, f: CountedField, call: _Call, timed: bool) -> None:
+        self.f, self.wanted, self.reached, self.timed = f, call.wanted, call.reached, timed
+        self.unchecked = True  # until one step has been checked for tensors that the first evaluation did not show
+        self.started = sequence_number()
+
+    def __call__(self, t: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+        with self.wanted.enable_grad():
             y = y.detach().requires_grad_()
             t = t.detach().requires_grad_() if self.timed else t
             out = self.f(t, y)
         if self.unchecked:
-            check_reached(out, self.started, self.call.reached, (y, t, *wanted.places.values()))
-        wrt = (y, *wanted.tensors, t) if self.timed else (y, *wanted.tensors)
+            check_reached(out, self.started, self.reached, (y, t, *self.wanted.places.values()))
+        wrt = (y, *self.wanted.tensors, *((t,) if self.timed else ()))
 
-        def pull(k_bar: Tensor) -> tuple[Tensor, Any]:
+        def pullback(bar: Tensor) -> tuple[Tensor | None, Sequence[Tensor | None], Tensor | None]:
+            self.unchecked = False  # all stages of a step are evaluated before the first is pulled back
             if not out.requires_grad:
-                return torch.zeros_like(y), 0.0
-            y_bar, *bars = torch.autograd.grad(out, wrt, k_bar, allow_unused=True)
-            t_bar = bars.pop() if self.timed else None
-            self.grads.add(bars)
-            return torch.zeros_like(y) if y_bar is None else y_bar, 0.0 if t_bar is None else t_bar.double()
+                return None, [None] * len(self.wanted.tensors), None
+            y_bar, *bars = torch.autograd.grad(out, wrt, bar, allow_unused=True)
+            return y_bar, bars[: len(self.wanted.tensors)], bars[-1] if self.timed else None
 
-        return out.detach(), pull
+        return out.detach(), pullback
 
 
 class _SolveBack(torch.autograd.Function):

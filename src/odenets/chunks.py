@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odenets.controller import PID
 from odenets.loop import Problem, Trajectory, is_tame, locate_non_finite
-from odenets.march import CLOCK, Buffers, Plan, arranged, restored, time_shape
+from odenets.march import CLOCK, Buffers, Plan, arranged, numbers_of, restored, time_shape
 from odenets.solution import Failure, Status
 
 ROOM = 32 * 2**20  # bytes that the buffers of a chunk may take
@@ -55,10 +55,6 @@ class Marched:
     chunks: list[Chunk]
     report: list[float]  # the beginning of the clock, where there is one for the batch
 
-    def reached(self, t_end: float) -> Tensor:
-        """Which samples reached the end; of shape S."""
-        return self.clock[0] >= t_end
-
 
 def march(problem: Problem, plan: Plan, engine: Engine, tensors: Sequence[Tensor]) -> Marched:
     """Solve from the first time to the last, outside of autograd."""
@@ -68,7 +64,7 @@ def march(problem: Problem, plan: Plan, engine: Engine, tensors: Sequence[Tensor
     if plan.outputs:
         ys = y.new_empty((len(times), *y.shape))
         ys[:at_start] = y
-    numbers = _numbers(problem, plan, first=True)
+    numbers = _numbers(problem, first=True)
     clock = constant((0.0,) * (CLOCK + len(plan.controller.start)), torch.float64, y.device)
     if plan.per_sample:
         clock = clock.reshape(-1, *(1,) * y.dim()).expand(-1, *time_shape(plan, y)).contiguous()
@@ -90,11 +86,15 @@ def march(problem: Problem, plan: Plan, engine: Engine, tensors: Sequence[Tensor
         problem.stats.nfe += plan.nfe_start + tried * plan.nfe_step
         if plan.keep and buffers is not None:
             chunks.append(Chunk(rows, buffers))
-        numbers = _numbers(problem, plan, first=False) if going else numbers
-    result = Marched(y0, clock, y, chunks, report[3:])
-    result.ys = restored(plan, _all_outputs(problem, plan, result, ys, at_start), axis=1).contiguous()
-    result.y = restored(plan, y)
-    return result
+        numbers = _numbers(problem, first=False) if going else numbers
+    reached = report[3] >= problem.times[-1] if not plan.per_sample else clock[0] >= problem.times[-1]
+    if ys is None:
+        ys = torch.stack([*[y0] * at_start, y])
+    else:
+        ys[-1] = y
+    if reached is not True:
+        _blank(plan, ys, clock, reached)
+    return Marched(restored(plan, ys, axis=1).contiguous(), clock, restored(plan, y), chunks, report[3:])
 
 
 def _capacity(plan: Plan, y: Tensor) -> int:
@@ -103,15 +103,9 @@ def _capacity(plan: Plan, y: Tensor) -> int:
     return max(FEWEST, min(MOST, room // (states * y.numel() * y.element_size())))
 
 
-def _numbers(problem: Problem, plan: Plan, first: bool) -> Tensor:
+def _numbers(problem: Problem, first: bool) -> Tensor:
     """The first argument of `odenets.march.forward`."""
-    t0, t_end, controller = problem.times[0], problem.times[-1], problem.controller
-    dt = 0.0
-    if not plan.chooses_first_step:
-        dt = controller.first_step(problem.f, problem.y0, problem.y0, t0, t_end, plan.method.order).dt
-    tunable = [getattr(controller, name) for name in getattr(controller, "tunable", ())]
-    at_start = problem.times.count(t0)
-    values = (t0, t_end, float(problem.max_steps), dt, float(first), float(at_start), *tunable)
+    values = numbers_of(problem, problem.times[0], problem.times[-1], first)
     return constant(values, torch.float64, problem.y0.device)
 
 
@@ -121,24 +115,13 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device
     return torch.tensor(values, dtype=dtype, device=device)
 
 
-def _all_outputs(problem: Problem, plan: Plan, result: Marched, ys: Tensor | None, at_start: int) -> Tensor:
-    """(T, *y.shape): with the last output, and NaN in every output that was not reached."""
-    y0, y = result.ys, result.y
-    complete = not plan.per_sample and result.report[0] >= problem.times[-1]
-    if ys is None:
-        if complete:
-            return torch.stack([*[y0] * at_start, y])
-        ys = torch.stack([*[y0] * at_start, torch.empty_like(y)])
-    if complete:
-        ys[-1] = y
-    elif not plan.per_sample:
-        ys[int(result.report[4]) :] = torch.nan
-    else:
-        reached = result.reached(problem.times[-1])
-        missing = torch.arange(len(ys), device=ys.device).reshape(-1, *(1,) * y.dim()) >= result.clock[4]
-        ys.masked_fill_(missing & ~reached, torch.nan)
-        ys[-1] = torch.where(reached, y, torch.nan)
-    return ys
+def _blank(plan: Plan, ys: Tensor, clock: Tensor, reached: Any) -> None:
+    """NaN in every output that was not reached."""
+    if not plan.per_sample:
+        ys[int(clock[4]) :] = torch.nan
+        return
+    missing = torch.arange(len(ys), device=ys.device).reshape(-1, *(1,) * (ys.dim() - 1)) >= clock[4]
+    ys.masked_fill_(missing & ~reached, torch.nan)
 
 
 class March(torch.autograd.Function):
@@ -181,6 +164,7 @@ class Call:
     plan: Plan
     engine: Engine
     autocast: Any
+    backward: Callable[..., Sequence[Tensor]] | None  # the loop of the backward pass, where there will be one
     result: Marched | None = None
 
 
@@ -189,7 +173,9 @@ def march_back(
 ) -> tuple[Tensor | None, ...]:
     """∂L/∂y0, ∂L/∂t (None where it is not wanted), and ∂L/∂(each tensor)."""
     problem, plan, engine = call.problem, call.plan, call.engine
-    program = engine.backward(plan)
+    program = call.backward
+    if program is None:
+        raise RuntimeError("this solve was to have no backward pass")
     grad_ys = arranged(plan, grad_ys, axis=1)
     lam, state = _at_the_end(problem, plan, clock, grad_ys)
     grad_times, sums = torch.zeros_like(t) if plan.timed else t, []

@@ -28,13 +28,14 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from odenets.loop import CountedField, Problem
+from odenets.loop import CountedField, Problem, sample_shape
 from odenets.march import CLOCK, NUMBERS, Buffers, Plan, arranged, arranged_field, backward, forward, time_shape
-from odenets.methods import Field
+from odenets.methods import Field, real_dtype
 from odenets.solution import Stats
 
 # Where the compiler chooses how to accumulate a sum by its length: a matter of accuracy, not of what is computed.
 _MATTERS_NOT = "need_use_acc_helper"
+_GIVEN = ("dt0", "dt", "steps")  # of these a loop gets the size of the first step, as an input
 _MOST_VARIANTS = 64  # of one f: dtypes, training or not, shapes without the batch
 
 
@@ -117,11 +118,9 @@ class Compiled:
 
     def _program(self, plan: Plan, key: tuple, example: Callable[[Plan], list], function: Callable) -> Callable:
         controller = plan.controller
-        tunable = getattr(controller, "tunable", ())
-        fixed = tuple((k, v) for k, v in vars(controller).items() if k not in tunable)
-        if not controller.adaptive or getattr(controller, "dt0", None) is not None:
-            fixed = (("given", True),)  # the size of the (first) step is an input
-        key = (*key, id(plan.method), type(controller), fixed)
+        inputs = {*controller.tunable, *(() if controller.chooses_first_step else _GIVEN)}
+        fixed = tuple((name, value) for name, value in vars(controller).items() if name not in inputs)
+        key = (*key, id(plan.method), type(controller), controller.chooses_first_step, fixed)
         key = (*key, plan.per_sample, plan.keep, plan.outputs, plan.stages, plan.timed, plan.batch_last)
         if key not in self.graph.programs:
             bind = arranged_field(plan, self.graph.bind)
@@ -160,7 +159,7 @@ class _Fakes:
             return torch.empty(self.y.shape, dtype=self.y.dtype, device=self.y.device)
 
     def numbers(self) -> Tensor:
-        count = NUMBERS + len(getattr(self.plan.controller, "tunable", ()))
+        count = NUMBERS + len(self.plan.controller.tunable)
         return self.constant(torch.zeros(count, dtype=torch.float64))
 
     def clock(self, rows: int = 0) -> Tensor:
@@ -278,8 +277,7 @@ def capture(problem: Problem) -> Compiled:
         NotCompiled: If f cannot be traced; the text is the tracer's reason.
     """
     y = problem.y0.detach()
-    real = y.dtype.to_real() if y.dtype.is_complex else y.dtype
-    t = torch.zeros((y.shape[0], *(1,) * (y.dim() - 1)) if problem.per_sample else (), dtype=real, device=y.device)
+    t = torch.zeros(sample_shape(y) if problem.per_sample else (), dtype=real_dtype(y), device=y.device)
     for tensor in (y, t, *problem.args):
         if isinstance(tensor, Tensor) and tensor.dim() and y.dim() and tensor.shape[0] == y.shape[0] > 1:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)

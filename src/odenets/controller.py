@@ -63,6 +63,19 @@ class Decision(NamedTuple):
     memory: tuple[Number, ...]  # the controller's own, handed back at the next step
 
 
+class Start(NamedTuple):
+    """The start of a solve from t0 to t1 > t0, of which the first step is chosen."""
+
+    f: Field
+    y0: Tensor
+    f0: Tensor  # f(t0, y0)
+    t0: Number
+    t1: Number
+    order: int  # of the method
+    norm: Norm = rms
+    read: Read = Tensor.tolist
+
+
 class FirstStep(NamedTuple):
     """The size of the first step, and that of y0 in units of the tolerance."""
 
@@ -83,10 +96,22 @@ class Controller(Protocol):
         """The memory before the first step."""
         ...
 
-    def first_step(
-        self, f: Field, y0: Tensor, f0: Tensor, t0: Number, t1: Number, order: int, norm: Norm = ..., read: Read = ...
-    ) -> FirstStep:
-        """The size of the first step of a solve from t0 to t1 > t0; not finite where f0 is not."""
+    @property
+    def tunable(self) -> tuple[str, ...]:
+        """Its numbers that a compiled loop takes as inputs, so that changing them recompiles nothing."""
+        ...
+
+    @property
+    def chooses_first_step(self) -> bool:
+        """Whether `first_step` is to be asked; if not, `given_step` says it."""
+        ...
+
+    def given_step(self, t0: float, t1: float) -> float:
+        """The size of the first step of a solve from t0 to t1 > t0, where it is given."""
+        ...
+
+    def first_step(self, start: Start) -> FirstStep:
+        """The size of the first step, made from the problem; not finite where f0 is not."""
         ...
 
     def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = ...) -> Tensor:
@@ -150,19 +175,15 @@ class PID:
     def start(self) -> tuple[float, ...]:
         return (1.0,) * (2 if self.d != 0 else 1 if self.p != 0 else 0)
 
-    def first_step(
-        self,
-        f: Field,
-        y0: Tensor,
-        f0: Tensor,
-        t0: Number,
-        t1: Number,
-        order: int,
-        norm: Norm = rms,
-        read: Read = Tensor.tolist,
-    ) -> FirstStep:
-        if self.dt0 is not None:
-            return FirstStep(min(self.dt0, self.dt_max), 0.0)
+    @property
+    def chooses_first_step(self) -> bool:
+        return self.dt0 is None
+
+    def given_step(self, t0: float, t1: float) -> float:
+        return min(self.dt0 or math.inf, self.dt_max)
+
+    def first_step(self, start: Start) -> FirstStep:
+        f, y0, f0, t0, t1, order, norm, read = start
         scale = self._scale(y0.abs())
         d0, d1 = read(torch.stack([norm(y0 / scale), norm(f0 / scale)]))
         longest = minimum(t1 - t0, self.dt_max)
@@ -171,7 +192,7 @@ class PID:
         (t_trial,) = stage_times(t0, h0, (1.0,), y0)
         f1 = f(t_trial, combine(y0, h0, (1.0,), (f0,)))
         (d2,) = read(norm((f1 - f0) / scale)[None])
-        d2 = d2 / h0
+        d2 = d2 / maximum(h0, 1e-300)  # h0 is 0 where f0 is infinite
         largest = maximum(d1, d2)
         h1 = where(largest <= 1e-15, maximum(h0 * 1e-3, 1e-6), (0.01 / maximum(largest, 1e-300)) ** (1 / order))
         dt = minimum(minimum(100 * h0, h1), longest)
@@ -228,6 +249,7 @@ class Fixed:
     steps: int | None = None
 
     adaptive = False
+    chooses_first_step = False
     start = ()
     tunable = ()
 
@@ -241,18 +263,11 @@ class Fixed:
         """The step size on an interval from t0 to t1 > t0."""
         return (t1 - t0) / self.steps if self.steps is not None else float(self.dt or 0)
 
-    def first_step(
-        self,
-        f: Field,
-        y0: Tensor,
-        f0: Tensor,
-        t0: Number,
-        t1: Number,
-        order: int,
-        norm: Norm = rms,
-        read: Read = Tensor.tolist,
-    ) -> FirstStep:
-        return FirstStep(self.size(t0, t1), 0.0)
+    def given_step(self, t0: float, t1: float) -> float:
+        return self.size(t0, t1)
+
+    def first_step(self, start: Start) -> FirstStep:
+        raise TypeError("the size of a fixed step is given")
 
     def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = rms) -> Tensor:
         raise TypeError("Fixed judges no step")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from odenets.controller import PID, Controller, Number, maximum, where
+from odenets.controller import PID, Controller, Number, Start, maximum, where
 from odenets.methods import ExplicitRungeKutta, Field, Step, stage_times
 from odenets.solution import Failure, Stats, Status
 
@@ -103,6 +103,11 @@ class Trajectory:
     statuses: tuple[Status, ...] | None = None  # of each sample, where each has its own step size
 
 
+def sample_shape(y: Tensor) -> tuple[int, ...]:
+    """(batch, 1, …, 1): the shape of a number for each sample, with as many axes as y."""
+    return (y.shape[0], *(1,) * (y.dim() - 1))
+
+
 def cut(t: Number, dt: Number, t_end: Number) -> tuple[Any, Number]:
     """Whether the next step is the last, and its size: cut to end on t_end, which no step passes."""
     final = dt >= (t_end - t) * (1 - 1e-9)  # a rounding error of t must not cost a sliver of a step
@@ -164,10 +169,15 @@ class Stepper:
 
     def choose_first_step(self, t_end: float) -> None:
         """Let the controller choose the first step of a solve to t_end, and check the start while at it."""
-        f0 = self.derivative() if self.controller.adaptive else self.y
+        if not self.controller.chooses_first_step:
+            self.dt = self.controller.given_step(self.t, t_end)
+            if self.controller.adaptive and not bool(torch.isfinite(self.derivative()).all()):
+                self._fail_at_start(self.derivative())
+            return
+        f0 = self.derivative()
         with torch.no_grad():
-            order = self.method.order
-            self.dt, size = self.controller.first_step(self.f, self.y, f0, self.t, t_end, order)
+            start = Start(self.f, self.y, f0, self.t, t_end, self.method.order)
+            self.dt, size = self.controller.first_step(start)
             if self.dt is None or not math.isfinite(self.dt):
                 self._fail_at_start(f0)
             elif isinstance(self.controller, PID):
@@ -258,6 +268,7 @@ def run(
     keep: bool,
     clock: Tensor | None = None,
     timed: bool = False,
+    read: bool = True,
 ) -> Trajectory:
     """Solve from the first time to the last.
 
@@ -267,6 +278,7 @@ def run(
         keep: Keep what a replay of the accepted steps needs.
         clock: `problem.t`, where gradients to the times shall flow through the loop itself.
         timed: Whether gradients to the times are wanted at all, by the clock or by a replay.
+        read: Whether the host may read values: without, nobody sees whether fixed steps ended in finite numbers.
     """
     times, t_end = problem.times, problem.times[-1]
     stepper = Stepper(problem, y0, times[0], None if clock is None else (clock[0], clock[-1]))
@@ -285,7 +297,7 @@ def run(
         if keep:
             kept.append(Kept(taken.t, taken.dt, taken.y, taken.final, ends, inside))
     failure = stepper.failure
-    if failure is None and not problem.controller.adaptive:
+    if failure is None and read and not problem.controller.adaptive:
         failure = _find_non_finite(problem, y0, ys[-1])
     return Trajectory(torch.stack(ys), kept, dense, failure)
 

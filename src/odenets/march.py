@@ -12,19 +12,20 @@ then reads the outputs off the continuous extension; `backward` undoes the steps
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from odenets.controller import Controller, FirstStep, Number, rms
-from odenets.loop import conclude, cut
-from odenets.methods import ExplicitRungeKutta, Field
+from odenets.controller import Controller, FirstStep, Number, Start, rms
+from odenets.loop import Problem, conclude, cut, sample_shape
+from odenets.methods import ExplicitRungeKutta, Field, real_dtype
 
 # while_(condition, body, carry, constants, mutated): the carry after the loop; `mutated` are the indices of those
 # constants that the body writes into. Every loop here makes at least one round, harmless if there was nothing to do:
 # a compiled loop without a round returns memory that the compiler takes to be free.
 While = Callable[..., tuple[Tensor, ...]]
+T = TypeVar("T")
 Bind = Callable[[Sequence[Tensor]], Field]  # f, computing with these tensors
 # vjp(f, wanted, t, y): f(t, y), and its pullback to (t, y, *wanted tensors)
 Vjp = Callable[..., tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]]
@@ -53,7 +54,7 @@ class Plan:
 
     @property
     def chooses_first_step(self) -> bool:
-        return self.controller.adaptive and getattr(self.controller, "dt0", None) is None
+        return self.controller.chooses_first_step
 
     @property
     def nfe_start(self) -> int:
@@ -147,8 +148,9 @@ class Now(NamedTuple):
 
 def time_shape(plan: Plan, y: Tensor) -> tuple[int, ...]:
     """S."""
-    ones = (1,) * (y.dim() - 1)
-    return () if not plan.per_sample else (*ones, y.shape[-1]) if plan.batch_last else (y.shape[0], *ones)
+    if not plan.per_sample:
+        return ()
+    return (*(1,) * (y.dim() - 1), y.shape[-1]) if plan.batch_last else sample_shape(y)
 
 
 def _within(plan: Plan, y: Tensor) -> tuple[int, ...]:
@@ -267,10 +269,10 @@ def _begin(
     size = torch.zeros_like(t0)
     controller = tuned(plan.controller, numbers)
     if f0 is not None:
-        begun = f(t0.to(_real(y)), y)
+        begun = f(t0.to(real_dtype(y)), y)
     if plan.chooses_first_step and begun is not None:
         step: FirstStep = controller.first_step(
-            f, y, begun, t0, t_end, plan.method.order, norm_of(plan), lambda x: x.unbind()
+            Start(f, y, begun, t0, t_end, plan.method.order, norm_of(plan), Tensor.unbind)
         )
         dt, size = step.dt.detach(), step.size.detach()  # constants to the gradient
     zero = torch.zeros_like(t0)
@@ -389,7 +391,7 @@ def backward(
     """
     grad_ys = rest[0] if plan.outputs else None
     buffers, tensors = _split_buffers(plan, rest[1 if plan.outputs else 0 :])
-    buffers = _certain_buffers(buffers)
+    buffers = _certain(buffers)
     sums = [torch.zeros_like(tensors[i]) for i in wanted]
     grad_times = (torch.zeros_like(times),) if plan.outputs else ()
     carry = (rows.reshape(()).clone(), clock.clone(), lam.clone(), *grad_times, *sums)
@@ -403,7 +405,7 @@ def backward(
         times = inner.pop(0)
         grad_ys = inner.pop(0) if plan.outputs else None
         kept, tensors = _split_buffers(plan, inner)
-        return _Undo(plan, while_, bind, vjp, wanted, tensors, times, grad_ys)(_certain_buffers(kept), *now)
+        return _Undo(plan, while_, bind, vjp, wanted, tensors, times, grad_ys)(_certain(kept), *now)
 
     return while_(condition, body, carry, shared, ())[1:]
 
@@ -518,21 +520,25 @@ class _Undo:
         return torch.stack([output, lam_t, clock[2] + torch.where(ended, dt_bar, 0.0)])
 
 
-def _certain(x: Tensor | None) -> Tensor:
+def _certain(x: T | None) -> T:
+    """x, where the plan says that there is one."""
     if x is None:
-        raise RuntimeError("there are no outputs")
+        raise RuntimeError("a loop got less than its plan says")
     return x
 
 
-def _certain_buffers(buffers: Buffers | None) -> Buffers:
-    if buffers is None:
-        raise RuntimeError("a backward pass needs the steps kept")
-    return buffers
+def numbers_of(problem: Problem, t0: float, t_end: float, first: bool) -> tuple[float, ...]:
+    """The numbers that `forward` gets, from t0 to t_end."""
+    controller = problem.controller
+    dt = 0.0 if controller.chooses_first_step else controller.given_step(t0, t_end)
+    tunable = (getattr(controller, name) for name in controller.tunable)
+    at_start = problem.times.count(problem.times[0])
+    return t0, t_end, float(problem.max_steps), dt, float(first), float(at_start), *tunable
 
 
-def tuned(controller: Any, numbers: Tensor) -> Any:
+def tuned(controller: Controller, numbers: Tensor) -> Controller:
     """The controller with its tunable numbers taken from the loop's inputs."""
-    names = getattr(controller, "tunable", ())
+    names = controller.tunable
     if not names:
         return controller
     copy = object.__new__(type(controller))
@@ -543,7 +549,3 @@ def tuned(controller: Any, numbers: Tensor) -> Any:
 
 def _present(*tensors: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(t for t in tensors if t is not None)
-
-
-def _real(y: Tensor) -> torch.dtype:
-    return y.dtype.to_real() if y.dtype.is_complex else y.dtype

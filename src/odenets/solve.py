@@ -14,7 +14,7 @@ from odenets.adjoint import Adjoint, Checkpointed
 from odenets.controller import PID, Controller, check_pair
 from odenets.interpolate import DenseOutput
 from odenets.loop import Problem, Trajectory
-from odenets.methods import METHODS, ExplicitRungeKutta, Field
+from odenets.methods import ExplicitRungeKutta, Field, find
 from odenets.solution import Failure, Solution, SolveError, Stats, Status
 
 
@@ -68,7 +68,7 @@ def solve(
         TypeError, ValueError: If an argument is not as described; the text says what would be.
         LostGradientError: If a gradient would be lost: see `Checkpointed`.
     """
-    method = _method(method)
+    method = find(method)
     controller = _controller(method, controller, rtol, atol)
     if on_failure not in ("raise", "status"):
         raise ValueError(f'`on_failure` must be "raise" or "status", got {on_failure!r}')
@@ -142,14 +142,6 @@ def _check_per_sample(controller: Controller, adjoint: Adjoint, dense: bool) -> 
         raise TypeError(f"`per_sample=True` goes with `adjoint=Checkpointed()`, got {adjoint!r}")
     if dense:
         raise TypeError("`per_sample=True` keeps no dense output: pass the times that are wanted in `t`")
-
-
-def _method(method: str | ExplicitRungeKutta) -> ExplicitRungeKutta:
-    if isinstance(method, ExplicitRungeKutta):
-        return method
-    if method not in METHODS:
-        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, or an ExplicitRungeKutta; got {method!r}")
-    return METHODS[method]
 
 
 def _controller(

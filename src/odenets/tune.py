@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from odenets import compiled
 from odenets.adjoint import Adjoint, Checkpointed, Direct
 from odenets.controller import PID, Fixed
-from odenets.methods import METHODS, ExplicitRungeKutta
+from odenets.methods import ExplicitRungeKutta, find
 from odenets.nn import ODEBlock
 from odenets.solution import SolveError, Stats, Status
 from odenets.solve import solve
@@ -385,7 +385,7 @@ def _ladders(
     finest = torch.finfo(lab.dtype).eps  # tighter tolerances are refused by the controller
     tolerances = [tolerance for tolerance in sorted(tolerances, reverse=True) if tolerance >= finest]
     for method in methods:
-        if _tableau(method).adaptive:
+        if find(method).adaptive:
             yield [{"method": method, "rtol": tolerance, "atol": tolerance} for tolerance in tolerances]
         elif not lab.others.get("per_sample"):  # which fixed steps do not go with
             yield [{"method": method, "controller": Fixed(steps=n)} for n in sorted(steps)]
@@ -433,7 +433,7 @@ class _Bench:
     def _try(self, options: dict[str, Any], budget: int | None = None) -> Row:
         """The errors of a candidate, given up where it takes more evaluations of f than its budget."""
         allowed = self.lab.others.get("max_steps", _DEFAULTS["max_steps"])
-        stages = len(_tableau(_value(options, "method")).b)
+        stages = len(find(_value(options, "method")).b)
         steps = allowed if budget is None else min(allowed, max(1, budget // stages))
         self.state.rewind()
         try:
@@ -557,7 +557,7 @@ def _check(
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise TypeError(f"`{name}` must be a sequence with at least one entry, got {values!r}")
     for method in methods:
-        _tableau(method)
+        find(method, "`methods` must be among")
     if rounds < 1:
         raise ValueError(f"`rounds` must be an integer ≥ 1, got {rounds!r}")
     if compile and not any(isinstance(adjoint, Checkpointed) for adjoint in adjoints):
@@ -581,14 +581,6 @@ def _others(options: dict[str, Any]) -> dict[str, Any]:
 def _value(options: dict[str, Any], name: str) -> Any:
     """An option, or the default of `solve`."""
     return options.get(name, _DEFAULTS[name])
-
-
-def _tableau(method: str | ExplicitRungeKutta) -> ExplicitRungeKutta:
-    if isinstance(method, ExplicitRungeKutta):
-        return method
-    if method not in METHODS:
-        raise ValueError(f"`methods` must be among {', '.join(METHODS)}, or ExplicitRungeKutta; got {method!r}")
-    return METHODS[method]
 
 
 def _mean_square(output: Any) -> Tensor:
@@ -628,7 +620,7 @@ def _or_infinity(seconds: float) -> float:
 
 
 def _method_text(options: dict[str, Any]) -> str:
-    return _tableau(_value(options, "method")).name
+    return find(_value(options, "method")).name
 
 
 def _steps_text(options: dict[str, Any]) -> str:

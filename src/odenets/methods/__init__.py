@@ -7,4 +7,6 @@ from odenets.methods.runge_kutta import Linearize as Linearize
 from odenets.methods.runge_kutta import Pull as Pull
 from odenets.methods.runge_kutta import Step as Step
 from odenets.methods.runge_kutta import combine as combine
+from odenets.methods.runge_kutta import find as find
+from odenets.methods.runge_kutta import real_dtype as real_dtype
 from odenets.methods.runge_kutta import stage_times as stage_times

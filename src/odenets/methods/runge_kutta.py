@@ -242,12 +242,17 @@ class ExplicitRungeKutta:
 
 def stage_times(t: float | Tensor, dt: float | Tensor, nodes: Sequence[float], y: Tensor) -> Sequence[Tensor]:
     """t + c dt for each node c, in y's real dtype; sums are made in float64. 0-dimensional, or of t's shape."""
-    dtype = y.dtype.to_real() if y.dtype.is_complex else y.dtype
+    dtype = real_dtype(y)
     if isinstance(t, float) and isinstance(dt, float):
         # One tensor for all stages: one copy to the device a step instead of one a stage.
         return torch.tensor([t + c * dt for c in nodes], dtype=dtype, device=y.device).unbind()
     at = {c: torch.as_tensor(t + c * dt).to(dtype) for c in set(nodes)}
     return [at[c] for c in nodes]
+
+
+def real_dtype(y: Tensor) -> torch.dtype:
+    """The dtype of a real number that goes with y: of t, for f."""
+    return y.dtype.to_real() if y.dtype.is_complex else y.dtype
 
 
 def combine(
@@ -408,3 +413,12 @@ TSIT5 = ExplicitRungeKutta(
 )
 
 METHODS = {method.name: method for method in (EULER, MIDPOINT, HEUN, RK4, BOSH3, DOPRI5, TSIT5)}
+
+
+def find(method: str | ExplicitRungeKutta, wanted: str = "`method` must be one of") -> ExplicitRungeKutta:
+    """The method of that name, or the method itself; `wanted` begins the error where there is none."""
+    if isinstance(method, ExplicitRungeKutta):
+        return method
+    if method not in METHODS:
+        raise ValueError(f"{wanted} {', '.join(METHODS)}, or an ExplicitRungeKutta; got {method!r}")
+    return METHODS[method]
