@@ -61,6 +61,26 @@ def test_a_failure_inside_a_graph_is_nan():
     assert torch.isnan(traced(torch.ones(2))[-1]).all()
 
 
+def test_each_sample_its_own_steps_inside_a_graph():
+    rates = torch.tensor([[1.0], [30.0]], dtype=torch.float64)
+
+    def last(y):
+        return solve(lambda t, y: -rates * y, y, [0.0, 1.0], rtol=1e-7, atol=1e-9, per_sample=True).ys[-1]
+
+    y0, other = torch.ones(2, 1, dtype=torch.float64).requires_grad_(), torch.ones(2, 1, dtype=torch.float64)
+    (traced,) = torch.autograd.grad(torch.compile(last, fullgraph=True, backend="eager")(y0).sum(), y0)
+    (eager,) = torch.autograd.grad(last(other.requires_grad_()).sum(), other)
+    torch.testing.assert_close(traced, eager, rtol=1e-9, atol=1e-12)
+
+
+def test_dense_output_is_refused_inside_a_graph():
+    network = model(method="rk4", controller=Fixed(steps=2)).eval()
+    solver = network[1]
+    solver.forward = lambda x: solve(solver.field, x, [0.0, 1.0], controller=Fixed(steps=2), dense=True).ys[-1]
+    with pytest.raises(TypeError, match="keeps nothing inside a graph"):
+        torch.export.export(network, (torch.ones(2, 3),))
+
+
 def test_export_of_fixed_steps_for_any_batch():
     network, x = model(method="rk4", controller=Fixed(steps=3)).eval(), torch.randn(5, 3)
     batch = torch.export.Dim("batch", min=2)

@@ -21,9 +21,8 @@ Read = Callable[[Tensor], Any]  # the entries of a tensor as numbers of the loop
 
 def rms(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     """The root mean square, real: over all elements, or over some dimensions, which are kept with size 1."""
-    if dims is None:
-        return torch.linalg.vector_norm(x) / _root(x.numel(), x)
-    return torch.linalg.vector_norm(x, dim=dims, keepdim=True) / _root(math.prod(x.shape[d] for d in dims), x)
+    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=dims is not None)
+    return norm / _root(x.numel() // norm.numel(), x)
 
 
 def _root(count: Any, like: Tensor) -> Any:

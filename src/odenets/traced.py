@@ -19,7 +19,14 @@ _MOST_STEPS = 4096  # fixed steps that are laid out
 
 
 def integrate(problem: Problem) -> Trajectory:
-    """The solve as tensor operations without an end that depends on values."""
+    """The solve as tensor operations without an end that depends on values.
+
+    Raises:
+        TypeError: With dense output, which it would have to leave out.
+        ValueError: If there are too many fixed steps.
+    """
+    if problem.dense:
+        raise TypeError("`dense=True` keeps nothing inside a graph: pass the times that are wanted in `t`")
     if problem.controller.adaptive:
         return Trajectory(_adaptive(problem), [], [], None)
     times = problem.times
