@@ -102,6 +102,23 @@ def test_euler_with_step_one_is_a_residual_network():
     assert sol.stats.nfe == 3
 
 
+def test_a_gradient_that_is_one_number_everywhere():
+    """That of a sum is expanded, not stored; and more outputs than are taken up at a time."""
+    net, times = Net(), torch.linspace(0, 1, 40, dtype=torch.float64)
+    grads = []
+    for compile in (False, True):
+        y0 = torch.ones(4, 3, dtype=torch.float64, requires_grad=True)
+        solve(net, y0, times, (0.0,), method="dopri5", rtol=1e-6, compile=compile).ys.sum().backward()
+        grads.append(y0.grad)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-10, atol=1e-10)
+
+
+def test_tanh_to_rounding():
+    """The compiled engine computes tanh of float32 in its own way."""
+    x = torch.tensor([0.0, -0.0, 1e-30, 1e-7, -1e-3, 0.3, -2.0, 9.5, 40.0, -1e30, math.inf, math.nan])
+    torch.testing.assert_close(compiled._tanh(x), torch.tanh(x), rtol=4e-7, atol=0, equal_nan=True)
+
+
 def test_more_steps_than_a_chunk_holds(monkeypatch):
     monkeypatch.setattr("odenets.chunks.FEWEST", 3)
     monkeypatch.setattr("odenets.chunks.MOST", 3)

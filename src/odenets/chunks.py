@@ -176,11 +176,11 @@ def march_back(
     program = call.backward
     if program is None:
         raise RuntimeError("this solve was to have no backward pass")
-    grad_ys = arranged(plan, grad_ys, axis=1)
+    grad_ys = arranged(plan, grad_ys, axis=1).contiguous()
     lam, state = _at_the_end(problem, plan, clock, grad_ys)
     grad_times, sums = torch.zeros_like(t) if plan.timed else t, []
     times = t.detach() if plan.outputs else t.detach()[:1]
-    with_outputs = (grad_ys.contiguous(),) if plan.outputs else ()
+    with_outputs = (grad_ys,) if plan.outputs else ()
     for chunk in reversed([chunk for chunk in chunks if chunk.rows > 0]):
         rows = constant((chunk.rows,), torch.int64, t.device)
         state, lam, *rest = program(rows, times, state, lam, *with_outputs, *chunk.buffers.tensors, *tensors)

@@ -215,11 +215,23 @@ def _small_addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: flo
     return c + product
 
 
+def _tanh(x: Tensor) -> Tensor:
+    """A third faster than the vectorised tanh of the C library; 1 to rounding beyond 10."""
+    if x.dtype != torch.float32:
+        return NotImplemented
+    rise = torch.expm1(2 * x.clamp(-10, 10))
+    return rise / (rise + 2)
+
+
 def _hint(size: Any) -> int:
     return size if isinstance(size, int) else size.node.hint
 
 
-_SMALL_PRODUCTS = {torch.ops.aten.mm.default: _small_mm, torch.ops.aten.addmm.default: _small_addmm}
+_FASTER = {
+    torch.ops.aten.mm.default: _small_mm,
+    torch.ops.aten.addmm.default: _small_addmm,
+    torch.ops.aten.tanh.default: _tanh,
+}
 
 
 def _compile(graph: Graph, function: Callable[..., Any], example: list[Any]) -> Callable[..., Any]:
@@ -227,14 +239,17 @@ def _compile(graph: Graph, function: Callable[..., Any], example: list[Any]) -> 
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's compiler uses what PyTorch deprecates
             with graph.mode:
-                module = make_fx(function, decomposition_table=_SMALL_PRODUCTS)(*example)
+                module = make_fx(function, decomposition_table=_FASTER)(*example)
             for node in module.graph.nodes:
                 if node.op == "placeholder":
                     node.meta.pop("val", None)  # the compiler takes the example instead, which knows its sizes
-            with contextlib.suppress(TensorifyScalarRestartAnalysis):
-                return torch._inductor.compile(copy.copy(module), example, options=dict(_OPTIONS))  # pyright: ignore
-            # Numbers among the inputs made the compiler start over; this time it leaves them as they are.
-            return torch._inductor.compile(module, example, options=dict(_OPTIONS))  # pyright: ignore
+            try:
+                program = torch._inductor.compile(copy.copy(module), example, options=dict(_OPTIONS))
+            except TensorifyScalarRestartAnalysis:
+                # Numbers among the inputs made the compiler start over; this time it leaves them as they are.
+                program = torch._inductor.compile(module, example, options=dict(_OPTIONS))
+            # Without the wrapper that keeps the tracer out, where the tracer never comes.
+            return getattr(program, "_torchdynamo_orig_callable", program)  # pyright: ignore[reportReturnType]
     except Exception as error:  # whatever a compiler can run into; the caller says it and goes on eagerly
         raise NotCompiled(_reason(error)) from error
 
@@ -277,7 +292,7 @@ def capture(problem: Problem) -> Compiled:
         NotCompiled: If f cannot be traced; the text is the tracer's reason.
     """
     y = problem.y0.detach()
-    t = torch.zeros(sample_shape(y) if problem.per_sample else (), dtype=real_dtype(y), device=y.device)
+    t = _zeros(tuple(sample_shape(y)) if problem.per_sample else (), real_dtype(y), y.device)
     for tensor in (y, t, *problem.args):
         if isinstance(tensor, Tensor) and tensor.dim() and y.dim() and tensor.shape[0] == y.shape[0] > 1:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
@@ -293,6 +308,11 @@ def capture(problem: Problem) -> Compiled:
         if graph.fits(inputs):
             return Compiled(graph, inputs)
     raise RuntimeError("no end of attempts")
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 _captured = threading.local()

@@ -98,12 +98,8 @@ class Buffers(NamedTuple):
             for i, value in enumerate(values if buffer is not None else ()):
                 buffer.index_copy_(0, (row * len(values) + i).reshape(1), value[None])  # pyright: ignore
 
-    def ends(self) -> Tensor:
-        """t + dt of all steps, (capacity, *S)."""
-        return self.times.reshape(-1, 4, *self.times.shape[1:])[:, 2]
-
     def read(self, row: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor] | None]:
-        """The times, the state and the stages of a row, or of each sample's own row."""
+        """The times, the state and the stages of a row."""
         stages = None if self.stages is None else _rows(self.stages, row, self.stages.shape[0] // self.y.shape[0])
         return _rows(self.times, row, 4), _at(self.y, row), stages
 
@@ -320,33 +316,91 @@ def _read_outputs(
     plan: Plan, while_: While, times: Tensor, t: Tensor, output: Tensor, ys: Tensor, buffers: Buffers
 ) -> Tensor:
     """Write the states between the first and the last time that this chunk has passed; the next output."""
+    outputs = _Outputs(plan, ys[0])
     most = times.shape[0] - 1  # the last output is the state at the end itself
 
+    def pending(index: Tensor, t: Tensor, times: Tensor) -> Tensor:
+        return (index < most) & (_entry(times, index.clamp(max=most)) <= t)
+
     def condition(output: Tensor, rounds: Tensor, t: Tensor, times: Tensor, *_: Tensor) -> Tensor:
-        return _pending(output, t, times, most).any() | (rounds == 0)
+        return pending(output, t, times).any() | (rounds == 0)
 
     def body(output: Tensor, rounds: Tensor, t: Tensor, times: Tensor, ys: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
-        pending, here = _pending(output, t, times, most), Buffers(*kept)
-        index = output.clamp(max=most)
-        t_out = _entry(times, index)
-        row = (here.ends() < t_out).sum(0).clamp(max=here.y.shape[0] - 1)  # the first step that ends at or after t_out
-        (start, dt, _, _), y, stages = here.read(row)
-        theta = (t_out - start) / torch.where(dt > 0, dt, 1.0)
-        states = plan.method.interpolate(y, dt, stages or (), theta)
-        states = torch.where(pending, states, _at(ys, index))
-        if plan.per_sample:
-            ys.scatter_(0, index.expand(states.shape)[None], states[None])
-        else:
-            ys.index_copy_(0, index.reshape(1), states[None])
-        return output + pending, rounds + 1
+        index = output + outputs.places
+        taken = pending(index, t, times)
+        index = index.clamp(max=most)
+        step = outputs.step(Buffers(*kept), _entry(times, index))
+        states = plan.method.interpolate(step.y, step.dt, step.stages, step.theta)
+        outputs.put(ys, index, torch.where(taken, states, outputs.at(ys, index)))
+        return output + taken.sum(0), rounds + 1
 
     rounds = torch.zeros((), dtype=torch.int64, device=output.device)
-    carry = (output.to(torch.int64), rounds)
-    return while_(condition, body, carry, (t, times, ys, *buffers.tensors), (2,))[0].to(output.dtype)
+    carry = (output.to(torch.int64).reshape(outputs.shape), rounds)
+    constants = (t.reshape(outputs.shape), times, ys, *buffers.tensors)
+    return while_(condition, body, carry, constants, (2,))[0].reshape(output.shape).to(output.dtype)
 
 
-def _pending(output: Tensor, t: Tensor, times: Tensor, most: int) -> Tensor:
-    return (output < most) & (_entry(times, output.clamp(max=most)) <= t)
+class _Within(NamedTuple):
+    """The step in which each of some outputs lies: of shape (outputs, *state)."""
+
+    row: Tensor
+    dt: Tensor
+    theta: Tensor
+    y: Tensor
+    stages: list[Tensor]
+
+
+_BLOCK, _NUMBERS = 16, 1024  # outputs taken up at a time: so many, while a sample's states hold so many numbers
+
+
+class _Outputs:
+    """How outputs are taken up: some at a time, since the loop's own cost is that of many small states."""
+
+    def __init__(self, plan: Plan, y: Tensor) -> None:
+        self.plan, self.device = plan, y.device
+        self.shape = time_shape(plan, y) or (1,) * y.dim()
+        sizes = [size for size in y.shape if isinstance(size, int)]
+        self.count = max(1, min(_BLOCK, _NUMBERS // max(1, math.prod(sizes))))
+        self.axes = tuple(axis + 1 for axis in (_within(plan, y) if plan.per_sample else range(y.dim())))
+
+    @property
+    def places(self) -> Tensor:
+        return torch.arange(self.count, device=self.device).reshape(-1, *(1,) * len(self.shape))
+
+    def step(self, buffers: Buffers, t_out: Tensor) -> _Within:
+        times = buffers.times.reshape(-1, *self.shape)
+        ends = times.reshape(-1, 4, *self.shape)[:, 2]
+        row = (ends[:, None] < t_out).sum(0).clamp(max=ends.shape[0] - 1)  # the first step that ends at t_out or after
+        start, dt = self.at(times, row * 4), self.at(times, row * 4 + 1)
+        count = 0 if buffers.stages is None else len(self.plan.method.b) + 1
+        stages = [self.at(buffers.stages, row * count + i) for i in range(count)]  # pyright: ignore
+        return _Within(row, dt, (t_out - start) / torch.where(dt > 0, dt, 1.0), self.at(buffers.y, row), stages)
+
+    def at(self, buffer: Tensor, row: Tensor) -> Tensor:
+        """These rows of a buffer (rows, …): each sample's own where it has its own times."""
+        if not self.plan.per_sample:
+            return buffer.index_select(0, row.flatten())
+        return buffer.gather(0, row.expand(-1, *buffer.shape[1:]))
+
+    def put(self, buffer: Tensor, row: Tensor, values: Tensor) -> None:
+        if not self.plan.per_sample:
+            buffer.index_copy_(0, row.flatten(), values)
+        else:
+            buffer.scatter_(0, row.expand(values.shape), values)
+
+    def add(self, buffer: Tensor, row: Tensor, values: Tensor) -> None:
+        if not self.plan.per_sample:
+            buffer.index_add_(0, row.flatten(), values)
+        else:
+            buffer.scatter_add_(0, row.expand(values.shape), values)
+
+    def inner(self, a: Tensor, b: Tensor) -> Tensor:
+        """The real inner product of each output, of shape (outputs, *self.shape)."""
+        return _product(a, b).sum(self.axes, keepdim=True)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return ((a.conj() * b).real if a.is_complex() else a * b).to(torch.float64)
 
 
 def _entry(times: Tensor, index: Tensor) -> Tensor:
@@ -355,12 +409,8 @@ def _entry(times: Tensor, index: Tensor) -> Tensor:
 
 
 def _at(buffer: Tensor, row: Tensor) -> Tensor:
-    """Row `row` of a buffer (capacity, …), each sample's own where there are as many rows as samples."""
-    if row.dim() == 0:
-        return buffer.index_select(0, row.reshape(1))[0]
-    inner = buffer.dim() - row.dim() - 1  # axes between the rows and the batch
-    place = row.reshape(1, *(1,) * inner, *row.shape).expand(1, *buffer.shape[1:])
-    return buffer.gather(0, place)[0]
+    """Row `row` of a buffer (rows, …)."""
+    return buffer.index_select(0, row.reshape(1))[0]
 
 
 def backward(
@@ -393,21 +443,83 @@ def backward(
     buffers, tensors = _split_buffers(plan, rest[1 if plan.outputs else 0 :])
     buffers = _certain(buffers)
     sums = [torch.zeros_like(tensors[i]) for i in wanted]
-    grad_times = (torch.zeros_like(times),) if plan.outputs else ()
-    carry = (rows.reshape(()).clone(), clock.clone(), lam.clone(), *grad_times, *sums)
-    shared = (times, *_present(grad_ys), *buffers.tensors, *tensors)
+    bars, grad_times = None, ()
+    if grad_ys is not None:
+        bars, output, *grad_times = _take_up_outputs(plan, while_, times, clock[0], lam, grad_ys, buffers)
+        clock = torch.stack([output, clock[1], clock[2]])
+    carry = (rows.reshape(()).clone(), clock.clone(), lam.clone(), *sums)
+    shared = (*_tensors(buffers), *_present(*(bars or ())), *tensors)
 
     def condition(*arguments: Tensor) -> Tensor:
         return arguments[0] > 0
 
     def body(*arguments: Tensor) -> tuple[Tensor, ...]:
-        now, inner = arguments[: len(carry)], list(arguments[len(carry) :])
-        times = inner.pop(0)
-        grad_ys = inner.pop(0) if plan.outputs else None
-        kept, tensors = _split_buffers(plan, inner)
-        return _Undo(plan, while_, bind, vjp, wanted, tensors, times, grad_ys)(_certain(kept), *now)
+        now, inner = arguments[: len(carry)], arguments[len(carry) :]
+        kept, inner = _split_buffers(plan, inner)
+        given = None if bars is None else _Bars(*inner[: len(bars)])
+        tensors = inner[len(bars or ()) :]
+        return _Undo(plan, bind, vjp, wanted, tensors, given)(_certain(kept), *now)
 
-    return while_(condition, body, carry, shared, ())[1:]
+    clock, lam, *sums = while_(condition, body, carry, shared, ())[1:]
+    return clock, lam, *grad_times, *sums
+
+
+class _Bars(NamedTuple):
+    """What the steps of a chunk get from the outputs that lie in them."""
+
+    steps: Tensor  # ∂L/∂(y, the s + 1 stages), (capacity · (s + 2), *y.shape)
+    times: Tensor  # ∂L/∂(t, dt), (capacity · 2, *S)
+
+    def read(self, row: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The gradients to y, to the stages and to (t, dt) of a row."""
+        y, *stages = _rows(self.steps, row, self.steps.shape[0] * 2 // self.times.shape[0])
+        return y, stages, _rows(self.times, row, 2)
+
+
+def _take_up_outputs(
+    plan: Plan, while_: While, times: Tensor, output: Tensor, y: Tensor, grad_ys: Tensor, buffers: Buffers
+) -> tuple[Any, ...]:
+    """The gradients of the outputs that lie in a chunk, for its steps.
+
+    Returns the bars, the next output, and ∂L/∂times.
+    """
+    outputs = _Outputs(plan, y)
+    capacity = buffers.y.shape[0]
+    steps = y.new_zeros((capacity * (len(plan.method.b) + 2), *y.shape))
+    step_times = buffers.times.new_zeros((capacity * 2, *outputs.shape))
+    begin = buffers.times[0].reshape(outputs.shape).clone()
+
+    def pending(index: Tensor, begin: Tensor, times: Tensor) -> Tensor:
+        return (index >= 0) & (_entry(times, index.clamp(min=0)) > begin)
+
+    def condition(output: Tensor, rounds: Tensor, grad_times: Tensor, *constants: Tensor) -> Tensor:
+        return pending(output, constants[0], constants[1]).any() | (rounds == 0)
+
+    def body(output: Tensor, rounds: Tensor, grad_times: Tensor, *constants: Tensor) -> tuple[Tensor, ...]:
+        begin, times, grad_ys, steps, step_times, *kept = constants
+        index = output - outputs.places
+        taken = pending(index, begin, times)
+        index = index.clamp(min=0)
+        step = outputs.step(Buffers(*kept), _entry(times, index))
+        grad = torch.where(taken, outputs.at(grad_ys, index), 0.0)
+        theta = torch.where(taken, step.theta, 0.0)
+        inner = outputs.inner if plan.timed else None
+        bars, rise, dt_bar = plan.method.pull_output(step.dt, step.stages, theta, grad, inner)
+        for i, bar in enumerate((grad, *bars)):
+            outputs.add(steps, step.row * (len(bars) + 1) + i, torch.where(taken, bar, 0.0))
+        if plan.timed:
+            rise = torch.where(taken, rise, 0.0)
+            for i, bar in enumerate((-rise, torch.where(taken, dt_bar, 0.0))):
+                outputs.add(step_times, step.row * 2 + i, bar)
+            grad_times = grad_times.index_add(0, index.flatten(), rise.flatten())
+        return output - taken.sum(0), rounds + 1, grad_times.clone()
+
+    rounds = torch.zeros((), dtype=torch.int64, device=output.device)
+    carry = (output.to(torch.int64).reshape(outputs.shape), rounds, torch.zeros_like(times))
+    constants = (begin, times, grad_ys, steps, step_times, *buffers.tensors)
+    place, _, grad_times = while_(condition, body, carry, constants, (3, 4))
+    step_times = step_times.reshape(-1, *time_shape(plan, y))
+    return _Bars(steps, step_times), place.reshape(output.shape).to(output.dtype), grad_times
 
 
 @dataclass
@@ -415,13 +527,11 @@ class _Undo:
     """One accepted step in reverse."""
 
     plan: Plan
-    while_: While
     bind: Bind
     vjp: Vjp
     wanted: Sequence[int]
     tensors: Sequence[Tensor]
-    times: Tensor
-    grad_ys: Tensor | None
+    bars: _Bars | None
 
     def __call__(self, buffers: Buffers, rows: Tensor, clock: Tensor, lam: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
         method, timed = self.plan.method, self.plan.timed
@@ -429,16 +539,15 @@ class _Undo:
         (t, dt, _, final), y, kept = buffers.read(row)
         self.taken = dt > 0
         kept = None if kept is None else [self._finite(k) for k in kept]
-        self.sums = list(sums[1:] if self.plan.outputs else sums)
+        self.sums = list(sums)
         stages, pulls = method.linearize(self._linearize, t, y, dt, with_f1=self.plan.outputs, stages=kept)
-        inner = self._inner if timed else None
-        if not self.plan.outputs:
-            lam, t_bar, dt_bar = method.pullback(pulls, y, dt, stages, lam, None, inner)
-            return row, self._clock(clock, clock[0], t_bar, dt_bar, dt, final), lam, *self.sums
-        output, y_bar, stage_bars, time_bars, grad_times = self._outputs(clock[0], t, dt, y, stages, sums[0])
-        lam, t_bar, dt_bar = method.pullback(pulls, y, dt, stages, lam, stage_bars.unbind(0), inner)
-        t_bar, dt_bar = t_bar + time_bars[0], dt_bar + time_bars[1]
-        return row, self._clock(clock, output, t_bar, dt_bar, dt, final), lam + y_bar, grad_times, *self.sums
+        y_bar, stage_bars, time_bars = None, None, None
+        if self.bars is not None:
+            y_bar, stage_bars, time_bars = self.bars.read(row)
+        lam, t_bar, dt_bar = method.pullback(pulls, y, dt, stages, lam, stage_bars, self._inner if timed else None)
+        if y_bar is not None and time_bars is not None:
+            lam, t_bar, dt_bar = lam + y_bar, t_bar + time_bars[0], dt_bar + time_bars[1]
+        return row, self._clock(clock, t_bar, dt_bar, dt, final), lam, *self.sums
 
     def _linearize(self, t: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
         k, pullback = self.vjp(self.bind, self.tensors, self.wanted, t, y)
@@ -456,68 +565,16 @@ class _Undo:
 
     def _inner(self, a: Tensor, b: Tensor) -> Tensor:
         """The real inner product, of shape S."""
-        product = ((a.conj() * b).real if a.is_complex() else a * b).to(torch.float64)
+        product = _product(a, b)
         return product.sum(_within(self.plan, a), keepdim=True) if self.plan.per_sample else product.sum()
 
-    def _outputs(
-        self, output: Tensor, t: Tensor, dt: Tensor, y: Tensor, stages: Sequence[Tensor], grad_times: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Take up the gradients of the outputs that lie in this step.
-
-        Returns the next output, then what the step's y, stages, (t, dt) and the output times get from them.
-        """
-        stacked = torch.stack(list(stages))
-        carry = (
-            torch.zeros((), dtype=torch.int64, device=y.device),
-            output.clone(),
-            torch.zeros_like(y),
-            torch.zeros_like(stacked),
-            torch.stack([torch.zeros_like(t)] * 2),
-            grad_times.clone(),
-        )
-        shared = (self.times, _certain(self.grad_ys), t.clone(), dt.clone(), stacked)  # no two may share memory
-        return self.while_(self._any_inside, self._take_up, carry, shared, ())[1:]
-
-    def _inside(self, output: Tensor, times: Tensor, t: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-        """The index of the output, and whether it lies in the step."""
-        index = output.to(torch.int64).clamp(min=0)
-        return index, (output >= 0) & (_entry(times, index) > t) & (dt > 0)
-
-    def _any_inside(self, rounds: Tensor, output: Tensor, *arguments: Tensor) -> Tensor:
-        times, _, t, dt, _ = arguments[-5:]
-        return self._inside(output, times, t, dt)[1].any() | (rounds == 0)
-
-    def _take_up(
-        self,
-        rounds: Tensor,
-        output: Tensor,
-        y_bar: Tensor,
-        stage_bars: Tensor,
-        time_bars: Tensor,
-        grad_times: Tensor,
-        *constants: Tensor,
-    ) -> tuple[Tensor, ...]:
-        times, grad_ys, t, dt, stages = constants
-        index, taken = self._inside(output, times, t, dt)
-        grad = torch.where(taken, _at(grad_ys, index), 0.0)
-        theta = torch.where(taken, (_entry(times, index) - t) / dt, 0.0)
-        inner = self._inner if self.plan.timed else None
-        bars, rise, dt_bar = self.plan.method.pull_output(dt, stages.unbind(0), theta, grad, inner)
-        if self.plan.timed:
-            time_bars = time_bars + torch.stack([-rise, dt_bar])
-            grad_times = grad_times.index_add(0, index.flatten(), rise.flatten())
-        else:
-            time_bars, grad_times = time_bars.clone(), grad_times.clone()
-        stage_bars = stage_bars + torch.stack(bars)
-        return rounds + 1, output - taken.to(output.dtype), y_bar + grad, stage_bars, time_bars, grad_times
-
-    def _clock(self, clock: Tensor, output: Tensor, t_bar: Tensor, dt_bar: Tensor, dt: Tensor, final: Tensor) -> Tensor:
+    def _clock(self, clock: Tensor, t_bar: Tensor, dt_bar: Tensor, dt: Tensor, final: Tensor) -> Tensor:
         """The output pointer, ∂L/∂t at the start of the step, and ∂L/∂(the last time)."""
         if not self.plan.timed:
-            return torch.stack([output, clock[1], clock[2]])
+            return clock.clone()
         ended = (final > 0) & (dt > 0)  # dt = t_end − t there; elsewhere it is a constant
         lam_t = torch.where(ended, t_bar - dt_bar, clock[1] + t_bar)
-        return torch.stack([output, lam_t, clock[2] + torch.where(ended, dt_bar, 0.0)])
+        return torch.stack([clock[0], lam_t, clock[2] + torch.where(ended, dt_bar, 0.0)])
 
 
 def _certain(x: T | None) -> T:
