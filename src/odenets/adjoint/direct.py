@@ -1,0 +1,29 @@
+"""Autograd through the solver, and what every adjoint is."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from odenets.loop import Problem, Trajectory, run
+
+
+class Adjoint(Protocol):
+    """What `solve` asks of an adjoint: run the loop so that autograd can differentiate it."""
+
+    def integrate(self, problem: Problem) -> Trajectory: ...
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Autograd through every operation of the solver: "discretise, then optimise".
+
+    When to use: for second derivatives, under mixed forward and backward modes, for short solves where memory is
+    no concern. When not: memory grows with the number of evaluations of f, each keeps its activations.
+    Exact: the gradient of what the solver computed. Step sizes are constants to the gradient, except where a step
+    is cut to end on the last time.
+    """
+
+    def integrate(self, problem: Problem) -> Trajectory:
+        clock = problem.t if problem.t.requires_grad and torch.is_grad_enabled() else None
+        return run(problem, problem.y0, None, keep=False, clock=clock)

@@ -1,0 +1,115 @@
+"""Solves by the loops in tensors: compiled, or with a step size for each sample."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenets import compiled
+from odenets.adjoint.outside import ByAutograd, Call, autocast_state, prepare
+from odenets.chunks import Call as MarchCall
+from odenets.chunks import Engine, March, march, sample_trajectory, shared_trajectory
+from odenets.loop import CountedField, Problem, Trajectory
+from odenets.march import Plan
+from odenets.march import backward as march_backward
+from odenets.march import forward as march_forward
+from odenets.solution import Stats
+
+
+def march_samples(problem: Problem) -> Trajectory:
+    """A step size for each sample, run by Python."""
+    problem, _, call, inputs = prepare(problem)
+    engine = _Python(problem, call, inputs, () if call is None else tuple(range(len(inputs))))
+    return _marched(problem, engine, call is not None)
+
+
+def march_compiled(problem: Problem) -> Trajectory | None:
+    """Run by compiled loops; None where the eager engine has to take over, to go on or to say what failed."""
+    if problem.times[0] == problem.times[-1] or compiled.cannot(problem.watched):
+        return None
+    with compiled.or_eagerly(problem):
+        engine = compiled.capture(problem)
+        differentiable = any(x.requires_grad for x in (problem.y0, problem.t, *engine.tensors))
+        trajectory = _marched(problem, engine, torch.is_grad_enabled() and differentiable)
+        if problem.per_sample or trajectory.failure is None:
+            return trajectory
+    problem.stats.reset()
+    return None
+
+
+_SMALL = 4 * 2**20  # bytes: the stages of a step below this are kept by the compiled loop, not made again
+
+
+def _stages_are_small(problem: Problem) -> bool:
+    return (len(problem.method.b) + 1) * problem.y0.numel() * problem.y0.element_size() <= _SMALL
+
+
+_SHORT = 16  # numbers in a sample: below, a compiled loop is faster along the samples
+
+
+def _marched(problem: Problem, engine: Engine, differentiable: bool) -> Trajectory:
+    outputs = len(problem.times) > 1 + problem.times.count(problem.times[0])
+    plan = Plan(
+        problem.method,
+        problem.controller,
+        problem.per_sample,
+        keep=differentiable,
+        outputs=outputs,
+        stages=outputs or (differentiable and problem.compile and _stages_are_small(problem)),
+        timed=differentiable and problem.t.requires_grad,
+        batch_last=problem.per_sample and problem.compile and problem.y0[0].numel() < _SHORT,
+    )
+    backward = engine.backward(plan) if differentiable else None  # made now, so that a failure to compile shows now
+    marching = MarchCall(problem, plan, engine, autocast_state(problem.y0), backward)
+    if differentiable:
+        ys = March.apply(marching, problem.y0, problem.t, *engine.tensors)
+        result, marching.result = marching.result, None
+    else:
+        with torch.no_grad():
+            result = march(problem, plan, engine, engine.tensors)
+        ys = result.ys
+    if result is None:
+        raise RuntimeError("the forward pass left no result")
+    return sample_trajectory(problem, ys, result) if problem.per_sample else shared_trajectory(problem, ys, result)
+
+
+@dataclass
+class _Python:
+    """The loops in tensors as Python loops."""
+
+    problem: Problem
+    call: Call | None
+    tensors: Sequence[Tensor]
+    wanted: Sequence[int]
+
+    def forward(self, plan: Plan) -> Any:
+        f = CountedField(self.problem.f, Stats())
+        return functools.partial(march_forward, plan, _while, lambda tensors: f)
+
+    def backward(self, plan: Plan) -> Any:
+        if self.call is None:
+            raise RuntimeError("there is nothing to differentiate")
+        f = CountedField(self.problem.f, Stats())
+        by_autograd = ByAutograd(f, self.call, timed=True)
+
+        def vjp(bind: Any, tensors: Any, wanted: Any, t: Tensor, y: Tensor) -> Any:
+            k, pullback = by_autograd(t, y)
+            like = (t, y, *by_autograd.wanted.tensors)
+
+            def pull(bar: Tensor) -> list[Tensor]:
+                y_bar, bars, t_bar = pullback(bar)
+                grads = (t_bar, y_bar, *bars)
+                return [torch.zeros_like(x) if g is None else g for x, g in zip(like, grads)]
+
+            return k, pull
+
+        return functools.partial(march_backward, plan, _while, lambda tensors: f, vjp, self.wanted)
+
+
+def _while(condition: Any, body: Any, carry: tuple, constants: tuple, mutated: tuple) -> tuple:
+    while bool(condition(*carry, *constants)):
+        carry = body(*carry, *constants)
+    return carry

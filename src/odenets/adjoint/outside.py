@@ -1,0 +1,211 @@
+"""f runs outside of autograd, so the tensors that it reaches become inputs of one function of autograd."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from odenets.captured import Reached, check_reached, reached_tensors, sequence_number
+from odenets.loop import CountedField, Problem, Stepper, Trajectory, run, sample_shape
+from odenets.methods import Pull, real_dtype
+
+
+@dataclass
+class Call:
+    """What a Function keeps beside its tensors."""
+
+    problem: Problem
+    f0: Tensor | None
+    reached: Reached
+    wanted: "Wanted"
+    extra: Any
+    autocast: Any
+    trajectory: Trajectory | None = None
+
+
+def outside_autograd(problem: Problem, function: Any, *, keep: bool, extra: Any = None) -> Trajectory:
+    problem, f0, call, inputs = prepare(problem, extra)
+    if call is None:
+        with torch.no_grad():
+            return run(problem, problem.y0, f0, keep=False)
+    if problem.t.requires_grad and problem.times[0] == problem.times[-1]:
+        raise ValueError("`t` requires grad but spans no time: there is no gradient to times that are all equal")
+    ys, *dense = function.apply(call, keep, problem.y0, problem.t, *inputs)
+    trajectory = call.trajectory
+    if trajectory is None:
+        raise RuntimeError("the forward pass left no trajectory")
+    call.trajectory, call.f0 = None, None  # what the backward pass does not need
+    trajectory.ys = ys
+    if dense:
+        trajectory.dense = [d._replace(y=y, stages=k) for d, y, k in zip(trajectory.dense, *dense)]
+    return trajectory
+
+
+def prepare(problem: Problem, extra: Any = None) -> tuple[Problem, Tensor | None, Call | None, list[Tensor]]:
+    """The problem with its arguments cut off from what they were computed from, and the tensors that f reaches.
+
+    With them f(t0, y0), where it had to be evaluated. No call where there is nothing to differentiate.
+    """
+    if not torch.is_grad_enabled():
+        return problem, None, None, []
+    originals, args = _substitute(problem.args)
+    cut = replace(problem, args=args, f=problem.bind(args))
+    if extra is not None:
+        extra = replace(extra, args=args, f=cut.f)
+    f0, reached = _probe(cut)
+    inputs = [originals.get(id(t), t) for t in reached.tensors]
+    if not any(t.requires_grad for t in (problem.y0, problem.t, *inputs)):
+        return problem, f0.detach(), None, []
+    call = Call(cut, f0.detach(), reached, Wanted(reached.tensors), extra, autocast_state(problem.y0))
+    return cut, call.f0, call, inputs
+
+
+class Wanted:
+    """The tensors that f is differentiated by in the backward pass.
+
+    A tensor with hooks (`register_hook`, `retain_grad`) must not fire them at each evaluation: they fire once, when
+    the gradient that the Function returns arrives. For such a tensor f computes with a leaf in its place.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        hooked = [t for t in tensors if t._backward_hooks or t.retains_grad]
+        self.places = {id(t): t.detach().requires_grad_() for t in hooked}
+        self.tensors = tuple(self.places.get(id(t), t) for t in tensors)
+
+    def enable_grad(self) -> contextlib.AbstractContextManager:
+        """Grad enabled, and the leaves in the places of their tensors."""
+        if not self.places:
+            return torch.enable_grad()
+        stack = contextlib.ExitStack()
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_InPlaceOf(self.places))
+        return stack
+
+
+class _InPlaceOf(TorchFunctionMode):
+    """Every torch function gets some tensors replaced by others."""
+
+    def __init__(self, places: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.places = places
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = pytree.tree_map(lambda x: self.places.get(id(x), x), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _substitute(args: tuple) -> tuple[dict[int, Tensor], tuple]:
+    """The extra arguments with each result of an earlier computation replaced by a leaf of the same value.
+
+    So a gradient that reaches the argument cannot at the same time reach what it was computed from.
+    """
+    leaves, spec = pytree.tree_flatten(args)
+    originals: dict[int, Tensor] = {}
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and leaf.requires_grad and not leaf.is_leaf:
+            leaves[i] = leaf.detach().requires_grad_()
+            originals[id(leaves[i])] = leaf
+    return originals, pytree.tree_unflatten(leaves, spec)
+
+
+def _probe(problem: Problem) -> tuple[Tensor, Reached]:
+    """f(t0, y0), which the solve needs anyway, evaluated so that its graph shows the tensors it reaches."""
+    with torch.enable_grad():
+        started = sequence_number()
+        y0 = problem.y0.detach()
+        if problem.per_sample:
+            t0 = torch.full(sample_shape(y0), problem.times[0], dtype=real_dtype(y0), device=y0.device)
+            f0 = CountedField(problem.f, problem.stats)(t0, y0)
+        else:
+            f0 = Stepper(problem, y0, problem.times[0]).derivative()
+    return f0, reached_tensors(f0, started, (problem.watched, problem.args))
+
+
+def autocast_state(y: Tensor) -> contextlib.AbstractContextManager:
+    kind = y.device.type
+    if not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind))
+
+
+@dataclass
+class LinearizeAndSum:
+    """f with its pullback, adding up the gradients to tensors: for `ExplicitRungeKutta.linearize`."""
+
+    by_autograd: "ByAutograd"
+    grads: "GradientSum"
+
+    def __call__(self, t: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
+        k, pullback = self.by_autograd(t, y)
+
+        def pull(k_bar: Tensor) -> tuple[Tensor, Any]:
+            y_bar, bars, t_bar = pullback(k_bar)
+            self.grads.add(bars)
+            return torch.zeros_like(y) if y_bar is None else y_bar, 0.0 if t_bar is None else t_bar.double()
+
+        return k, pull
+
+
+class ByAutograd:
+    """f and its pullback to y, to the tensors that it reaches, and (timed) to t; None for what f does not depend on."""
+
+    def __init__(self, f: CountedField, call: Call, timed: bool) -> None:
+        self.f, self.wanted, self.reached, self.timed = f, call.wanted, call.reached, timed
+        self.unchecked = True  # until one step has been checked for tensors that the first evaluation did not show
+        self.started = sequence_number()
+
+    def __call__(self, t: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+        with self.wanted.enable_grad():
+            y = y.detach().requires_grad_()
+            t = t.detach().requires_grad_() if self.timed else t
+            out = self.f(t, y)
+        if self.unchecked:
+            check_reached(out, self.started, self.reached, (y, t, *self.wanted.places.values()))
+        wrt = (y, *self.wanted.tensors, *((t,) if self.timed else ()))
+
+        def pullback(bar: Tensor) -> tuple[Tensor | None, Sequence[Tensor | None], Tensor | None]:
+            self.unchecked = False  # all stages of a step are evaluated before the first is pulled back
+            if not out.requires_grad:
+                return None, [None] * len(self.wanted.tensors), None
+            y_bar, *bars = torch.autograd.grad(out, wrt, bar, allow_unused=True)
+            return y_bar, bars[: len(self.wanted.tensors)], bars[-1] if self.timed else None
+
+        return out.detach(), pullback
+
+
+class GradientSum:
+    """A sum of gradients of several tensors, each of which may be missing."""
+
+    def __init__(self, count: int) -> None:
+        self.values: list[Tensor | None] = [None] * count
+
+    def add(self, grads: Sequence[Tensor | None], scale: float = 1.0) -> None:
+        for i, grad in enumerate(grads):
+            if grad is None:
+                continue
+            old = self.values[i]
+            if old is None:
+                self.values[i] = grad * scale  # a copy: autograd may hand out one tensor twice
+            else:
+                old.add_(grad, alpha=scale)
+
+
+def plus(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
+
+
+def inner_product(a: Tensor, b: Tensor) -> Tensor:
+    """The real inner product over all elements."""
+    return (a.conj() * b).sum().real
+
+
+def refuse_second_derivative(name: str) -> None:
+    if torch.is_grad_enabled():  # only with create_graph=True
+        raise NotImplementedError(
+            f"`adjoint={name}()` has no second derivative (create_graph=True); use `adjoint=Direct()`"
+        )
