@@ -8,11 +8,27 @@ import weakref
 import pytest
 import torch
 
-from odenets import METHODS, PID, Backsolve, Checkpointed, Direct, Fixed, LostGradientError, SolveError, solve
-from problems import FORCED, Net
+from odenets import (
+    METHODS,
+    PID,
+    Backsolve,
+    Checkpointed,
+    Direct,
+    Fixed,
+    Interpolated,
+    LostGradientError,
+    Reversible,
+    SolveError,
+    solve,
+)
+from odenets.adjoint.checkpointed import reversal
+from odenets.loop import Tape
+from problems import FORCED, OSCILLATOR, Net
 
 METHOD = pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
 TIMES = [0.0, 0.3, 0.55, 1.2]
+OTHERS = [Checkpointed(), Checkpointed(memory=2), Interpolated(), Backsolve(), Reversible()]
+EVERY = pytest.mark.parametrize("adjoint", [Direct(), *OTHERS], ids=repr)
 
 
 def options(method, rtol=1e-6):
@@ -41,23 +57,63 @@ def gradients(adjoint, times=TIMES, weigh=None, **solve_options):
 @pytest.mark.parametrize("times", [[0.0, 1.2], TIMES, [1.2, 0.55, 0.0], [0.0, 0.55, 0.55, 1.2, 1.2]], ids=str)
 def test_checkpointed_equals_direct_to_rounding(method, times):
     direct, sol_direct = gradients(Direct(), times, **options(method))
-    checkpointed, sol = gradients(Checkpointed(), times, **options(method))
-    torch.testing.assert_close(sol.ys, sol_direct.ys, rtol=1e-13, atol=1e-14)
-    for name in direct:
-        torch.testing.assert_close(checkpointed[name], direct[name], rtol=1e-9, atol=1e-11, msg=name)
+    for adjoint in (Checkpointed(), Checkpointed(memory=3)):
+        checkpointed, sol = gradients(adjoint, times, **options(method))
+        torch.testing.assert_close(sol.ys, sol_direct.ys, rtol=1e-13, atol=1e-14)
+        for name in direct:
+            torch.testing.assert_close(checkpointed[name], direct[name], rtol=1e-9, atol=1e-11, msg=name)
 
 
 @METHOD
-def test_backsolve_agrees_to_its_tolerance(method):
+@pytest.mark.parametrize("adjoint", [Backsolve(), Interpolated()], ids=repr)
+def test_continuous_adjoints_agree_to_their_tolerance(method, adjoint):
     direct, _ = gradients(Direct(), **options(method))
-    backsolve, _ = gradients(Backsolve(), **options(method))
+    continuous, _ = gradients(adjoint, **options(method))
     tolerance = {1: 0.1, 2: 2e-3}.get(method.order, 1e-4) if not method.adaptive else 1e-3
     for name in direct:
-        error = float((backsolve[name] - direct[name]).abs().max() / direct[name].abs().max())
+        error = float((continuous[name] - direct[name]).abs().max() / direct[name].abs().max())
         assert error < tolerance, name
 
 
-@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed(), Backsolve()])
+@METHOD
+@pytest.mark.parametrize("times", [[0.0, 1.2], TIMES, [1.2, 0.55, 0.0], [0.0, 0.0, 0.55, 0.55, 1.2, 1.2]], ids=str)
+def test_reversible_is_exact_for_what_it_computes(method, times):
+    """Against finite differences of its own fixed steps."""
+    net = Net()
+    weights = dict(net.named_parameters())
+    torch.manual_seed(1)
+    y0 = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor(times, dtype=torch.float64, requires_grad=True)
+
+    def states(y0, t, *parameters):
+        f = lambda t, y: torch.func.functional_call(net, dict(zip(weights, parameters)), (t, y))  # noqa: E731
+        return solve(f, y0, t, adjoint=Reversible(0.9), method=method, controller=Fixed(dt=0.14)).ys
+
+    torch.autograd.gradcheck(
+        states, (y0, t.detach(), *weights.values()), eps=1e-5, atol=1e-7, rtol=1e-6, fast_mode=True
+    )
+    if len(set(times)) == len(times):  # moving a repeated time would change the order of the times
+        torch.autograd.gradcheck(states, (y0.detach(), t), eps=1e-5, atol=1e-7, rtol=1e-6)
+
+
+@METHOD
+def test_reversible_converges_at_the_order_of_its_base(method):
+    errors = []
+    for steps in (12, 24):
+        options = {"method": method, "controller": Fixed(steps=steps), "adjoint": Reversible()}
+        sol = solve(OSCILLATOR.f, OSCILLATOR.y0, [0.0, OSCILLATOR.t1], **options)
+        errors.append(float((sol.ys[-1] - OSCILLATOR.y0).abs().max()))  # one whole period
+    assert math.log2(errors[0] / errors[1]) > method.order - 0.1
+
+
+def test_reversible_does_the_same_without_gradients():
+    y0 = torch.ones(2, 3, dtype=torch.float64)
+    sol = solve(Net(), y0, TIMES, adjoint=Reversible())
+    with torch.no_grad():
+        assert torch.equal(solve(Net(), y0, TIMES, adjoint=Reversible()).ys, sol.ys)
+
+
+@EVERY
 def test_time_gradients_are_those_of_the_exact_solution(adjoint):
     """y(t) = exp(sin t0 − sin t): every ∂y_j/∂t_j = −y_j cos t_j, and ∂y_j/∂t_0 = y_j cos t_0 (section 4.3)."""
     t = torch.tensor([0.2, 0.7, 0.7, 1.5, 2.0], dtype=torch.float64, requires_grad=True)
@@ -71,7 +127,7 @@ def test_time_gradients_are_those_of_the_exact_solution(adjoint):
         torch.testing.assert_close(grad, expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed(), Backsolve()])
+@EVERY
 def test_gradient_against_finite_differences(adjoint):
     net = Net()
     y0 = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
@@ -101,7 +157,7 @@ def test_direct_has_second_derivatives():
     assert torch.autograd.gradgradcheck(final, (y0, rate))
 
 
-@pytest.mark.parametrize("adjoint", [Checkpointed(), Backsolve()])
+@pytest.mark.parametrize("adjoint", OTHERS, ids=repr)
 def test_the_others_say_that_they_have_none(adjoint):
     y0 = torch.ones(2, requires_grad=True)
     sol = solve(lambda t, y: -y, y0, [0.0, 1.0], adjoint=adjoint)
@@ -166,12 +222,23 @@ def test_nfe_backward_is_unknown_before_the_backward_pass():
         assert sol.stats.nfe_backward > 0
 
 
-def test_backsolve_does_not_restart_at_output_times():
+@pytest.mark.parametrize("adjoint", [Backsolve(), Interpolated()])
+def test_continuous_adjoints_do_not_restart_at_output_times(adjoint):
     """A restart would choose a first step (one evaluation more) at each output time."""
     y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
-    sol = solve(lambda t, y: -y, y0, torch.linspace(0, 1, 101), adjoint=Backsolve(), method="dopri5", rtol=1e-5)
+    sol = solve(lambda t, y: -y, y0, torch.linspace(0, 1, 101), adjoint=adjoint, method="dopri5", rtol=1e-5)
     sol.ys.sum().backward()
     assert sol.stats.nfe_backward <= 100 * 7 + 1
+
+
+def test_the_number_of_outputs_costs_checkpointed_nothing():
+    counts = []
+    for outputs in (2, 20, 200):
+        y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        sol = solve(Net(2), y0, torch.linspace(0, 1, outputs), method="dopri5", rtol=1e-5)
+        sol.ys.sum().backward()
+        counts.append(sol.stats.nfe_backward)
+    assert max(counts) <= counts[0] + sol.stats.accepted  # f1 of each step, where outputs lie inside
 
 
 def test_no_gradient_wanted_means_nothing_kept():
@@ -192,13 +259,101 @@ def saved_numbers(adjoint, method, steps):
 
 
 def test_memory_between_the_passes():
-    """`Checkpointed`: one state a step, however many stages; `Backsolve`: none; `Direct`: every evaluation of f."""
+    """`Direct` keeps every evaluation of f, `Checkpointed` one state a step, the others as their names say."""
     state = 50 * 3
     few, many = (saved_numbers(Checkpointed(), "dopri5", steps) for steps in (5, 25))
     assert many - few == 20 * state
     assert saved_numbers(Checkpointed(), "euler", 25) == many
-    assert saved_numbers(Backsolve(), "dopri5", 5) == saved_numbers(Backsolve(), "dopri5", 25)
+    assert saved_numbers(Checkpointed(memory=4), "dopri5", 25) <= few
+    bytes_of_four = 4 * state * 8
+    assert saved_numbers(Checkpointed(memory=f"{bytes_of_four} B"), "dopri5", 25) <= few
+    for adjoint in (Backsolve(), Reversible()):
+        assert saved_numbers(adjoint, "dopri5", 5) == saved_numbers(adjoint, "dopri5", 25) < few
+    interpolated = [saved_numbers(Interpolated(), "dopri5", steps) for steps in (5, 25)]
+    assert interpolated[1] - interpolated[0] == 20 * 8 * state
     assert saved_numbers(Direct(), "dopri5", 25) > 6 * many
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100, 1024])
+@pytest.mark.parametrize("memory", [1, 2, 3, 8, 33, 2000])
+def test_a_reversal_undoes_every_step_within_its_memory(steps, memory):
+    tape = Tape(memory // 2)
+    for k in range(steps):
+        tape.add(None, k)  # any state will do
+    kept = list(tape.states)
+    held, undone, repeated, most = set(kept), [], 0, len(kept)
+    for start, end, keep in reversal(steps, kept, memory - (len(kept) - 1)):
+        if start == end:
+            undone.append(start)
+            held -= {start} - set(kept)
+            continue
+        repeated += end - start
+        held |= {end} if keep else set()
+        most = max(most, len(held))
+    assert undone == list(reversed(range(steps)))
+    assert most - 1 <= memory  # the start of the solve is there anyway
+    fewest = next(r for r in range(steps + 1) if math.comb(memory // 2 + 1 + r, r) >= steps)
+    assert repeated <= fewest * steps
+
+
+def test_a_replay_costs_what_the_schedule_says():
+    net, y0 = Net(), torch.ones(4, 3, dtype=torch.float64, requires_grad=True)
+    sol = solve(net, y0, [0.0, 1.0], method="rk4", controller=Fixed(steps=64), adjoint=Checkpointed(memory=6))
+    sol.ys[-1].sum().backward()
+    assert 2 * 64 * 4 < sol.stats.nfe_backward < 5 * 64 * 4  # log2(64) = 6 states
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [(0, "≥ 1"), (True, "≥ 1"), ("much", "bytes such as '64 MiB'"), ("-3 MB", "bytes such as")],
+)
+def test_memory_that_is_none_is_refused(memory, message):
+    with pytest.raises(ValueError, match=message):
+        Checkpointed(memory=memory)
+
+
+def test_memory_that_holds_no_state_is_refused():
+    y0 = torch.ones(100, requires_grad=True)
+    with pytest.raises(ValueError, match="does not hold one state of 400 bytes"):
+        solve(lambda t, y: -y, y0, [0.0, 1.0], adjoint=Checkpointed(memory="0.3 kB"))
+
+
+@pytest.mark.parametrize("option", ["compile", "per_sample"])
+def test_memory_goes_with_the_eager_loop(option):
+    with pytest.raises(TypeError, match=f"does not go with `{option}=True`"):
+        solve(lambda t, y: -y, torch.ones(2, 1), [0.0, 1.0], adjoint=Checkpointed(memory=4), **{option: True})
+
+
+@pytest.mark.parametrize("coupling", [0, -1.0, 1.5])
+def test_a_coupling_that_cannot_be_inverted_is_refused(coupling):
+    with pytest.raises(ValueError, match=r"`coupling` must lie in \(0, 1\]"):
+        Reversible(coupling)
+
+
+@EVERY
+def test_a_thousand_solves_leave_nothing_behind(adjoint):
+    """No reference cycle, no list that grows: the number of living tensors stays the same, without the collector."""
+    net = Net()
+    y0 = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+
+    def train():
+        sol = solve(net, y0, [0.0, 0.5, 1.0], adjoint=adjoint, method="heun", controller=Fixed(steps=2))
+        torch.autograd.grad(sol.ys.sum(), [y0, *net.parameters()])
+
+    train()
+    gc.collect()
+    gc.disable()
+    try:
+        before = living_tensors()
+        for _ in range(1000):
+            train()
+        assert living_tensors() == before
+    finally:
+        gc.enable()
+
+
+def living_tensors():
+    return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
 
 
 def test_memory_of_a_solve_is_given_back():
@@ -271,7 +426,7 @@ ROUTES = {
 }
 
 
-@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed(), Backsolve()])
+@EVERY
 @pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "result"])
 @pytest.mark.parametrize("route", ROUTES)
 def test_gradient_reaches_the_tensor(route, leaf, adjoint):
@@ -289,7 +444,7 @@ def test_gradient_reaches_the_tensor(route, leaf, adjoint):
     assert float(grad) == pytest.approx(-math.exp(-0.5), rel=1e-6)
 
 
-@pytest.mark.parametrize("adjoint", [Checkpointed(), Backsolve()])
+@EVERY
 def test_gradient_reaches_a_global(adjoint):
     sol = solve(through_global, torch.ones(1, dtype=torch.float64), [0.0, 1.0], adjoint=adjoint, rtol=1e-8, atol=1e-9)
     (grad,) = torch.autograd.grad(sol.ys[-1, 0], GLOBAL)
@@ -304,7 +459,7 @@ def test_retained_gradient_of_a_result_is_filled():
     assert float(weight.grad) == pytest.approx(-math.exp(-1), rel=1e-5)
 
 
-@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed(), Backsolve()])
+@EVERY
 def test_a_hook_fires_once_and_changes_the_gradient_once(adjoint):
     weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     fired = []
@@ -372,7 +527,7 @@ def test_a_parameter_used_directly_and_through_a_result_raises():
         solve(lambda t, y: -base * result * y, torch.ones(1), [0.0, 1.0])
 
 
-@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed(), Backsolve()])
+@EVERY
 def test_the_same_through_args_counts_every_path_once(adjoint):
     base = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     sol = solve(
@@ -416,9 +571,10 @@ def test_times_that_span_nothing_have_no_gradient():
         solve(lambda t, y: -y, torch.ones(1), t)
 
 
-def test_backsolve_refuses_dense_output_with_gradients():
-    with pytest.raises(TypeError, match="cannot differentiate dense output"):
-        solve(Net(), torch.ones(1, 3, dtype=torch.float64), [0.0, 1.0], adjoint=Backsolve(), dense=True)
+@pytest.mark.parametrize("adjoint", [Backsolve(), Interpolated(), Reversible()])
+def test_dense_output_is_refused_where_it_has_no_gradient(adjoint):
+    with pytest.raises(TypeError, match="dense output"):
+        solve(Net(), torch.ones(1, 3, dtype=torch.float64), [0.0, 1.0], adjoint=adjoint, dense=True)
 
 
 def test_a_backward_solve_that_fails_says_that_it_is_one():

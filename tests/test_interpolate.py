@@ -22,6 +22,13 @@ def test_backward_in_time():
     )
 
 
+def test_a_number_is_taken_at_its_own_precision():
+    """And not at that of the default dtype: the slope there is 1e9."""
+    sol = solve(lambda t, y: torch.full_like(y, 1e9), torch.zeros(1, dtype=torch.float64), [0.0, 1.0], dense=True)
+    for t in (0.3, [0.3], torch.tensor(0.3, dtype=torch.float64)):
+        assert float(sol(t)) == pytest.approx(3e8, rel=1e-14)
+
+
 def test_shapes_follow_t_and_the_state():
     y0 = {"a": torch.ones(2, 3), "b": torch.ones(4)}
     sol = solve(lambda t, y: {"a": -y["a"], "b": y["b"]}, y0, [0.0, 1.0], dense=True)

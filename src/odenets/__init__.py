@@ -3,6 +3,8 @@
 from odenets.adjoint import Backsolve as Backsolve
 from odenets.adjoint import Checkpointed as Checkpointed
 from odenets.adjoint import Direct as Direct
+from odenets.adjoint import Interpolated as Interpolated
+from odenets.adjoint import Reversible as Reversible
 from odenets.captured import LostGradientError as LostGradientError
 from odenets.controller import PID as PID
 from odenets.controller import Fixed as Fixed

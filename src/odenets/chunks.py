@@ -229,7 +229,7 @@ def shared_trajectory(problem: Problem, ys: Tensor, result: Marched) -> Trajecto
         problem.controller.check_resolution(size, problem.y0.dtype)
     finite = problem.controller.adaptive or bool(torch.isfinite(result.y).all())
     failed = t < problem.times[-1] or not finite
-    return Trajectory(ys, [], [], Failure(Status.STEP_SIZE_UNDERFLOW, t, dt, "") if failed else None)
+    return Trajectory(ys, [], Failure(Status.STEP_SIZE_UNDERFLOW, t, dt, "") if failed else None)
 
 
 def sample_trajectory(problem: Problem, ys: Tensor, result: Marched) -> Trajectory:
@@ -248,7 +248,7 @@ def sample_trajectory(problem: Problem, ys: Tensor, result: Marched) -> Trajecto
         if not bool(torch.isfinite(bad).all()):
             detail += f"; y: {locate_non_finite(bad[None])}"
         failure = Failure(statuses[i], float(clock[0, i]), float(clock[1, i].nan_to_num()), detail + ".")
-    return Trajectory(ys, [], [], failure, tuple(statuses))
+    return Trajectory(ys, [], failure, tuple(statuses))
 
 
 def _statuses(problem: Problem, result: Marched, clock: Tensor) -> list[Status]:

@@ -30,6 +30,8 @@ class DenseOutput:
     def __call__(self, t: float | Tensor) -> Any:
         """The state at t (any shape): (*t.shape, *y.shape)."""
         given = torch.as_tensor(t)
+        if given.is_floating_point() and not isinstance(t, Tensor):
+            given = torch.as_tensor(t, dtype=torch.float64)  # a number's own precision, not the default dtype's
         if given.dtype.is_complex or given.dtype == torch.bool:
             raise TypeError(f"`t` must be real numbers, got dtype {given.dtype}")
         times = self.sign * given.flatten().to(torch.float64)

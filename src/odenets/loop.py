@@ -73,14 +73,40 @@ class Taken:
 
 
 class Kept(NamedTuple):
-    """What a replay needs of an accepted step: its stages are made again."""
+    """What a replay needs of an accepted step, besides the state it starts from: its stages are made again."""
 
     t: float
     dt: float
-    y: Tensor
     final: bool
     ends: tuple[int, ...]  # the outputs that are the end of this step
     inside: tuple[int, ...]  # the outputs that are interpolated inside it
+
+
+class Tape:
+    """The accepted steps, and the states that some of them start from: of all, or evenly spaced as far as room goes.
+
+    Where the room is used up, every second state is dropped and the spacing doubles: so the number of steps need not
+    be known. The first state, the start of the solve, takes no room.
+    """
+
+    def __init__(self, room: int | None = None) -> None:
+        self.room, self.spacing = room, 1
+        self.steps: list[Kept] = []
+        self.states: dict[int, Tensor] = {}  # by the index of the step
+
+    def add(self, step: Kept, y: Tensor) -> None:
+        index = len(self.steps)
+        self.steps.append(step)
+        if index == 0 or self._has_room(index):
+            self.states[index] = y
+
+    def _has_room(self, index: int) -> bool:
+        if self.room == 0:
+            return False
+        if self.room is not None and index % self.spacing == 0 and len(self.states) - 1 == self.room:
+            self.spacing *= 2
+            self.states = {k: y for k, y in self.states.items() if k % self.spacing == 0}
+        return index % self.spacing == 0
 
 
 class DenseStep(NamedTuple):
@@ -94,10 +120,9 @@ class DenseStep(NamedTuple):
 
 @dataclass
 class Trajectory:
-    """What a run of the loop leaves: the outputs reached, the accepted steps if kept, and how it ended."""
+    """What a run of the loop leaves: the outputs reached, and how it ended."""
 
     ys: Tensor  # (outputs reached, *y0.shape)
-    kept: list[Kept]
     dense: list[DenseStep]
     failure: Failure | None
     statuses: tuple[Status, ...] | None = None  # of each sample, where each has its own step size
@@ -265,7 +290,7 @@ def run(
     y0: Tensor,
     f0: Tensor | None,
     *,
-    keep: bool,
+    tape: Tape | None = None,
     clock: Tensor | None = None,
     timed: bool = False,
     read: bool = True,
@@ -275,7 +300,7 @@ def run(
     Args:
         y0: The start; `problem.y0`, or a copy of it outside of autograd.
         f0: f(t0, y0) where it is known already.
-        keep: Keep what a replay of the accepted steps needs.
+        tape: Where to write what a replay of the accepted steps needs.
         clock: `problem.t`, where gradients to the times shall flow through the loop itself.
         timed: Whether gradients to the times are wanted at all, by the clock or by a replay.
         read: Whether the host may read values: without, nobody sees whether fixed steps ended in finite numbers.
@@ -285,7 +310,6 @@ def run(
     stepper.f0 = f0
     timed = timed or clock is not None
     ys = [y0] * (1 if timed else times.count(times[0]))
-    kept: list[Kept] = []
     dense: list[DenseStep] = []
     while stepper.t < t_end:
         taken = stepper.advance(t_end)
@@ -294,12 +318,12 @@ def run(
         step, ends, inside = _emit(problem, stepper, ys, taken, clock, timed)
         if problem.dense:
             dense.append(DenseStep(taken.t, taken.dt, taken.y, torch.stack(step.stages)))
-        if keep:
-            kept.append(Kept(taken.t, taken.dt, taken.y, taken.final, ends, inside))
+        if tape is not None:
+            tape.add(Kept(taken.t, taken.dt, taken.final, ends, inside), taken.y)
     failure = stepper.failure
     if failure is None and read and not problem.controller.adaptive:
-        failure = _find_non_finite(problem, y0, ys[-1])
-    return Trajectory(torch.stack(ys), kept, dense, failure)
+        failure = find_non_finite(problem, y0, ys[-1])
+    return Trajectory(torch.stack(ys), dense, failure)
 
 
 def _emit(
@@ -345,7 +369,7 @@ def interpolate(
     return method.interpolate(y, dt, step.stages, (t_out - t) / dt)
 
 
-def _find_non_finite(problem: Problem, y0: Tensor, y_end: Tensor) -> Failure | None:
+def find_non_finite(problem: Problem, y0: Tensor, y_end: Tensor) -> Failure | None:
     """After fixed steps, which read nothing back: is the end finite? If not, walk the steps again to say where."""
     if bool(torch.isfinite(y_end).all()):
         return None

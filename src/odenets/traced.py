@@ -28,13 +28,13 @@ def integrate(problem: Problem) -> Trajectory:
     if problem.dense:
         raise TypeError("`dense=True` keeps nothing inside a graph: pass the times that are wanted in `t`")
     if problem.controller.adaptive:
-        return Trajectory(_adaptive(problem), [], [], None)
+        return Trajectory(_adaptive(problem), [], None)
     times = problem.times
     size = problem.controller.given_step(times[0], times[-1])
     if times[-1] - times[0] > _MOST_STEPS * size:
         steps = (times[-1] - times[0]) / size
         raise ValueError(f"{steps:.0f} fixed steps are too many to be laid out in one graph; at most {_MOST_STEPS}")
-    return run(problem, problem.y0, None, keep=False, read=False)
+    return run(problem, problem.y0, None, read=False)
 
 
 def _adaptive(problem: Problem) -> Tensor:

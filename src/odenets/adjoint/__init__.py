@@ -6,5 +6,7 @@ All give gradients for y0, for every tensor that f reaches, and for every time. 
 
 from odenets.adjoint.checkpointed import Checkpointed as Checkpointed
 from odenets.adjoint.continuous import Backsolve as Backsolve
+from odenets.adjoint.continuous import Interpolated as Interpolated
 from odenets.adjoint.direct import Adjoint as Adjoint
 from odenets.adjoint.direct import Direct as Direct
+from odenets.adjoint.reversible import Reversible as Reversible

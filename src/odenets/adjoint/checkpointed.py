@@ -1,8 +1,10 @@
 """Keep the accepted steps and replay them in reverse."""
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from odenets.adjoint.outside import (
     plus,
     refuse_second_derivative,
 )
-from odenets.loop import CountedField, Kept, Problem, Trajectory, run
+from odenets.loop import CountedField, Kept, Problem, Tape, Trajectory, run
 from odenets.solution import Stats
 
 
@@ -27,38 +29,135 @@ class Checkpointed:
     """Keep the accepted steps, replay each in the backward pass (the default).
 
     When to use: always, unless you need second derivatives. Exact: the same gradient as `Direct`, to rounding.
-    Memory: one state a step, and the activations of one step; it does not grow with the evaluations of f.
-    Cost: the backward pass evaluates f again, once for each stage of each accepted step, never for a rejected one.
+    Memory: one state a step, or no more than `memory`; and the activations of one step. It does not grow with the
+    evaluations of f.
+    Cost: the backward pass evaluates f again, once for each stage of each accepted step, never for a rejected one;
+    with `memory`, also to make the states again that were not kept: n steps cost about n r evaluations of the step
+    more, where r is the least number with (k + r)! / (k! r!) ≥ n and k is half the states that may be kept.
     With `compile=True` the stages of a step are kept too where they take no more than 4 MiB, which spares the
     evaluations that would make them again; and wherever states inside the interval are wanted.
     When not: for a field that draws random numbers (the replay would draw others); second derivatives raise.
 
-    Source: checkpointing of a time-stepping loop, Griewank and Walther, *Evaluating Derivatives* (2008), chapter 12;
-    for ODE-Nets, Zhuang et al., "Adaptive checkpoint adjoint method", ICML 2020.
+    Args:
+        memory: The most states that are kept at any time beside y0 and the outputs: a number of states, or bytes as
+            text ("64 MiB", "1.5 GB"). None: as many as there are steps. About log2(number of steps) states cost
+            that many times the evaluations of a forward pass; 1 is allowed, and slow.
+
+    Raises:
+        ValueError: If `memory` is not a number of states ≥ 1 or a size in bytes; in the solve, if the bytes do not
+            hold one state.
+        TypeError: In the solve, if `memory` goes with `compile=True` or `per_sample=True`, which keep every step.
+
+    Source: checkpointing of a time-stepping loop, Griewank and Walther, *Evaluating Derivatives* (2008), chapter 12,
+    with states kept at a doubling spacing while the number of steps is not known; for ODE-Nets, Zhuang et al.,
+    "Adaptive checkpoint adjoint method", ICML 2020.
     """
 
+    memory: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.memory, str):
+            _bytes(self.memory)
+        elif self.memory is not None and (isinstance(self.memory, bool) or self.memory < 1):
+            raise ValueError(f"`memory` must be a number of states ≥ 1, or bytes such as '64 MiB', got {self.memory!r}")
+
     def integrate(self, problem: Problem) -> Trajectory:
+        if self.memory is not None and (problem.compile or problem.per_sample):
+            name = "compile" if problem.compile else "per_sample"
+            raise TypeError(f"`Checkpointed(memory=...)` does not go with `{name}=True`, which keeps every step")
         trajectory = march_compiled(problem) if problem.compile else None
         if trajectory is not None:
             return trajectory
         problem = replace(problem, compile=False)
         if problem.per_sample:
             return march_samples(problem)
-        return outside_autograd(problem, _Replay, keep=True)
+        return outside_autograd(problem, _Replay, _Room(self._states(problem.y0)))
+
+    def _states(self, y: Tensor) -> int | None:
+        """How many states may be kept."""
+        if not isinstance(self.memory, str):
+            return self.memory
+        size = y.numel() * y.element_size()
+        count = _bytes(self.memory) // size
+        if count < 1:
+            raise ValueError(f"`memory={self.memory!r}` does not hold one state of {size} bytes; allow more")
+        return count
+
+
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?|)B\s*", text.upper())
+    if found is None:
+        raise ValueError(f"`memory` must be bytes such as '64 MiB' or '1.5 GB', or a number of states, got {text!r}")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+@dataclass(frozen=True)
+class _Room:
+    """How many states may be kept, in the forward pass and in all; None for any number."""
+
+    states: int | None
+
+    @property
+    def forward(self) -> int | None:
+        """Half of them: the other half makes the states between them again."""
+        return None if self.states is None else self.states // 2
+
+
+class Move(NamedTuple):
+    """One move of a reversal: go from a state to a later one, which is kept or not; or undo the step that starts there.
+
+    Undoing is a move from a state to itself.
+    """
+
+    start: int
+    end: int
+    keep: bool
+
+
+def reversal(steps: int, kept: Sequence[int], free: int) -> Iterator[Move]:
+    """The moves that undo all steps, the last first, with no more than `free` states beside those kept from the start.
+
+    Where a state is missing, the one before it is the start of a binomial schedule: see `Checkpointed`.
+    """
+    stack = sorted(kept)
+    given = set(kept)
+    for k in reversed(range(steps)):
+        here = stack[-1]
+        while here < k:
+            room = free - sum(i not in given for i in stack)
+            there = here + _stride(k + 1 - here, room) if room > 0 else k
+            yield Move(here, there, room > 0)
+            here = there
+            if room > 0:
+                stack.append(here)
+        yield Move(k, k, False)
+        if stack[-1] == k:
+            stack.pop()
+
+
+def _stride(steps: int, free: int) -> int:
+    """After how many of the steps to keep a state, so that all can be undone with the fewest repetitions."""
+    repeats = 0
+    while math.comb(free + 1 + repeats, repeats) < steps:
+        repeats += 1
+    return max(1, steps - math.comb(free + repeats, repeats))
 
 
 class _Replay(torch.autograd.Function):
     """The loop, and its reverse: each accepted step again, with grad, from the last to the first."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, keep: bool, y0: Tensor, t: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        trajectory = run(call.problem, y0.detach(), call.f0, keep=keep, timed=ctx.needs_input_grad[3])
+    def forward(ctx: Any, call: Call, y0: Tensor, t: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        tape = Tape(call.extra.forward)
+        trajectory = run(call.problem, y0.detach(), call.f0, tape=tape, timed=ctx.needs_input_grad[2])
         call.trajectory = trajectory
         ctx.call = call
-        ctx.kept = [kept._replace(y=_NOTHING) for kept in trajectory.kept]
+        ctx.steps, ctx.places = tape.steps, list(tape.states)
         ctx.count = len(tensors)
-        ctx.save_for_backward(t, *tensors, *(kept.y for kept in trajectory.kept))
-        trajectory.kept = []
+        ctx.save_for_backward(t, *tensors, *tape.states.values())
         if not trajectory.dense:
             return (trajectory.ys,)
         return trajectory.ys, *(torch.stack(column) for column in zip(*((d.y, d.stages) for d in trajectory.dense)))
@@ -68,16 +167,23 @@ class _Replay(torch.autograd.Function):
         refuse_second_derivative("Checkpointed")
         grad_ys, *grad_dense = grad_outputs
         t, *saved = ctx.saved_tensors
-        states = saved[ctx.count :]
-        pass_ = _ReversePass(ctx.call, t if ctx.needs_input_grad[3] else None, grad_ys, grad_dense)
-        with ctx.call.autocast:
-            for k in reversed(range(len(states))):
-                pass_.undo(k, ctx.kept[k]._replace(y=states[k]))
+        states = dict(zip(ctx.places, saved[ctx.count :]))
+        call: Call = ctx.call
+        pass_ = _ReversePass(call, t if ctx.needs_input_grad[2] else None, grad_ys, grad_dense)
+        free = len(ctx.steps) if call.extra.states is None else call.extra.states - (len(states) - 1)
+        passing = grad_ys[0]  # from then on the state that the last move has reached
+        with call.autocast:
+            for start, end, keep in reversal(len(ctx.steps), ctx.places, free):
+                y = states.get(start, passing)
+                if start == end:
+                    pass_.undo(start, ctx.steps[start], y)
+                    states.pop(start, None)
+                    continue
+                passing = pass_.replay(ctx.steps[start:end], y)
+                if keep:
+                    states[end] = passing
         grad_y0 = pass_.finish()
-        return None, None, grad_y0, pass_.grad_t, *pass_.grads.values
-
-
-_NOTHING = torch.empty(0)
+        return None, grad_y0, pass_.grad_t, *pass_.grads.values
 
 
 class _ReversePass:
@@ -95,14 +201,21 @@ class _ReversePass:
         by_autograd = ByAutograd(CountedField(self.problem.f, self.stats), call, self.timed)
         self.linearize = LinearizeAndSum(by_autograd, self.grads)
 
-    def undo(self, k: int, kept: Kept) -> None:
-        """Pull the cotangents back through step k."""
+    @torch.no_grad()
+    def replay(self, steps: Sequence[Kept], y: Tensor) -> Tensor:
+        """The state after these steps."""
+        for step in steps:
+            y = self.problem.method.step(self.linearize.by_autograd.f, step.t, y, step.dt, None).y
+        return y
+
+    def undo(self, k: int, kept: Kept, y: Tensor) -> None:
+        """Pull the cotangents back through step k, which starts at y."""
         lam = self.lam
         for j in kept.ends:
             lam = plus(lam, self.grad_ys[j])
         if lam is None and not kept.inside and not self.grad_dense:
             return
-        method, (t, dt, y) = self.problem.method, kept[:3]
+        method, t, dt = self.problem.method, kept.t, kept.dt
         with_f1 = bool(kept.inside or self.grad_dense)
         stages, pulls = method.linearize(self.linearize, t, y, dt, with_f1=with_f1)
         inner = inner_product if self.timed else None

@@ -26,4 +26,4 @@ class Direct:
 
     def integrate(self, problem: Problem) -> Trajectory:
         clock = problem.t if problem.t.requires_grad and torch.is_grad_enabled() else None
-        return run(problem, problem.y0, None, keep=False, clock=clock)
+        return run(problem, problem.y0, None, clock=clock)

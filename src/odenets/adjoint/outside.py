@@ -28,14 +28,14 @@ class Call:
     trajectory: Trajectory | None = None
 
 
-def outside_autograd(problem: Problem, function: Any, *, keep: bool, extra: Any = None) -> Trajectory:
+def outside_autograd(problem: Problem, function: Any, extra: Any = None) -> Trajectory:
     problem, f0, call, inputs = prepare(problem, extra)
     if call is None:
         with torch.no_grad():
-            return run(problem, problem.y0, f0, keep=False)
+            return run(problem, problem.y0, f0)
     if problem.t.requires_grad and problem.times[0] == problem.times[-1]:
         raise ValueError("`t` requires grad but spans no time: there is no gradient to times that are all equal")
-    ys, *dense = function.apply(call, keep, problem.y0, problem.t, *inputs)
+    ys, *dense = function.apply(call, problem.y0, problem.t, *inputs)
     trajectory = call.trajectory
     if trajectory is None:
         raise RuntimeError("the forward pass left no trajectory")
@@ -55,8 +55,6 @@ def prepare(problem: Problem, extra: Any = None) -> tuple[Problem, Tensor | None
         return problem, None, None, []
     originals, args = _substitute(problem.args)
     cut = replace(problem, args=args, f=problem.bind(args))
-    if extra is not None:
-        extra = replace(extra, args=args, f=cut.f)
     f0, reached = _probe(cut)
     inputs = [originals.get(id(t), t) for t in reached.tensors]
     if not any(t.requires_grad for t in (problem.y0, problem.t, *inputs)):
