@@ -6,6 +6,7 @@ from odenets.adjoint import Direct as Direct
 from odenets.adjoint import Interpolated as Interpolated
 from odenets.adjoint import Reversible as Reversible
 from odenets.captured import LostGradientError as LostGradientError
+from odenets.check_gradient import check_gradient as check_gradient
 from odenets.controller import PID as PID
 from odenets.controller import Fixed as Fixed
 from odenets.methods import METHODS as METHODS

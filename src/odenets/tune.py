@@ -22,6 +22,7 @@ from odenets.methods import ExplicitRungeKutta, find
 from odenets.nn import ODEBlock
 from odenets.solution import SolveError, Stats, Status
 from odenets.solve import solve
+from odenets.table import aligned
 
 TUNED = ("method", "rtol", "atol", "controller", "adjoint", "compile")
 
@@ -653,13 +654,6 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _table(rows: Sequence[Row], chosen: Row) -> list[str]:
     """Aligned lines: a head, and a row each with a mark at the chosen one."""
-    cells = [_HEAD, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEAD))]
+    lines = aligned([_HEAD, *(_cells(row) for row in rows)], _RIGHT)
     marks = ["", *("→" if row is chosen else "" for row in rows)]
-    return [f"{mark:1} {_line(line, widths)}".rstrip() for mark, line in zip(marks, cells)]
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(
-        f"{cell:>{w}}" if i in _RIGHT else f"{cell:<{w}}" for i, (cell, w) in enumerate(zip(cells, widths))
-    )
+    return [f"{mark:1} {line}".rstrip() for mark, line in zip(marks, lines)]

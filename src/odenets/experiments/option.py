@@ -4,11 +4,17 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from odenets.adjoint import Backsolve, Checkpointed, Direct
+from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, Reversible
 from odenets.controller import PID, Fixed
 from odenets.methods import METHODS
 
-ADJOINTS = {"direct": Direct(), "checkpointed": Checkpointed(), "backsolve": Backsolve()}
+ADJOINTS: dict[str, Adjoint] = {
+    "direct": Direct(),
+    "checkpointed": Checkpointed(),
+    "interpolated": Interpolated(),
+    "backsolve": Backsolve(),
+    "reversible": Reversible(),
+}
 
 
 def option(default: Any, help: str, choices: Collection[str] = ()) -> Any:
