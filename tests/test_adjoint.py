@@ -21,8 +21,7 @@ from odenets import (
     SolveError,
     solve,
 )
-from odenets.adjoint.checkpointed import reversal
-from odenets.loop import Tape
+from odenets.loop import Tape, reversal
 from problems import FORCED, OSCILLATOR, Net
 
 METHOD = pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
@@ -316,12 +315,6 @@ def test_memory_that_holds_no_state_is_refused():
     y0 = torch.ones(100, requires_grad=True)
     with pytest.raises(ValueError, match="does not hold one state of 400 bytes"):
         solve(lambda t, y: -y, y0, [0.0, 1.0], adjoint=Checkpointed(memory="0.3 kB"))
-
-
-@pytest.mark.parametrize("option", ["compile", "per_sample"])
-def test_memory_goes_with_the_eager_loop(option):
-    with pytest.raises(TypeError, match=f"does not go with `{option}=True`"):
-        solve(lambda t, y: -y, torch.ones(2, 1), [0.0, 1.0], adjoint=Checkpointed(memory=4), **{option: True})
 
 
 @pytest.mark.parametrize("coupling", [0, -1.0, 1.5])

@@ -127,6 +127,20 @@ def test_more_steps_than_a_chunk_holds(monkeypatch):
     assert fast.stats.accepted > 10
 
 
+@pytest.mark.parametrize("times", [TIMES[[0, 3]], TIMES], ids=["end", "outputs"])
+def test_a_bounded_memory_gives_the_same_gradient(times):
+    """Pieces of the solve are made again in the backward pass."""
+    options = {"method": "dopri5", "rtol": 1e-10, "atol": 1e-12, "timed": True}
+    y0 = torch.randn(4, 3, dtype=torch.float64)
+    fast = assert_same(Net(), y0, times, 1e-12, adjoint=Checkpointed(memory=20), **options)
+    assert fast.stats.accepted > 20
+    assert fast.stats.nfe_backward > 1.9 * fast.stats.nfe
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        run(Net(), y0, times, compile=True, adjoint=Checkpointed(memory=20), **options)
+    assert sum(saved) < 20 * y0.numel() + 200  # the weights and the times among them
+
+
 def test_each_sample_its_own_steps():
     net = Net()
     y0 = torch.randn(4, 3, dtype=torch.float64) * torch.tensor([0.1, 1, 5, 20], dtype=torch.float64)[:, None]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from odenets import Backsolve, Direct, Fixed, SolveError, Status, solve
+from odenets import Backsolve, Checkpointed, Direct, Fixed, SolveError, Status, solve
 from odenets.captured import LostGradientError
 
 MU = torch.tensor([0.3, 1.0, 5.0, 20.0], dtype=torch.float64)[:, None]
@@ -45,6 +45,18 @@ def test_each_sample_is_solved_as_if_it_were_alone():
         sums = [total + g for total, g in zip(sums, own[1:])]
     for ours, total in zip(grads[1:], sums):
         torch.testing.assert_close(ours, total, rtol=1e-10, atol=1e-10)
+
+
+def test_a_bounded_memory_gives_the_same_gradient():
+    field, y0 = Rates(), torch.randn(4, 3, dtype=torch.float64)
+    weights = torch.ones(5, 4, 3, dtype=torch.float64)
+    whole, grads = run(field, y0, MU, weights, per_sample=True)
+    for memory in (1, 40):
+        bounded, same = run(field, y0, MU, weights, per_sample=True, adjoint=Checkpointed(memory=memory))
+        assert torch.equal(bounded.ys, whole.ys)
+        assert bounded.stats.nfe_backward > whole.stats.nfe_backward
+        for ours, theirs in zip(same, grads):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
 @torch.no_grad()

@@ -2,15 +2,15 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from odenets.controller import PID
-from odenets.loop import Problem, Trajectory, is_tame, locate_non_finite
+from odenets.loop import Problem, Tape, Trajectory, is_tame, locate_non_finite, reversal
 from odenets.march import CLOCK, Buffers, Plan, arranged, numbers_of, restored, time_shape
 from odenets.solution import Failure, Status
 
@@ -37,12 +37,23 @@ class Engine(Protocol):
     def backward(self, plan: Plan) -> Callable[..., Sequence[Tensor]]: ...
 
 
-@dataclass
-class Chunk:
+class Chunk(NamedTuple):
     """Steps that were taken."""
 
     rows: int
     buffers: Buffers
+
+
+class Start(NamedTuple):
+    """Where a chunk begins."""
+
+    clock: Tensor
+    y: Tensor
+    f0: tuple[Tensor, ...]  # f there, where it is carried
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.clock, self.y, *self.f0
 
 
 @dataclass
@@ -52,55 +63,102 @@ class Marched:
     ys: Tensor  # (T, *y.shape); NaN where a sample did not get
     clock: Tensor  # as `odenets.march.forward` left it
     y: Tensor
-    chunks: list[Chunk]
+    chunks: list[Chunk]  # where every step is kept
+    tape: Tape[int, Start]  # the rows of each chunk, and where some begin
     report: list[float]  # the beginning of the clock, where there is one for the batch
 
 
-def march(problem: Problem, plan: Plan, engine: Engine, tensors: Sequence[Tensor]) -> Marched:
-    """Solve from the first time to the last, outside of autograd."""
-    y0, times = arranged(plan, problem.y0.detach()), problem.t.detach()
-    y, at_start = y0, problem.times.count(problem.times[0])
+class _Forward:
+    """Chunks of a solve, one after the other."""
+
+    def __init__(self, problem: Problem, plan: Plan, engine: Engine, tensors: Sequence[Tensor]) -> None:
+        self.problem, self.plan, self.tensors = problem, plan, tensors
+        self.times = problem.t.detach() if plan.outputs else problem.t.detach()[:1]
+        self.program = engine.forward(plan)
+
+    def begin(self) -> Start:
+        plan, y = self.plan, arranged(self.plan, self.problem.y0.detach())
+        clock = constant((0.0,) * (CLOCK + len(plan.controller.start)), torch.float64, y.device)
+        if plan.per_sample:
+            clock = clock.reshape(-1, *(1,) * y.dim()).expand(-1, *time_shape(plan, y)).contiguous()
+        return Start(clock, y, (y,) if plan.carries_f0 else ())  # f0: any values, those of the first chunk are not used
+
+    def chunk(
+        self, start: Start, first: bool, ys: Tensor | None, buffers: Buffers | None
+    ) -> tuple[list[float], int, Start]:
+        """The report, the evaluations of f, and where the next chunk begins."""
+        numbers = _numbers(self.problem, first)
+        written = (*(() if ys is None else (ys,)), *(buffers.tensors if buffers else ()))
+        report_, clock, y, *f0 = self.program(numbers, self.times, *start.tensors, *written, *self.tensors)
+        report = report_.tolist()  # the one host read of a chunk
+        return report, self.plan.nfe_start + int(report[2]) * self.plan.nfe_step, Start(clock, y, tuple(f0))
+
+
+def march(
+    problem: Problem, plan: Plan, engine: Engine, tensors: Sequence[Tensor], states: int | None = None
+) -> Marched:
+    """Solve from the first time to the last, outside of autograd.
+
+    Args:
+        states: How many states may be kept for the backward pass; None for any number.
+    """
+    forward = _Forward(problem, plan, engine, tensors)
+    start, at_start = forward.begin(), problem.times.count(problem.times[0])
     ys = None
     if plan.outputs:
-        ys = y.new_empty((len(times), *y.shape))
-        ys[:at_start] = y
-    numbers = _numbers(problem, first=True)
-    clock = constant((0.0,) * (CLOCK + len(plan.controller.start)), torch.float64, y.device)
-    if plan.per_sample:
-        clock = clock.reshape(-1, *(1,) * y.dim()).expand(-1, *time_shape(plan, y)).contiguous()
-    f0 = (y,) if plan.carries_f0 else ()  # any values: those of the first chunk are not used
-    program, chunks, going = engine.forward(plan), [], True
+        ys = start.y.new_empty((len(problem.times), *start.y.shape))
+        ys[:at_start] = start.y
+    chunks, going = [], True
+    tape: Tape[int, Start] = Tape(_shares(plan, states).saved)
     report: list[float] = []
     buffers = None
+    keep_all = plan.keep and states is None
     while going:
-        if plan.buffered and (plan.keep or buffers is None):
-            buffers = Buffers.empty(plan, y, _capacity(plan, y))
+        if plan.buffered and (keep_all or buffers is None):
+            buffers = Buffers.empty(plan, start.y, _capacity(plan, start.y, states))
         elif buffers is not None:
             buffers.times.fill_(math.inf)
-        written = (*(() if ys is None else (ys,)), *(buffers.tensors if buffers else ()))
-        report_, clock, y, *f0 = program(
-            numbers, times if plan.outputs else times[:1], clock, y, *f0, *written, *tensors
-        )
-        report = report_.tolist()  # the one host read of a chunk
-        rows, going, tried = (int(value) for value in report[:3])
-        problem.stats.nfe += plan.nfe_start + tried * plan.nfe_step
-        if plan.keep and buffers is not None:
+        report, nfe, end = forward.chunk(start, not tape.steps, ys, buffers)
+        rows, going = int(report[0]), report[1] > 0
+        problem.stats.nfe += nfe
+        if keep_all and buffers is not None:
             chunks.append(Chunk(rows, buffers))
-        numbers = _numbers(problem, first=False) if going else numbers
+        tape.add(rows, start)
+        start = end
+    clock, y = start.clock, start.y
     reached = report[3] >= problem.times[-1] if not plan.per_sample else clock[0] >= problem.times[-1]
     if ys is None:
-        ys = torch.stack([*[y0] * at_start, y])
+        ys = torch.stack([*[arranged(plan, problem.y0.detach())] * at_start, y])
     else:
         ys[-1] = y
     if reached is not True:
         _blank(plan, ys, clock, reached)
-    return Marched(restored(plan, ys, axis=1).contiguous(), clock, restored(plan, y), chunks, report[3:])
+    return Marched(restored(plan, ys, axis=1).contiguous(), clock, restored(plan, y), chunks, tape, report[3:])
 
 
-def _capacity(plan: Plan, y: Tensor) -> int:
-    states = 1 + (len(plan.method.b) + 1 if plan.stages else 0)
+class _Shares(NamedTuple):
+    """How the states that may be kept are shared out."""
+
+    rows: int  # of the buffers of one chunk
+    saved: int | None  # starts of chunks kept from the forward pass; each is the state and f there
+    free: int  # starts that the backward pass may keep beside them
+
+
+def _shares(plan: Plan, states: int | None) -> _Shares:
+    if states is None:
+        return _Shares(MOST, None if plan.keep else 0, 0)
+    return _Shares(max(1, states // 2 // _states_of_a_row(plan)), states // 8, max(0, states // 4 - states // 8))
+
+
+def _states_of_a_row(plan: Plan) -> int:
+    return 1 + (len(plan.method.b) + 1 if plan.stages else 0)
+
+
+def _capacity(plan: Plan, y: Tensor, states: int | None) -> int:
+    if plan.keep and states is not None:
+        return min(MOST, _shares(plan, states).rows)
     room = ROOM if plan.keep else CACHE
-    return max(FEWEST, min(MOST, room // (states * y.numel() * y.element_size())))
+    return max(FEWEST, min(MOST, room // (_states_of_a_row(plan) * y.numel() * y.element_size())))
 
 
 def _numbers(problem: Problem, first: bool) -> Tensor:
@@ -129,14 +187,14 @@ class March(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: "Call", y0: Tensor, t: Tensor, *tensors: Tensor) -> Tensor:
-        result = march(call.problem, call.plan, call.engine, tensors)
+        result = march(call.problem, call.plan, call.engine, tensors, call.states)
         call.result = result
-        ctx.call = call
-        ctx.rows = [chunk.rows for chunk in result.chunks]
-        kept = [tensor for chunk in result.chunks for tensor in chunk.buffers.tensors]
-        ctx.count = len(tensors)
-        ctx.save_for_backward(t, result.clock, *tensors, *kept)
-        result.chunks = []
+        ctx.call, ctx.rows, ctx.count = call, result.tape.steps, len(tensors)
+        ctx.places = [] if result.chunks else list(result.tape.states)
+        kept = [chunk.buffers for chunk in result.chunks] or result.tape.states.values()
+        ctx.sizes = [len(piece.tensors) for piece in kept]
+        ctx.save_for_backward(t, result.clock, *tensors, *(x for piece in kept for x in piece.tensors))
+        result.chunks, result.tape.states = [], {}
         return result.ys
 
     @staticmethod
@@ -146,11 +204,14 @@ class March(torch.autograd.Function):
                 "`adjoint=Checkpointed()` has no second derivative (create_graph=True); use `adjoint=Direct()`"
             )
         t, clock, *saved = ctx.saved_tensors
-        tensors, kept = saved[: ctx.count], saved[ctx.count :]
+        tensors, kept = saved[: ctx.count], iter(saved[ctx.count :])
         call: Call = ctx.call
-        size = 3 if call.plan.stages else 2
-        groups = [kept[i : i + size] for i in range(0, len(kept), size)]
-        chunks = [Chunk(rows, Buffers(g[0], g[1], g[2] if size == 3 else None)) for rows, g in zip(ctx.rows, groups)]
+        pieces = [[next(kept) for _ in range(size)] for size in ctx.sizes]
+        if ctx.places:
+            starts = {place: Start(p[0], p[1], tuple(p[2:])) for place, p in zip(ctx.places, pieces)}
+            chunks = _again(call, ctx.rows, starts, tensors)
+        else:
+            chunks = (Chunk(rows, Buffers(*p, *[None] * (3 - len(p)))) for rows, p in zip(ctx.rows[::-1], pieces[::-1]))
         with call.autocast:
             grads = march_back(call, chunks, t, clock, grad_outputs[0], tensors)
         return None, *grads
@@ -165,13 +226,45 @@ class Call:
     engine: Engine
     autocast: Any
     backward: Callable[..., Sequence[Tensor]] | None  # the loop of the backward pass, where there will be one
+    states: int | None = None  # how many states may be kept; None for any number
     result: Marched | None = None
 
 
+def _again(call: Call, rows: Sequence[int], starts: dict[int, Start], tensors: Sequence[Tensor]) -> Iterator[Chunk]:
+    """The chunks, the last first, made again from where some of them begin."""
+    problem, plan = call.problem, call.plan
+    forward = _Forward(problem, plan, call.engine, tensors)
+    passing = starts[0]  # from then on what the last move has reached
+    y = passing.y
+    buffers = Buffers.empty(plan, y, _capacity(plan, y, call.states))
+    ys = y.new_empty((len(problem.times), *y.shape)) if plan.outputs else None  # written again, and not used
+    nfe = 0
+
+    def run(index: int, start: Start) -> Start:
+        nonlocal nfe
+        buffers.times.fill_(math.inf)
+        _, more, end = forward.chunk(start, index == 0, ys, buffers)
+        nfe += more
+        return end
+
+    for start, end, keep in reversal(len(rows), list(starts), _shares(plan, call.states).free):
+        passing = starts.get(start, passing)
+        if start == end:
+            run(start, passing)
+            starts.pop(start, None)
+            yield Chunk(rows[start], buffers)
+            continue
+        for index in range(start, end):
+            passing = run(index, passing)
+        if keep:
+            starts[end] = passing
+    problem.stats.nfe_backward = (problem.stats.nfe_backward or 0) + nfe
+
+
 def march_back(
-    call: Call, chunks: list[Chunk], t: Tensor, clock: Tensor, grad_ys: Tensor, tensors: Sequence[Tensor]
+    call: Call, chunks: Iterable[Chunk], t: Tensor, clock: Tensor, grad_ys: Tensor, tensors: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """∂L/∂y0, ∂L/∂t (None where it is not wanted), and ∂L/∂(each tensor)."""
+    """∂L/∂y0, ∂L/∂t (None where it is not wanted), and ∂L/∂(each tensor); the chunks come the last first."""
     problem, plan, engine = call.problem, call.plan, call.engine
     program = call.backward
     if program is None:
@@ -181,18 +274,21 @@ def march_back(
     grad_times, sums = torch.zeros_like(t) if plan.timed else t, []
     times = t.detach() if plan.outputs else t.detach()[:1]
     with_outputs = (grad_ys,) if plan.outputs else ()
-    for chunk in reversed([chunk for chunk in chunks if chunk.rows > 0]):
-        rows = constant((chunk.rows,), torch.int64, t.device)
+    steps, first = 0, None
+    for chunk in chunks:
+        if chunk.rows == 0:
+            continue
+        rows, first = constant((chunk.rows,), torch.int64, t.device), chunk
         state, lam, *rest = program(rows, times, state, lam, *with_outputs, *chunk.buffers.tensors, *tensors)
         if plan.outputs:
             more, *rest = rest
             grad_times = grad_times + more if plan.timed else grad_times
         sums = [a + b for a, b in zip(sums, rest)] if sums else rest
-    steps = sum(chunk.rows for chunk in chunks)
+        steps += chunk.rows
     problem.stats.nfe_backward = (problem.stats.nfe_backward or 0) + steps * plan.nfe_undo
     at_start = problem.times.count(problem.times[0])
     grad_y0 = lam + (grad_ys[0] if at_start == 1 else grad_ys[:at_start].sum(0))
-    grad_t = _times_gradient(chunks, grad_times, state, grad_ys[:at_start]) if plan.timed else None
+    grad_t = _times_gradient(first, grad_times, state, grad_ys[:at_start]) if plan.timed else None
     by_index = dict(zip(engine.wanted, sums))
     return restored(plan, grad_y0), grad_t, *(by_index.get(i) for i in range(len(tensors)))
 
@@ -208,11 +304,11 @@ def _at_the_end(problem: Problem, plan: Plan, clock: Tensor, grad_ys: Tensor) ->
     return torch.where(reached, grad_ys[-1], 0.0), torch.stack([output, zero, zero])
 
 
-def _times_gradient(chunks: list[Chunk], grad_times: Tensor, state: Tensor, grad_at_start: Tensor) -> Tensor:
+def _times_gradient(first: Chunk | None, grad_times: Tensor, state: Tensor, grad_at_start: Tensor) -> Tensor:
     grad_t = grad_times.clone()
     grad_t[-1] += state[2].sum()
     grad_t[0] += state[1].sum()
-    stages = chunks[0].buffers.stages if chunks else None
+    stages = None if first is None else first.buffers.stages
     if len(grad_at_start) > 1 and stages is not None:  # outputs at the first time: dy/dt_out = f(t0, y0) = −dy/dt0
         for j in range(1, len(grad_at_start)):
             rise = (grad_at_start[j].conj() * stages[0]).sum().real

@@ -1,9 +1,9 @@
 """The one loop: try a step, ask the controller, keep or drop it, and hand out what falls inside it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from odenets.controller import PID, Controller, Number, Start, maximum, where
 from odenets.methods import ExplicitRungeKutta, Field, Step, stage_times
 from odenets.solution import Failure, Stats, Status
+
+Piece = TypeVar("Piece")  # what a tape keeps of each step
+State = TypeVar("State")  # and what it starts from
 
 
 class CountedField:
@@ -82,7 +85,7 @@ class Kept(NamedTuple):
     inside: tuple[int, ...]  # the outputs that are interpolated inside it
 
 
-class Tape:
+class Tape(Generic[Piece, State]):
     """The accepted steps, and the states that some of them start from: of all, or evenly spaced as far as room goes.
 
     Where the room is used up, every second state is dropped and the spacing doubles: so the number of steps need not
@@ -91,22 +94,63 @@ class Tape:
 
     def __init__(self, room: int | None = None) -> None:
         self.room, self.spacing = room, 1
-        self.steps: list[Kept] = []
-        self.states: dict[int, Tensor] = {}  # by the index of the step
+        self.steps: list[Piece] = []
+        self.states: dict[int, State] = {}  # by the index of the step
 
-    def add(self, step: Kept, y: Tensor) -> None:
+    def add(self, step: Piece, state: State) -> None:
         index = len(self.steps)
         self.steps.append(step)
         if index == 0 or self._has_room(index):
-            self.states[index] = y
+            self.states[index] = state
 
     def _has_room(self, index: int) -> bool:
         if self.room == 0:
             return False
         if self.room is not None and index % self.spacing == 0 and len(self.states) - 1 == self.room:
             self.spacing *= 2
-            self.states = {k: y for k, y in self.states.items() if k % self.spacing == 0}
+            self.states = {k: state for k, state in self.states.items() if k % self.spacing == 0}
         return index % self.spacing == 0
+
+
+class Move(NamedTuple):
+    """One move of a reversal: go from a state to a later one, which is kept or not; or undo the step that starts there.
+
+    Undoing is a move from a state to itself.
+    """
+
+    start: int
+    end: int
+    keep: bool
+
+
+def reversal(steps: int, kept: Sequence[int], free: int) -> Iterator[Move]:
+    """The moves that undo all steps, the last first, with no more than `free` states beside those kept from the start.
+
+    Where a state is missing, a binomial schedule leads there from the one before it: Griewank and Walther,
+    *Evaluating Derivatives* (2008), chapter 12.
+    """
+    stack = sorted(kept)
+    given = set(kept)
+    for k in reversed(range(steps)):
+        here = stack[-1]
+        while here < k:
+            room = free - sum(i not in given for i in stack)
+            there = here + _stride(k + 1 - here, room) if room > 0 else k
+            yield Move(here, there, room > 0)
+            here = there
+            if room > 0:
+                stack.append(here)
+        yield Move(k, k, False)
+        if stack[-1] == k:
+            stack.pop()
+
+
+def _stride(steps: int, free: int) -> int:
+    """After how many of the steps to keep a state, so that all can be undone with the fewest repetitions."""
+    repeats = 0
+    while math.comb(free + 1 + repeats, repeats) < steps:
+        repeats += 1
+    return max(1, steps - math.comb(free + repeats, repeats))
 
 
 class DenseStep(NamedTuple):
@@ -290,7 +334,7 @@ def run(
     y0: Tensor,
     f0: Tensor | None,
     *,
-    tape: Tape | None = None,
+    tape: Tape[Kept, Tensor] | None = None,
     clock: Tensor | None = None,
     timed: bool = False,
     read: bool = True,

@@ -1,10 +1,9 @@
 """Keep the accepted steps and replay them in reverse."""
 
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from odenets.adjoint.outside import (
     plus,
     refuse_second_derivative,
 )
-from odenets.loop import CountedField, Kept, Problem, Tape, Trajectory, run
+from odenets.loop import CountedField, Kept, Problem, Tape, Trajectory, reversal, run
 from odenets.solution import Stats
 
 
@@ -35,7 +34,8 @@ class Checkpointed:
     with `memory`, also to make the states again that were not kept: n steps cost about n r evaluations of the step
     more, where r is the least number with (k + r)! / (k! r!) ≥ n and k is half the states that may be kept.
     With `compile=True` the stages of a step are kept too where they take no more than 4 MiB, which spares the
-    evaluations that would make them again; and wherever states inside the interval are wanted.
+    evaluations that would make them again; and wherever states inside the interval are wanted. There, and with
+    `per_sample=True`, `memory` holds pieces of many steps: at least one with its stages, 2 s + 6 states.
     When not: for a field that draws random numbers (the replay would draw others); second derivatives raise.
 
     Args:
@@ -46,7 +46,6 @@ class Checkpointed:
     Raises:
         ValueError: If `memory` is not a number of states ≥ 1 or a size in bytes; in the solve, if the bytes do not
             hold one state.
-        TypeError: In the solve, if `memory` goes with `compile=True` or `per_sample=True`, which keep every step.
 
     Source: checkpointing of a time-stepping loop, Griewank and Walther, *Evaluating Derivatives* (2008), chapter 12,
     with states kept at a doubling spacing while the number of steps is not known; for ODE-Nets, Zhuang et al.,
@@ -62,16 +61,14 @@ class Checkpointed:
             raise ValueError(f"`memory` must be a number of states ≥ 1, or bytes such as '64 MiB', got {self.memory!r}")
 
     def integrate(self, problem: Problem) -> Trajectory:
-        if self.memory is not None and (problem.compile or problem.per_sample):
-            name = "compile" if problem.compile else "per_sample"
-            raise TypeError(f"`Checkpointed(memory=...)` does not go with `{name}=True`, which keeps every step")
-        trajectory = march_compiled(problem) if problem.compile else None
+        states = self._states(problem.y0)
+        trajectory = march_compiled(problem, states) if problem.compile else None
         if trajectory is not None:
             return trajectory
         problem = replace(problem, compile=False)
         if problem.per_sample:
-            return march_samples(problem)
-        return outside_autograd(problem, _Replay, _Room(self._states(problem.y0)))
+            return march_samples(problem, states)
+        return outside_autograd(problem, _Replay, _Room(states))
 
     def _states(self, y: Tensor) -> int | None:
         """How many states may be kept."""
@@ -106,52 +103,12 @@ class _Room:
         return None if self.states is None else self.states // 2
 
 
-class Move(NamedTuple):
-    """One move of a reversal: go from a state to a later one, which is kept or not; or undo the step that starts there.
-
-    Undoing is a move from a state to itself.
-    """
-
-    start: int
-    end: int
-    keep: bool
-
-
-def reversal(steps: int, kept: Sequence[int], free: int) -> Iterator[Move]:
-    """The moves that undo all steps, the last first, with no more than `free` states beside those kept from the start.
-
-    Where a state is missing, the one before it is the start of a binomial schedule: see `Checkpointed`.
-    """
-    stack = sorted(kept)
-    given = set(kept)
-    for k in reversed(range(steps)):
-        here = stack[-1]
-        while here < k:
-            room = free - sum(i not in given for i in stack)
-            there = here + _stride(k + 1 - here, room) if room > 0 else k
-            yield Move(here, there, room > 0)
-            here = there
-            if room > 0:
-                stack.append(here)
-        yield Move(k, k, False)
-        if stack[-1] == k:
-            stack.pop()
-
-
-def _stride(steps: int, free: int) -> int:
-    """After how many of the steps to keep a state, so that all can be undone with the fewest repetitions."""
-    repeats = 0
-    while math.comb(free + 1 + repeats, repeats) < steps:
-        repeats += 1
-    return max(1, steps - math.comb(free + repeats, repeats))
-
-
 class _Replay(torch.autograd.Function):
     """The loop, and its reverse: each accepted step again, with grad, from the last to the first."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, y0: Tensor, t: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        tape = Tape(call.extra.forward)
+        tape: Tape[Kept, Tensor] = Tape(call.extra.forward)
         trajectory = run(call.problem, y0.detach(), call.f0, tape=tape, timed=ctx.needs_input_grad[2])
         call.trajectory = trajectory
         ctx.call = call

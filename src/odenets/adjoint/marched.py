@@ -19,21 +19,21 @@ from odenets.march import forward as march_forward
 from odenets.solution import Stats
 
 
-def march_samples(problem: Problem) -> Trajectory:
+def march_samples(problem: Problem, states: int | None) -> Trajectory:
     """A step size for each sample, run by Python."""
     problem, _, call, inputs = prepare(problem)
     engine = _Python(problem, call, inputs, () if call is None else tuple(range(len(inputs))))
-    return _marched(problem, engine, call is not None)
+    return _marched(problem, engine, call is not None, states)
 
 
-def march_compiled(problem: Problem) -> Trajectory | None:
+def march_compiled(problem: Problem, states: int | None) -> Trajectory | None:
     """Run by compiled loops; None where the eager engine has to take over, to go on or to say what failed."""
     if problem.times[0] == problem.times[-1] or compiled.cannot(problem.watched):
         return None
     with compiled.or_eagerly(problem):
         engine = compiled.capture(problem)
         differentiable = any(x.requires_grad for x in (problem.y0, problem.t, *engine.tensors))
-        trajectory = _marched(problem, engine, torch.is_grad_enabled() and differentiable)
+        trajectory = _marched(problem, engine, torch.is_grad_enabled() and differentiable, states)
         if problem.per_sample or trajectory.failure is None:
             return trajectory
     problem.stats.reset()
@@ -50,7 +50,7 @@ def _stages_are_small(problem: Problem) -> bool:
 _SHORT = 16  # numbers in a sample: below, a compiled loop is faster along the samples
 
 
-def _marched(problem: Problem, engine: Engine, differentiable: bool) -> Trajectory:
+def _marched(problem: Problem, engine: Engine, differentiable: bool, states: int | None) -> Trajectory:
     outputs = len(problem.times) > 1 + problem.times.count(problem.times[0])
     plan = Plan(
         problem.method,
@@ -58,12 +58,12 @@ def _marched(problem: Problem, engine: Engine, differentiable: bool) -> Trajecto
         problem.per_sample,
         keep=differentiable,
         outputs=outputs,
-        stages=outputs or (differentiable and problem.compile and _stages_are_small(problem)),
+        stages=outputs or (differentiable and problem.compile and states is None and _stages_are_small(problem)),
         timed=differentiable and problem.t.requires_grad,
         batch_last=problem.per_sample and problem.compile and problem.y0[0].numel() < _SHORT,
     )
     backward = engine.backward(plan) if differentiable else None  # made now, so that a failure to compile shows now
-    marching = MarchCall(problem, plan, engine, autocast_state(problem.y0), backward)
+    marching = MarchCall(problem, plan, engine, autocast_state(problem.y0), backward, states)
     if differentiable:
         ys = March.apply(marching, problem.y0, problem.t, *engine.tensors)
         result, marching.result = marching.result, None
