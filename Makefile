@@ -42,6 +42,7 @@ bench: .venv/bench  ## every peer on every work, scaling, memory, then the READM
 	$(BIN)/python benchmarks/bench.py run
 	$(BIN)/python benchmarks/bench.py scaling
 	$(BIN)/python benchmarks/bench.py memory
+	$(BIN)/python benchmarks/bench.py gradients
 	$(BIN)/python benchmarks/tables.py
 
 .PHONY: test-slow

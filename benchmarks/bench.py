@@ -2,7 +2,7 @@
 
 Run it:  make bench                                 (all of it, about 25 minutes on one core, and the README's tables)
          python benchmarks/bench.py run --only ecg  (one work, a few minutes; the others in the file stay)
-It needs the extra `bench`. Results go to results/bench.json, bench-scaling.json and bench-memory.json.
+It needs the extra `bench`. Results go to results/bench.json, bench-scaling.json, bench-memory.json and gradients.json.
 """
 
 import json
@@ -14,6 +14,7 @@ import typer
 
 from contest import contest, first_step
 from curves import ALL, CURVES, SLOPE, USUAL, curve, memory, overheads
+from gradients import OUTPUTS, costs, errors, evaluations
 from measure import all_versions, in_fresh_process, use_one_core
 from odenets.files import write_atomically
 from works import METHOD, WORKS
@@ -21,7 +22,8 @@ from works import METHOD, WORKS
 RESULTS = Path(__file__).parent.parent / "results"
 NOTES = [
     "One process a work, one core, one thread. In each round every contestant has one turn of about 20 ms, at least "
-    "one call; medians and quartiles over the rounds of a call's mean time.",
+    "one call, after half as many calls that are not timed, since a training loop finds the caches as it left them; "
+    "medians and quartiles over the rounds of a call's mean time.",
     "A training step is zero_grad, forward, loss, backward and SGD. The rate is 0, so that each does the same work.",
     "Errors are those of the gradient of all parameters (forward alone: of the output), relative, in the 2-norm, "
     "against torchdiffeq's odeint in float64 at tolerances of 1e-10 where nothing else is said.",
@@ -95,6 +97,19 @@ def memory_() -> None:
     usual = {"batch": USUAL["batch"], "width": USUAL["width"]}
     report = {"what": what, **usual, "steps": CURVES["steps"], "bytes": rows, "versions": all_versions()}
     write(RESULTS / "bench-memory.json", report)
+
+
+@app.command()
+def gradients(rounds: Rounds = 15) -> None:
+    """Measure the errors, evaluations and times of every adjoint's gradient."""
+    use_one_core()
+    report = {
+        "errors": in_fresh_process(errors),
+        "evaluations": in_fresh_process(evaluations),
+        "costs": in_fresh_process(costs, rounds),
+        **{"outputs": OUTPUTS, "rounds": rounds, "versions": all_versions()},
+    }
+    write(RESULTS / "gradients.json", report)
 
 
 def show(name: str, result: dict[str, Any]) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torchdiffeq
-from torch import nn
+from torch import Tensor, nn
 
 import odenets
-from contestants_torch import Evaluations, Solver, Step, diffeq, ours
+from contestants_torch import Evaluations, Solve, Solver, Step, diffeq, ours
 from measure import interleaved
 from odenets.nn import MLPField
 from works import Network, Work
@@ -45,8 +45,29 @@ CONTESTANTS: Contestants = {
     "torchdiffeq odeint": fixed_diffeq(torchdiffeq.odeint),
 }
 DIRECT = ("odenets Direct", "torchdiffeq odeint")
-BACKSOLVE = "odenets Backsolve"  # its memory is of interest, its time less so
-ALL: Contestants = {**CONTESTANTS, BACKSOLVE: fixed(adjoint=odenets.Backsolve())}
+
+
+def residual_network(work: Work, field: nn.Module, layers: int) -> Solve:
+    """As many residual layers as there are steps, with the weights of one, so that only what is kept grows."""
+
+    def solve(y0: Tensor) -> tuple[Tensor, None]:
+        y, t = y0, torch.tensor(0.0)
+        for _ in range(layers):
+            y = y + field(t, y) / layers
+        return y[None], None
+
+    return solve
+
+
+# Of these the memory is of interest, the time less so.
+ALL: Contestants = {
+    **CONTESTANTS,
+    "odenets Checkpointed(memory=10)": fixed(adjoint=odenets.Checkpointed(memory=10)),
+    "odenets Interpolated": fixed(adjoint=odenets.Interpolated()),
+    "odenets Backsolve": fixed(adjoint=odenets.Backsolve()),
+    "odenets Reversible": fixed(adjoint=odenets.Reversible()),
+    "ResNet of as many layers": lambda layers: lambda work, field: residual_network(work, field, layers),
+}
 
 
 def field_work(batch: int, width: int) -> Work:

@@ -1,4 +1,4 @@
-"""Write the README's result tables from the committed JSON files of results/.
+"""Write the result tables of the README and of the page on gradients from the committed JSON files of results/.
 
 Run it:  python benchmarks/tables.py            (with --check it writes nothing and fails where a table is out of date)
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from odenets.experiments.ecg import CLASSES
+from odenets.figures import NETWORKS, PALETTE, STYLE, Look, to_svg
 from odenets.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "gradients.md")
 BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -276,6 +280,85 @@ def bench_memory() -> str:
     return with_versions(markdown(head, rows), result, "torchdiffeq")
 
 
+def gradient_errors() -> str:
+    """The relative error of each adjoint's gradient, for each setting."""
+    result = load("gradients")
+    settings = list(dict.fromkeys(row["setting"] for row in result["errors"]))
+    names = list(dict.fromkeys(row["contestant"] for row in result["errors"]))
+    found = {(row["contestant"], row["setting"]): row for row in result["errors"]}
+    tables = []
+    for key, what in (("computed", "from the gradient of what was computed"), ("exact", "from the exact gradient")):
+        rows = [(name, *(_error(found[name, setting][key]) for setting in settings)) for name in names]
+        tables.append(markdown((f"difference {what}", *settings), rows))
+    return with_versions("\n".join(tables), result, "torchdiffeq", dtype="float64")
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else "rounding" if value < 1e-13 else f"{value:.1e}"
+
+
+def gradient_evaluations() -> str:
+    """Evaluations of f in both passes, as the output times become more."""
+    result = load("gradients")
+    rows = [(name, *(f"{f} + {b}" for f, b in counts)) for name, counts in result["evaluations"].items()]
+    return markdown(("evaluations of f; output times:", *(str(n) for n in result["outputs"])), rows)
+
+
+def gradient_costs() -> str:
+    """The backward pass in units of the forward pass."""
+    result = load("gradients")
+    direct = result["costs"]["odenets Direct"]["forward"]
+    rows = [
+        (
+            name,
+            f"{ms['forward']:.2f}",
+            f"{ms['backward']:.2f}",
+            f"{ms['backward'] / ms['forward']:.1f}",
+            f"{(ms['forward'] + ms['backward']) / direct:.1f}",
+        )
+        for name, ms in result["costs"].items()
+    ]
+    head = ("", "forward, ms", "backward, ms", "backward / forward", "both / forward of Direct")
+    return with_versions(markdown(head, rows), result)
+
+
+def memory_figure() -> str:
+    """Peak memory against the number of steps, as SVG."""
+    result = load("bench-memory")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+        axes = figure.add_subplot(xscale="log", yscale="log", xlabel="steps (layers of the ResNet)", ylabel="MiB")
+        for name, values in sorted(result["bytes"].items(), key=lambda item: -item[1][-1]):
+            look = MEMORY_LOOKS.get(name)
+            if look is not None:
+                colour, dash, marker = look
+                mebibytes = [max(value, 2**16) / 2**20 for value in values]  # a page or so is not worth a decade
+                axes.plot(result["steps"], mebibytes, color=colour, linestyle=dash, marker=marker, label=name)
+        axes.set_xticks(result["steps"], [f"{n:,}" for n in result["steps"]])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_title("Peak memory of a training step")
+        figure.legend(loc="outside right center")
+    return to_svg(figure)
+
+
+def _ink(name: str) -> str:
+    return PALETTE[name].light
+
+
+MEMORY_LOOKS: dict[str, Look] = {
+    "odenets Direct": Look(_ink("umber"), "-.", "^"),
+    "torchdiffeq odeint": Look(_ink("muted"), "-.", "x"),
+    "odenets Interpolated": Look(_ink("plum"), (0, (5, 1, 1, 1, 1, 1)), "v"),
+    "ResNet of as many layers": NETWORKS["ResNet"],
+    "odenets Checkpointed": Look(_ink("odenet"), "-", "o"),
+    "odenets Checkpointed(memory=10)": Look(_ink("odenet"), "--", "o"),
+    "odenets Reversible": Look(_ink("target"), "-", "D"),
+    "odenets Backsolve": Look(_ink("data"), ":", "P"),
+    "torchdiffeq odeint_adjoint": Look(_ink("muted"), ":", "x"),
+}
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "ecg-random": lambda: ecg("random"),
     "ecg-inter-patient": lambda: ecg("inter-patient"),
@@ -289,6 +372,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-limits": bench_limits,
     "bench-scaling": bench_scaling,
     "bench-memory": bench_memory,
+    "gradient-errors": gradient_errors,
+    "gradient-evaluations": gradient_evaluations,
+    "gradient-costs": gradient_costs,
 }
 
 
@@ -298,13 +384,15 @@ def filled(text: str) -> str:
 
 
 def main(check: bool = False) -> None:
-    """Write the tables, or with --check say whether they are up to date."""
-    path = ROOT / "README.md"
-    text = path.read_text()
-    if check and filled(text) != text:
-        raise SystemExit("README.md: the tables are out of date; run python benchmarks/tables.py")
+    """Write the tables and the figure of memory, or with --check say whether the tables are up to date."""
+    for path in PAGES:
+        text = path.read_text()
+        if check and filled(text) != text:
+            raise SystemExit(f"{path.name}: the tables are out of date; run python benchmarks/tables.py")
+        if not check:
+            write_atomically(path, filled(text))
     if not check:
-        write_atomically(path, filled(text))
+        write_atomically(ROOT / "docs" / "figures" / "memory.svg", memory_figure())
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ def test_tables_are_those_of_the_results():
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    text = (ROOT / "README.md").read_text()
+    text = "".join(page.read_text() for page in tables.PAGES)
     assert sorted(re.findall(r"<!-- table: ([a-z-]+) -->", text)) == sorted(tables.TABLES)
     assert tables.filled(text) == text
+    assert not any("<!-- table:" in page.read_text() for page in set(PAGES) - set(tables.PAGES))
