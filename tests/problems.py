@@ -1,5 +1,6 @@
-"""Initial value problems with known solutions, shared by the tests."""
+"""Initial value problems with known solutions, and fields in every form, shared by the tests."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,3 +58,58 @@ class Net(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.outer(torch.tanh(self.inner(y) + t)) * torch.cos(t)
+
+
+# --- ways in which a field, -weight * y, can reach its weight ---
+
+
+class Holder:
+    __slots__ = ("weight",)
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def field(self, t, y):
+        return -self.weight * y
+
+
+class CallableField:
+    def __init__(self, weight):
+        self.parts = {"weight": [weight]}
+
+    def __call__(self, t, y):
+        return -self.parts["weight"][0] * y
+
+
+class BufferField(torch.nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, t, y):
+        return -self.weight * y
+
+
+GLOBAL = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+
+def through_global(t, y):
+    return -GLOBAL * y
+
+
+def _default(weight):
+    def f(t, y, w=weight):
+        return -w * y
+
+    return f
+
+
+ROUTES = {
+    "closure": lambda w: lambda t, y: -w * y,
+    "nested closure": lambda w: (lambda g: lambda t, y: g(y))(lambda y: -w * y),
+    "bound method": lambda w: Holder(w).field,
+    "callable object": CallableField,
+    "buffer": BufferField,
+    "partial": lambda w: functools.partial(lambda w, t, y: -w * y, w),
+    "default argument": _default,
+}

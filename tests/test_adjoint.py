@@ -1,6 +1,5 @@
 """Gradients of every adjoint, for y0, parameters, arguments, closures and every time."""
 
-import functools
 import gc
 import math
 import weakref
@@ -22,7 +21,7 @@ from odenets import (
     solve,
 )
 from odenets.loop import Tape, reversal
-from problems import FORCED, OSCILLATOR, Net
+from problems import FORCED, GLOBAL, OSCILLATOR, ROUTES, Net, through_global
 
 METHOD = pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
 TIMES = [0.0, 0.3, 0.55, 1.2]
@@ -146,14 +145,20 @@ def test_gradient_against_finite_differences(adjoint):
     torch.autograd.gradcheck(states, (y0, t, *net.parameters()), eps=1e-5, atol=1e-5, rtol=1e-4, fast_mode=True)
 
 
-def test_direct_has_second_derivatives():
-    def final(y0, rate):
-        f = lambda t, y: -rate * torch.sin(y)  # noqa: E731
-        return solve(f, y0, [0.0, 1.0], adjoint=Direct(), method="bosh3", controller=Fixed(steps=5)).ys[-1]
+@pytest.mark.parametrize("method", ["euler", "bosh3", "dopri5"])
+def test_direct_has_second_derivatives(method):
+    """For y0, an argument, a closure and every time; the step size is a number of its own, which no time changes."""
+    shift = torch.tensor([0.2, -0.4], dtype=torch.float64, requires_grad=True)
+
+    def states(y0, rate, shift, t):
+        f = lambda t, y, rate: -rate * torch.sin(y + shift) * torch.cos(t)  # noqa: E731
+        return solve(f, y0, t, (rate,), adjoint=Direct(), method=method, controller=Fixed(dt=0.3)).ys
 
     y0 = torch.tensor([0.3, 1.0], dtype=torch.float64, requires_grad=True)
     rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(final, (y0, rate))
+    t = torch.tensor([0.1, 0.55, 1.2], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(states, (y0, rate, shift, t))
+    assert torch.autograd.gradgradcheck(states, (y0, rate, shift, t))
 
 
 @pytest.mark.parametrize("adjoint", OTHERS, ids=repr)
@@ -365,58 +370,6 @@ def test_memory_of_a_solve_is_given_back():
 
 
 # --- every tensor that f reaches gets its gradient, or the call raises ------------------------------------------
-
-
-class Holder:
-    __slots__ = ("weight",)
-
-    def __init__(self, weight):
-        self.weight = weight
-
-    def field(self, t, y):
-        return -self.weight * y
-
-
-class CallableField:
-    def __init__(self, weight):
-        self.parts = {"weight": [weight]}
-
-    def __call__(self, t, y):
-        return -self.parts["weight"][0] * y
-
-
-class BufferField(torch.nn.Module):
-    def __init__(self, weight):
-        super().__init__()
-        self.register_buffer("weight", weight)
-
-    def forward(self, t, y):
-        return -self.weight * y
-
-
-GLOBAL = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-
-
-def through_global(t, y):
-    return -GLOBAL * y
-
-
-def _default(weight):
-    def f(t, y, w=weight):
-        return -w * y
-
-    return f
-
-
-ROUTES = {
-    "closure": lambda w: lambda t, y: -w * y,
-    "nested closure": lambda w: (lambda g: lambda t, y: g(y))(lambda y: -w * y),
-    "bound method": lambda w: Holder(w).field,
-    "callable object": CallableField,
-    "buffer": BufferField,
-    "partial": lambda w: functools.partial(lambda w, t, y: -w * y, w),
-    "default argument": _default,
-}
 
 
 @EVERY

@@ -10,6 +10,7 @@ from torch import nn
 
 from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, compiled, solve
 from odenets.nn import MLPField, ODEBlock
+from problems import ROUTES
 
 pytestmark = pytest.mark.xdist_group("compiled")  # one process, so that what is compiled serves several tests
 TIMES = torch.tensor([0.0, 0.4, 0.45, 1.0], dtype=torch.float64)
@@ -210,6 +211,27 @@ def test_changed_python_values_are_noticed():
     second = solve(f, y0, [0.0, 1.0], **options).ys[-1]
     torch.testing.assert_close(first, torch.exp(-y0), rtol=1e-7, atol=0)
     torch.testing.assert_close(second, torch.exp(-2 * y0), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "result"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_tracer_finds_the_tensor(route, leaf, monkeypatch):
+    """However f reaches it; what is found becomes an input of the loops, and gets its gradient."""
+    base = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    weight = base if leaf else base * 1.0
+    found = []
+    capture = compiled.capture
+
+    def only_capture(problem):
+        engine = capture(problem)
+        found.extend(engine.tensors[i] for i in engine.wanted)
+        raise compiled.NotCompiled("this is enough")
+
+    monkeypatch.setattr(compiled, "capture", only_capture)
+    with pytest.warns(UserWarning, match="this is enough"):
+        solve(ROUTES[route](weight), torch.ones(2, 1, dtype=torch.float64), [0.0, 1.0], compile=True)
+    assert len(found) == 1
+    assert found[0] is weight
 
 
 def test_a_field_that_cannot_be_traced_runs_eagerly_with_one_warning():
