@@ -1,6 +1,7 @@
 """Initial value problems with known solutions, and fields in every form, shared by the tests."""
 
 import functools
+import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,3 +114,8 @@ ROUTES = {
     "partial": lambda w: functools.partial(lambda w, t, y: -w * y, w),
     "default argument": _default,
 }
+
+
+def living_tensors() -> int:
+    """How many there are."""
+    return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())

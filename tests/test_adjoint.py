@@ -21,7 +21,7 @@ from odenets import (
     solve,
 )
 from odenets.loop import Tape, reversal
-from problems import FORCED, GLOBAL, OSCILLATOR, ROUTES, Net, through_global
+from problems import FORCED, GLOBAL, OSCILLATOR, ROUTES, Net, living_tensors, through_global
 
 METHOD = pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
 TIMES = [0.0, 0.3, 0.55, 1.2]
@@ -348,10 +348,6 @@ def test_a_thousand_solves_leave_nothing_behind(adjoint):
         assert living_tensors() == before
     finally:
         gc.enable()
-
-
-def living_tensors():
-    return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
 
 
 def test_memory_of_a_solve_is_given_back():
