@@ -122,6 +122,25 @@ class Controller(Protocol):
         ...
 
 
+def choose_first_step(start: Start, scale: Tensor, dt_max: float) -> FirstStep:
+    """The first step as in Hairer, Nørsett and Wanner II.4, for one evaluation of f; `scale` is the tolerance at y0."""
+    f, y0, f0, t0, t1, order, norm, read = start
+    d0, d1 = read(torch.stack([norm(y0 / scale), norm(f0 / scale)]))
+    longest = minimum(t1 - t0, dt_max)
+    small = (d0 < 1e-5) | (d1 < 1e-5)
+    h0 = minimum(where(small, 1e-6, 0.01 * d0 / maximum(d1, 1e-300)), longest)
+    (t_trial,) = stage_times(t0, h0, (1.0,), y0)
+    f1 = f(t_trial, combine(y0, h0, (1.0,), (f0,)))
+    (d2,) = read(norm((f1 - f0) / scale)[None])
+    d2 = d2 / maximum(h0, 1e-300)  # h0 is 0 where f0 is infinite
+    largest = maximum(d1, d2)
+    h1 = where(largest <= 1e-15, maximum(h0 * 1e-3, 1e-6), (0.01 / maximum(largest, 1e-300)) ** (1 / order))
+    dt = minimum(minimum(100 * h0, h1), longest)
+    # Where the trial left f's domain, start carefully: the controller grows dt soon. NaN where f0 is not finite.
+    dt = where(d2 < math.inf, dt, h0 * 1e-3)
+    return FirstStep(where(d1 < math.inf, dt, math.nan), d0)
+
+
 @dataclass(frozen=True)
 class PID:
     """Adaptive steps by proportional, integral and derivative feedback on the error (the default).
@@ -182,22 +201,7 @@ class PID:
         return min(self.dt0 or math.inf, self.dt_max)
 
     def first_step(self, start: Start) -> FirstStep:
-        f, y0, f0, t0, t1, order, norm, read = start
-        scale = self._scale(y0.abs())
-        d0, d1 = read(torch.stack([norm(y0 / scale), norm(f0 / scale)]))
-        longest = minimum(t1 - t0, self.dt_max)
-        small = (d0 < 1e-5) | (d1 < 1e-5)
-        h0 = minimum(where(small, 1e-6, 0.01 * d0 / maximum(d1, 1e-300)), longest)
-        (t_trial,) = stage_times(t0, h0, (1.0,), y0)
-        f1 = f(t_trial, combine(y0, h0, (1.0,), (f0,)))
-        (d2,) = read(norm((f1 - f0) / scale)[None])
-        d2 = d2 / maximum(h0, 1e-300)  # h0 is 0 where f0 is infinite
-        largest = maximum(d1, d2)
-        h1 = where(largest <= 1e-15, maximum(h0 * 1e-3, 1e-6), (0.01 / maximum(largest, 1e-300)) ** (1 / order))
-        dt = minimum(minimum(100 * h0, h1), longest)
-        # Where the trial left f's domain, start carefully: the controller grows dt soon. NaN where f0 is not finite.
-        dt = where(d2 < math.inf, dt, h0 * 1e-3)
-        return FirstStep(where(d1 < math.inf, dt, math.nan), d0)
+        return choose_first_step(start, self._scale(start.y0.abs()), self.dt_max)
 
     def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = rms) -> Tensor:
         return norm(error / self._scale(torch.maximum(y.abs(), y1.abs())))
