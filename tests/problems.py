@@ -119,3 +119,17 @@ ROUTES = {
 def living_tensors() -> int:
     """How many there are."""
     return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
+
+
+def assert_nothing_is_left(train: Callable[[], None]) -> None:
+    """After 1000 more steps as many tensors live as before, without the garbage collector."""
+    train()
+    gc.collect()
+    gc.disable()
+    try:
+        before = living_tensors()
+        for _ in range(1000):
+            train()
+        assert living_tensors() == before
+    finally:
+        gc.enable()

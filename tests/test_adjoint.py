@@ -21,7 +21,7 @@ from odenets import (
     solve,
 )
 from odenets.loop import Tape, reversal
-from problems import FORCED, GLOBAL, OSCILLATOR, ROUTES, Net, living_tensors, through_global
+from problems import FORCED, GLOBAL, OSCILLATOR, ROUTES, Net, assert_nothing_is_left, through_global
 
 METHOD = pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
 TIMES = [0.0, 0.3, 0.55, 1.2]
@@ -338,16 +338,7 @@ def test_a_thousand_solves_leave_nothing_behind(adjoint):
         sol = solve(net, y0, [0.0, 0.5, 1.0], adjoint=adjoint, method="heun", controller=Fixed(steps=2))
         torch.autograd.grad(sol.ys.sum(), [y0, *net.parameters()])
 
-    train()
-    gc.collect()
-    gc.disable()
-    try:
-        before = living_tensors()
-        for _ in range(1000):
-            train()
-        assert living_tensors() == before
-    finally:
-        gc.enable()
+    assert_nothing_is_left(train)
 
 
 def test_memory_of_a_solve_is_given_back():

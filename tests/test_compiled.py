@@ -1,6 +1,5 @@
 """`compile=True`: the same numbers as the eager engine, compiled once, and an honest way out where it cannot be."""
 
-import gc
 import math
 import random
 import warnings
@@ -11,7 +10,7 @@ from torch import nn
 
 from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, compiled, solve
 from odenets.nn import MLPField, ODEBlock
-from problems import ROUTES, living_tensors
+from problems import ROUTES, assert_nothing_is_left
 
 pytestmark = pytest.mark.xdist_group("compiled")  # one process, so that what is compiled serves several tests
 TIMES = torch.tensor([0.0, 0.4, 0.45, 1.0], dtype=torch.float64)
@@ -188,20 +187,6 @@ def test_compiles_once_for_a_shape():
     assert not torch._dynamo.utils.counters["graph_break"]
     x = torch.randn(8, 6)
     assert_nothing_is_left(lambda: block(x).sum().backward())
-
-
-def assert_nothing_is_left(train):
-    """After 1000 more steps as many tensors live as before, without the garbage collector."""
-    train()
-    gc.collect()
-    gc.disable()
-    try:
-        before = living_tensors()
-        for _ in range(1000):
-            train()
-        assert living_tensors() == before
-    finally:
-        gc.enable()
 
 
 def test_controllers_that_differ_in_more_than_their_tolerances_are_told_apart():
