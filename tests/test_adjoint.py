@@ -309,7 +309,7 @@ def test_a_replay_costs_what_the_schedule_says():
 
 @pytest.mark.parametrize(
     ("memory", "message"),
-    [(0, "≥ 1"), (True, "≥ 1"), ("much", "bytes such as '64 MiB'"), ("-3 MB", "bytes such as")],
+    [(0, "≥ 1"), (True, "≥ 1"), (2.5, "≥ 1"), ("much", "bytes such as '64 MiB'"), ("-3 MB", "bytes such as")],
 )
 def test_memory_that_is_none_is_refused(memory, message):
     with pytest.raises(ValueError, match=message):
@@ -498,10 +498,11 @@ def test_encoder_parameters_are_not_counted_twice():
         torch.testing.assert_close(checkpointed, direct, rtol=1e-8, atol=1e-10)
 
 
-def test_times_that_span_nothing_have_no_gradient():
+@pytest.mark.parametrize("adjoint", OTHERS, ids=repr)
+def test_times_that_span_nothing_have_no_gradient(adjoint):
     t = torch.zeros(2, requires_grad=True)
     with pytest.raises(ValueError, match="`t` requires grad but spans no time"):
-        solve(lambda t, y: -y, torch.ones(1), t)
+        solve(lambda t, y: -y, torch.ones(1), t, adjoint=adjoint)
 
 
 @pytest.mark.parametrize("adjoint", [Backsolve(), Interpolated(), Reversible()])

@@ -109,7 +109,7 @@ def march(
         ys = start.y.new_empty((len(problem.times), *start.y.shape))
         ys[:at_start] = start.y
     chunks, going = [], True
-    tape: Tape[int, Start] = Tape(_shares(plan, states).saved)
+    tape: Tape[int, Start] = Tape(0 if states is None else _shares(plan, states).saved)
     report: list[float] = []
     buffers = None
     keep_all = plan.keep and states is None
@@ -140,14 +140,12 @@ class _Shares(NamedTuple):
     """How the states that may be kept are shared out."""
 
     rows: int  # of the buffers of one chunk
-    saved: int | None  # starts of chunks kept from the forward pass; each is the state and f there
+    saved: int  # starts of chunks kept from the forward pass; each is the state and f there
     free: int  # starts that the backward pass may keep beside them
 
 
-def _shares(plan: Plan, states: int | None) -> _Shares:
-    if states is None:
-        return _Shares(MOST, None if plan.keep else 0, 0)
-    return _Shares(max(1, states // 2 // _states_of_a_row(plan)), states // 8, max(0, states // 4 - states // 8))
+def _shares(plan: Plan, states: int) -> _Shares:
+    return _Shares(max(1, states // 2 // _states_of_a_row(plan)), states // 8, states // 4 - states // 8)
 
 
 def _states_of_a_row(plan: Plan) -> int:
@@ -190,8 +188,9 @@ class March(torch.autograd.Function):
         result = march(call.problem, call.plan, call.engine, tensors, call.states)
         call.result = result
         ctx.call, ctx.rows, ctx.count = call, result.tape.steps, len(tensors)
-        ctx.places = [] if result.chunks else list(result.tape.states)
-        kept = [chunk.buffers for chunk in result.chunks] or result.tape.states.values()
+        starts = {} if call.states is None else result.tape.states
+        ctx.places = list(starts)
+        kept = [*(chunk.buffers for chunk in result.chunks), *starts.values()]
         ctx.sizes = [len(piece.tensors) for piece in kept]
         ctx.save_for_backward(t, result.clock, *tensors, *(x for piece in kept for x in piece.tensors))
         result.chunks, result.tape.states = [], {}
@@ -207,9 +206,9 @@ class March(torch.autograd.Function):
         tensors, kept = saved[: ctx.count], iter(saved[ctx.count :])
         call: Call = ctx.call
         pieces = [[next(kept) for _ in range(size)] for size in ctx.sizes]
-        if ctx.places:
+        if call.states is not None:
             starts = {place: Start(p[0], p[1], tuple(p[2:])) for place, p in zip(ctx.places, pieces)}
-            chunks = _again(call, ctx.rows, starts, tensors)
+            chunks = _again(call, call.states, ctx.rows, starts, tensors)
         else:
             chunks = (Chunk(rows, Buffers(*p, *[None] * (3 - len(p)))) for rows, p in zip(ctx.rows[::-1], pieces[::-1]))
         with call.autocast:
@@ -230,13 +229,15 @@ class Call:
     result: Marched | None = None
 
 
-def _again(call: Call, rows: Sequence[int], starts: dict[int, Start], tensors: Sequence[Tensor]) -> Iterator[Chunk]:
+def _again(
+    call: Call, states: int, rows: Sequence[int], starts: dict[int, Start], tensors: Sequence[Tensor]
+) -> Iterator[Chunk]:
     """The chunks, the last first, made again from where some of them begin."""
     problem, plan = call.problem, call.plan
     forward = _Forward(problem, plan, call.engine, tensors)
     passing = starts[0]  # from then on what the last move has reached
     y = passing.y
-    buffers = Buffers.empty(plan, y, _capacity(plan, y, call.states))
+    buffers = Buffers.empty(plan, y, _capacity(plan, y, states))
     ys = y.new_empty((len(problem.times), *y.shape)) if plan.outputs else None  # written again, and not used
     nfe = 0
 
@@ -247,7 +248,7 @@ def _again(call: Call, rows: Sequence[int], starts: dict[int, Start], tensors: S
         nfe += more
         return end
 
-    for start, end, keep in reversal(len(rows), list(starts), _shares(plan, call.states).free):
+    for start, end, keep in reversal(len(rows), list(starts), _shares(plan, states).free):
         passing = starts.get(start, passing)
         if start == end:
             run(start, passing)

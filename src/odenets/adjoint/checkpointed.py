@@ -57,7 +57,7 @@ class Checkpointed:
     def __post_init__(self) -> None:
         if isinstance(self.memory, str):
             _bytes(self.memory)
-        elif self.memory is not None and (isinstance(self.memory, bool) or self.memory < 1):
+        elif self.memory is not None and (not _is_count(self.memory)):
             raise ValueError(f"`memory` must be a number of states ≥ 1, or bytes such as '64 MiB', got {self.memory!r}")
 
     def integrate(self, problem: Problem) -> Trajectory:
@@ -68,7 +68,7 @@ class Checkpointed:
         problem = replace(problem, compile=False)
         if problem.per_sample:
             return march_samples(problem, states)
-        return outside_autograd(problem, _Replay, _Room(states))
+        return outside_autograd(problem, _Replay, states)
 
     def _states(self, y: Tensor) -> int | None:
         """How many states may be kept."""
@@ -81,6 +81,10 @@ class Checkpointed:
         return count
 
 
+def _is_count(memory: Any) -> bool:
+    return isinstance(memory, int) and not isinstance(memory, bool) and memory >= 1
+
+
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
 
 
@@ -91,24 +95,14 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-@dataclass(frozen=True)
-class _Room:
-    """How many states may be kept, in the forward pass and in all; None for any number."""
-
-    states: int | None
-
-    @property
-    def forward(self) -> int | None:
-        """Half of them: the other half makes the states between them again."""
-        return None if self.states is None else self.states // 2
-
-
 class _Replay(torch.autograd.Function):
     """The loop, and its reverse: each accepted step again, with grad, from the last to the first."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, y0: Tensor, t: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        tape: Tape[Kept, Tensor] = Tape(call.extra.forward)
+        states = call.extra
+        # Half of them: the other half makes the states between them again.
+        tape: Tape[Kept, Tensor] = Tape(None if states is None else states // 2)
         trajectory = run(call.problem, y0.detach(), call.f0, tape=tape, timed=ctx.needs_input_grad[2])
         call.trajectory = trajectory
         ctx.call = call
@@ -127,7 +121,7 @@ class _Replay(torch.autograd.Function):
         states = dict(zip(ctx.places, saved[ctx.count :]))
         call: Call = ctx.call
         pass_ = _ReversePass(call, t if ctx.needs_input_grad[2] else None, grad_ys, grad_dense)
-        free = len(ctx.steps) if call.extra.states is None else call.extra.states - (len(states) - 1)
+        free = 0 if call.extra is None else call.extra - (len(states) - 1)  # without a bound every state is there
         passing = grad_ys[0]  # from then on the state that the last move has reached
         with call.autocast:
             for start, end, keep in reversal(len(ctx.steps), ctx.places, free):
@@ -147,7 +141,7 @@ class _ReversePass:
     """The running cotangents of a reverse sweep over the kept steps."""
 
     def __init__(self, call: Call, t: Tensor | None, grad_ys: Tensor, grad_dense: Sequence[Tensor]) -> None:
-        self.problem, self.call = call.problem, call
+        self.problem = call.problem
         self.grad_ys, self.grad_dense = grad_ys, grad_dense
         self.lam: Tensor | None = None  # ∂L/∂y at the end of the step about to be undone
         self.grads = GradientSum(len(call.wanted.tensors))
@@ -155,14 +149,14 @@ class _ReversePass:
         self.grad_t = None if t is None else torch.zeros_like(t)
         self.lam_t: Tensor | float = 0.0  # ∂L/∂t at the end of that step, the time being the sum of the steps so far
         self.stats = Stats()
-        by_autograd = ByAutograd(CountedField(self.problem.f, self.stats), call, self.timed)
-        self.linearize = LinearizeAndSum(by_autograd, self.grads)
+        self.f = CountedField(self.problem.f, self.stats)
+        self.linearize = LinearizeAndSum(ByAutograd(self.f, call, self.timed), self.grads)
 
     @torch.no_grad()
     def replay(self, steps: Sequence[Kept], y: Tensor) -> Tensor:
         """The state after these steps."""
         for step in steps:
-            y = self.problem.method.step(self.linearize.by_autograd.f, step.t, y, step.dt, None).y
+            y = self.problem.method.step(self.f, step.t, y, step.dt, None).y
         return y
 
     def undo(self, k: int, kept: Kept, y: Tensor) -> None:

@@ -1,7 +1,7 @@
 """f runs outside of autograd, so the tensors that it reaches become inputs of one function of autograd."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,11 +28,23 @@ class Call:
     trajectory: Trajectory | None = None
 
 
-def outside_autograd(problem: Problem, function: Any, extra: Any = None) -> Trajectory:
+Plain = Callable[[Problem, Tensor | None], Trajectory]
+
+
+def _plain(problem: Problem, f0: Tensor | None) -> Trajectory:
+    return run(problem, problem.y0, f0)
+
+
+def outside_autograd(problem: Problem, function: Any, extra: Any = None, plain: Plain = _plain) -> Trajectory:
+    """Run a function of autograd, or where there is nothing to differentiate `plain`, which gets f(t0, y0) if known.
+
+    The function gets the `Call`, y0, the times and the tensors that f reaches; it leaves the trajectory in the call and
+    returns ys, then, of dense output, the states and the stages.
+    """
     problem, f0, call, inputs = prepare(problem, extra)
     if call is None:
         with torch.no_grad():
-            return run(problem, problem.y0, f0)
+            return plain(problem, f0)
     if problem.t.requires_grad and problem.times[0] == problem.times[-1]:
         raise ValueError("`t` requires grad but spans no time: there is no gradient to times that are all equal")
     ys, *dense = function.apply(call, problem.y0, problem.t, *inputs)

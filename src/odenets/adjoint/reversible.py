@@ -13,7 +13,7 @@ from odenets.adjoint.outside import (
     GradientSum,
     LinearizeAndSum,
     inner_product,
-    prepare,
+    outside_autograd,
     refuse_second_derivative,
 )
 from odenets.loop import CountedField, Problem, Stepper, Trajectory, find_non_finite
@@ -56,17 +56,10 @@ class Reversible:
     def integrate(self, problem: Problem) -> Trajectory:
         if problem.dense:
             raise TypeError("`adjoint=Reversible()` keeps no dense output: pass the times that are wanted in `t`")
-        problem, f0, call, inputs = prepare(problem, self.coupling)
-        if call is None:
-            with torch.no_grad():
-                return _march(problem, self.coupling, f0).trajectory
-        ys = _Reverse.apply(call, problem.y0, problem.t, *inputs)
-        trajectory = call.trajectory
-        if trajectory is None:
-            raise RuntimeError("the forward pass left no trajectory")
-        call.trajectory, call.f0 = None, None  # what the backward pass does not need
-        trajectory.ys = ys
-        return trajectory
+        return outside_autograd(problem, _Reverse, self.coupling, self._without_gradient)
+
+    def _without_gradient(self, problem: Problem, f0: Tensor | None) -> Trajectory:
+        return _march(problem, self.coupling, f0).trajectory
 
 
 @dataclass(frozen=True)
@@ -141,12 +134,12 @@ class _Reverse(torch.autograd.Function):
     """The loop without a memory, and its steps taken back."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, y0: Tensor, t: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, call: Call, y0: Tensor, t: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         marched = _march(call.problem, call.extra, call.f0)
         call.trajectory = marched.trajectory
         ctx.call, ctx.steps = call, marched.steps
         ctx.save_for_backward(marched.pair, t, *tensors)
-        return marched.trajectory.ys
+        return (marched.trajectory.ys,)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
