@@ -226,6 +226,13 @@ def test_nfe_backward_is_unknown_before_the_backward_pass():
         assert sol.stats.nfe_backward > 0
 
 
+@pytest.mark.parametrize("adjoint", [Backsolve, Interpolated])
+def test_a_method_of_the_backward_solve_by_its_name(adjoint):
+    names = ("dopri5", METHODS["dopri5"])
+    by_name, by_object = (gradients(adjoint(method=method), **options(METHODS["bosh3"]))[0] for method in names)
+    assert all(torch.equal(by_name[name], by_object[name]) for name in by_name)
+
+
 @pytest.mark.parametrize("adjoint", [Backsolve(), Interpolated()])
 def test_continuous_adjoints_do_not_restart_at_output_times(adjoint):
     """A restart would choose a first step (one evaluation more) at each output time."""

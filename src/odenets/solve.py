@@ -76,7 +76,7 @@ def solve(
         raise ValueError(f"`max_steps` must be an integer ≥ 1, got {max_steps!r}")
     if not isinstance(args, tuple):
         raise TypeError(f"`args` must be a tuple, got {type(args).__name__}: write `args=(value,)`")
-    if not callable(getattr(adjoint, "integrate", None)):
+    if not _is_object_with("integrate", adjoint):
         raise TypeError(f"`adjoint` must be an object such as Checkpointed(), got {adjoint!r}")
     if per_sample:
         _check_per_sample(controller, adjoint, dense)
@@ -144,6 +144,11 @@ def _check_per_sample(controller: Controller, adjoint: Adjoint, dense: bool) -> 
         raise TypeError("`per_sample=True` keeps no dense output: pass the times that are wanted in `t`")
 
 
+def _is_object_with(method: str, value: Any) -> bool:
+    """Whether the value has that method; a class, of which an object was forgotten to be made, has not."""
+    return not isinstance(value, type) and callable(getattr(value, method, None))
+
+
 def _controller(
     method: ExplicitRungeKutta, controller: Controller | None, rtol: float | None, atol: float | None
 ) -> Controller:
@@ -154,7 +159,7 @@ def _controller(
             "write `controller=PID(rtol=..., atol=...)`, or leave `controller` out"
         )
     controller = controller if controller is not None else PID(**given)
-    if not callable(getattr(controller, "decide", None)):
+    if not _is_object_with("decide", controller):
         raise TypeError(f"`controller` must be an object such as PID() or Fixed(dt=...), got {controller!r}")
     check_pair(method, controller)
     return controller

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from odenets.adjoint.outside import Call, GradientSum, Wanted, inner_product, outside_autograd, refuse_second_derivative
-from odenets.controller import Controller, Fixed
+from odenets.controller import Controller, Fixed, check_pair
 from odenets.interpolate import DenseOutput
 from odenets.loop import DenseStep, Problem, Stepper, Trajectory, run
-from odenets.methods import ExplicitRungeKutta
+from odenets.methods import ExplicitRungeKutta, find
 from odenets.solution import SolveError, Stats
 
 
@@ -28,18 +28,18 @@ class Backsolve:
     parameter gradient, equation (7), is integrated by the method's own quadrature and takes no part in the error.
 
     Args:
-        method: The method of the backward solve; None for that of the forward solve.
+        method: The method of the backward solve, a name or an object; None for that of the forward solve.
         controller: Its controller; None for that of the forward solve.
 
     Source: Chen et al., "Neural ordinary differential equations", NeurIPS 2018, appendix C; the quadrature outside of
     the error: Kidger, Chen and Lyons, "Hey, that's not an ODE", ICML 2021.
     """
 
-    method: ExplicitRungeKutta | None = None
+    method: str | ExplicitRungeKutta | None = None
     controller: Controller | None = None
 
     def integrate(self, problem: Problem) -> Trajectory:
-        return outside_autograd(problem, _SolveBack, _Backward("Backsolve", self.method, self.controller))
+        return outside_autograd(problem, _SolveBack, _backward("Backsolve", self, problem))
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Interpolated:
     The parameter gradient, equation (7), is integrated by the method's own quadrature and takes no part in the error.
 
     Args:
-        method: The method of the backward solve; None for that of the forward solve.
+        method: The method of the backward solve, a name or an object; None for that of the forward solve.
         controller: Its controller; None for that of the forward solve.
 
     Raises:
@@ -65,12 +65,11 @@ class Interpolated:
     quadrature outside of the error: Kidger, Chen and Lyons, "Hey, that's not an ODE", ICML 2021.
     """
 
-    method: ExplicitRungeKutta | None = None
+    method: str | ExplicitRungeKutta | None = None
     controller: Controller | None = None
 
     def integrate(self, problem: Problem) -> Trajectory:
-        backward = _Backward("Interpolated", self.method, self.controller, interpolated=True)
-        return outside_autograd(problem, _SolveBack, backward)
+        return outside_autograd(problem, _SolveBack, _backward("Interpolated", self, problem))
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,16 @@ class _Backward:
     """How to solve backward."""
 
     name: str  # of the adjoint
-    method: ExplicitRungeKutta | None
-    controller: Controller | None
-    interpolated: bool = False
+    method: ExplicitRungeKutta
+    controller: Controller
+    interpolated: bool
 
-    def problem(self, forward: Problem, stats: Stats) -> Problem:
-        controller = self.controller or _whole_interval(forward)
-        return replace(forward, method=self.method or forward.method, controller=controller, stats=stats)
+
+def _backward(name: str, adjoint: Backsolve | Interpolated, forward: Problem) -> _Backward:
+    method = forward.method if adjoint.method is None else find(adjoint.method, f"`method` of `{name}` must be one of")
+    controller = adjoint.controller or _whole_interval(forward)
+    check_pair(method, controller)
+    return _Backward(name, method, controller, isinstance(adjoint, Interpolated))
 
 
 def _whole_interval(problem: Problem) -> Controller:
@@ -124,7 +126,7 @@ class _SolveBack(torch.autograd.Function):
         ys, t, *saved = ctx.saved_tensors
         kept = saved[ctx.count :]
         stats = Stats()
-        backward = call.extra.problem(call.problem, stats)
+        backward = replace(call.problem, method=call.extra.method, controller=call.extra.controller, stats=stats)
         steps = [DenseStep(*times, *kept[2 * i : 2 * i + 2]) for i, times in enumerate(ctx.steps)]
         states = DenseOutput(call.problem.method, steps, 1.0, lambda y: y) if call.extra.interpolated else None
         solver = _AdjointSolve(backward, call, ys[-1], len(ys) - 1, states)
