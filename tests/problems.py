@@ -121,14 +121,14 @@ def living_tensors() -> int:
     return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
 
 
-def assert_nothing_is_left(train: Callable[[], None]) -> None:
-    """After 1000 more steps as many tensors live as before, without the garbage collector."""
+def assert_nothing_is_left(train: Callable[[], None], times: int = 1000) -> None:
+    """After so many more steps as many tensors live as before, without the garbage collector."""
     train()
     gc.collect()
     gc.disable()
     try:
         before = living_tensors()
-        for _ in range(1000):
+        for _ in range(times):
             train()
         assert living_tensors() == before
     finally:

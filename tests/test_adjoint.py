@@ -13,6 +13,7 @@ from odenets import (
     Backsolve,
     Checkpointed,
     Direct,
+    ExplicitRungeKutta,
     Fixed,
     Interpolated,
     LostGradientError,
@@ -23,7 +24,8 @@ from odenets import (
 from odenets.loop import Tape, reversal
 from problems import FORCED, GLOBAL, OSCILLATOR, ROUTES, Net, assert_nothing_is_left, through_global
 
-METHOD = pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+EXPLICIT = [m for m in METHODS.values() if isinstance(m, ExplicitRungeKutta)]  # the others: test_implicit.py
+METHOD = pytest.mark.parametrize("method", EXPLICIT, ids=lambda m: m.name)
 TIMES = [0.0, 0.3, 0.55, 1.2]
 OTHERS = [Checkpointed(), Checkpointed(memory=2), Interpolated(), Backsolve(), Reversible()]
 EVERY = pytest.mark.parametrize("adjoint", [Direct(), *OTHERS], ids=repr)
@@ -145,7 +147,7 @@ def test_gradient_against_finite_differences(adjoint):
     torch.autograd.gradcheck(states, (y0, t, *net.parameters()), eps=1e-5, atol=1e-5, rtol=1e-4, fast_mode=True)
 
 
-@pytest.mark.parametrize("method", ["euler", "bosh3", "dopri5"])
+@pytest.mark.parametrize("method", ["euler", "bosh3", "dopri5", "trapezoid", "trbdf2", "radauIIA5", "gl4"])
 def test_direct_has_second_derivatives(method):
     """For y0, an argument, a closure and every time; the step size is a number of its own, which no time changes."""
     shift = torch.tensor([0.2, -0.4], dtype=torch.float64, requires_grad=True)

@@ -11,6 +11,7 @@ from odenets.controller import PID as PID
 from odenets.controller import Fixed as Fixed
 from odenets.methods import METHODS as METHODS
 from odenets.methods import ExplicitRungeKutta as ExplicitRungeKutta
+from odenets.methods import ImplicitRungeKutta as ImplicitRungeKutta
 from odenets.solution import Solution as Solution
 from odenets.solution import SolveError as SolveError
 from odenets.solution import Stats as Stats

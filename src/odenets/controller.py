@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from odenets.methods import ExplicitRungeKutta, Field, combine, stage_times
+from odenets.methods import Field, RungeKutta, combine, stage_times
 
 Number = Any  # a Python float, or a float64 tensor: 0-dimensional, or (batch, 1, …, 1) with a step size each
 Norm = Callable[[Tensor], Tensor]  # the size of a state
@@ -279,7 +279,7 @@ class Fixed:
         return Decision(True, dt, memory)
 
 
-def check_pair(method: ExplicitRungeKutta, controller: Controller) -> None:
+def check_pair(method: RungeKutta, controller: Controller) -> None:
     """Refuse an adaptive controller with a method that cannot estimate its error."""
     if controller.adaptive and not method.adaptive:
         raise TypeError(

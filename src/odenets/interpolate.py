@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.methods import ExplicitRungeKutta
+from odenets.methods import RungeKutta
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class DenseOutput:
         unflatten: Gives the caller's structure to states (..., *y.shape).
     """
 
-    method: ExplicitRungeKutta
+    method: RungeKutta
     steps: Sequence[tuple[float, float, Tensor, Tensor]]
     sign: float
     unflatten: Callable[[Tensor], Any]

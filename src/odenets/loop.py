@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odenets.controller import PID, Controller, Number, Start, maximum, where
-from odenets.methods import ExplicitRungeKutta, Field, Step, stage_times
+from odenets.methods import Field, NotConverged, RungeKutta, Step, stage_times
 from odenets.solution import Failure, Stats, Status
 
 Piece = TypeVar("Piece")  # what a tape keeps of each step
@@ -51,7 +51,7 @@ class Problem:
     y0: Tensor
     t: Tensor  # (T,), increasing; may require grad
     times: list[float]  # the same times on the host
-    method: ExplicitRungeKutta
+    method: RungeKutta
     controller: Controller
     max_steps: int
     dense: bool
@@ -261,7 +261,10 @@ class Stepper:
                 return self._fail(Status.MAX_STEPS, self.dt, "")
             final, dt = cut(self.t, self.dt, t_end)
             t_in, dt_in = self._differentiable(dt, final)
-            step = self.method.step(self.f, t_in, self.y, dt_in, self.f0)
+            try:
+                step = self.method.step(self.f, t_in, self.y, dt_in, self.f0)
+            except NotConverged as error:
+                return self._fail_in_step(error, dt)
             ratio = 0.0
             if self.controller.adaptive:
                 step, ratio = self._judge(step, dt)
@@ -315,6 +318,11 @@ class Stepper:
             self._fail(Status.NON_FINITE_START, 0.0, f"y0: {locate_non_finite(self.y)}.")
         else:
             self._fail(Status.NON_FINITE_FIELD, 0.0, f"f(t0, y0): {locate_non_finite(f0)}.")
+
+    def _fail_in_step(self, error: NotConverged, dt: float) -> None:
+        if not bool(torch.isfinite(self.y).all()):
+            return self._fail(Status.NON_FINITE_START, dt, f"y: {locate_non_finite(self.y)}.")
+        self._fail(Status.NON_FINITE_FIELD if error.undefined else Status.NOT_CONVERGED, dt, str(error))
 
     @torch.no_grad()
     def _diagnose_underflow(self, step: Step, dt: float, ratio: float) -> None:
@@ -402,7 +410,7 @@ def _ends_step(problem: Problem, t: float, j: int, timed: bool) -> bool:
 
 
 def interpolate(
-    method: ExplicitRungeKutta,
+    method: RungeKutta,
     y: Tensor,
     step: Step,
     t: float | Tensor,
@@ -424,7 +432,7 @@ def find_non_finite(problem: Problem, y0: Tensor, y_end: Tensor) -> Failure | No
         while bool(torch.isfinite(stepper.y).all()) and stepper.t < problem.times[-1]:
             taken = stepper.advance(problem.times[-1])
             if taken is None:
-                raise RuntimeError("fixed steps cannot fail")
+                return stepper.failure
             for k in taken.step.stages:
                 if not bool(torch.isfinite(k).all()):
                     status = Status.NON_FINITE_FIELD if is_tame(taken.y, y0) else Status.NON_FINITE_STATE

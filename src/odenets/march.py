@@ -19,7 +19,7 @@ from torch import Tensor
 
 from odenets.controller import Controller, FirstStep, Number, Start, rms
 from odenets.loop import Problem, conclude, cut, sample_shape
-from odenets.methods import ExplicitRungeKutta, Field, real_dtype
+from odenets.methods import Field, Pull, RungeKutta, real_dtype
 
 # while_(condition, body, carry, constants, mutated): the carry after the loop; `mutated` are the indices of those
 # constants that the body writes into. Every loop here makes at least one round, harmless if there was nothing to do:
@@ -35,7 +35,7 @@ Vjp = Callable[..., tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]]
 class Plan:
     """What is fixed in a compiled loop."""
 
-    method: ExplicitRungeKutta
+    method: RungeKutta
     controller: Controller  # its tunable numbers are inputs of the loop
     per_sample: bool
     keep: bool  # keep the steps for a backward pass
@@ -549,12 +549,13 @@ class _Undo:
             lam, t_bar, dt_bar = lam + y_bar, t_bar + time_bars[0], dt_bar + time_bars[1]
         return row, self._clock(clock, t_bar, dt_bar, dt, final), lam, *self.sums
 
-    def _linearize(self, t: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    def _linearize(self, t: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
         k, pullback = self.vjp(self.bind, self.tensors, self.wanted, t, y)
 
-        def pull(k_bar: Tensor) -> tuple[Tensor, Tensor]:
+        def pull(k_bar: Tensor, /, *, last: bool = True) -> tuple[Tensor, Tensor]:
             t_bar, y_bar, *bars = pullback(k_bar)
-            self.sums = [total + bar for total, bar in zip(self.sums, bars)]
+            if last:
+                self.sums = [total + bar for total, bar in zip(self.sums, bars)]
             return y_bar, t_bar.to(torch.float64)
 
         return self._finite(k), pull

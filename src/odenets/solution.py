@@ -34,6 +34,10 @@ class Status(Enum):
         "the state became NaN or infinite although f was finite: the fixed steps are too large for this "
         "problem; take smaller ones, or a method that adapts its steps"
     )
+    NOT_CONVERGED = (
+        "the equations of an implicit step could not be solved; take smaller steps, or raise the method's "
+        "`max_iterations`; where f is not smooth, an explicit method needs no such equations"
+    )
     NON_FINITE_START = "`y0` contains NaN or infinity; check the input of the ODE layer and what precedes it"
 
 

@@ -14,7 +14,7 @@ from odenets.adjoint import Adjoint, Checkpointed
 from odenets.controller import PID, Controller, check_pair
 from odenets.interpolate import DenseOutput
 from odenets.loop import Problem, Trajectory
-from odenets.methods import ExplicitRungeKutta, Field, find
+from odenets.methods import Field, ImplicitRungeKutta, RungeKutta, find
 from odenets.solution import Failure, Solution, SolveError, Stats, Status
 
 
@@ -24,7 +24,7 @@ def solve(
     t: Tensor | Sequence[float],
     args: tuple = (),
     *,
-    method: str | ExplicitRungeKutta = "tsit5",
+    method: str | RungeKutta = "tsit5",
     rtol: float | None = None,
     atol: float | None = None,
     controller: Controller | None = None,
@@ -45,7 +45,8 @@ def solve(
         t: The times, 1-D: the first is the start, the others are where the state is wanted. Increasing or
             decreasing; repeated times are allowed. A tensor (which may require grad) or numbers.
         args: Extra arguments of f. Tensors among them, in any nest, get their gradients.
-        method: How one step is made: a name in `odenets.METHODS`, or an `ExplicitRungeKutta`.
+        method: How one step is made: a name in `odenets.METHODS`, or an object: `ExplicitRungeKutta` or
+            `ImplicitRungeKutta`.
         rtol, atol: Tolerances of the default controller, `PID`, whose own defaults hold where they are not given.
         controller: How steps are chosen, instead of `rtol` and `atol`: `PID(...)` or `Fixed(...)`.
         adjoint: How the solve is differentiated: `Checkpointed()`, `Direct()` or `Backsolve()`.
@@ -69,6 +70,23 @@ def solve(
         LostGradientError: If a gradient would be lost: see `Checkpointed`.
     """
     method = find(method)
+    if isinstance(method, ImplicitRungeKutta) and torch.compiler.is_dynamo_compiling():
+        return _solve_outside(
+            f,
+            y0,
+            t,
+            args,
+            method=method,
+            rtol=rtol,
+            atol=atol,
+            controller=controller,
+            adjoint=adjoint,
+            per_sample=per_sample,
+            dense=dense,
+            max_steps=max_steps,
+            on_failure=on_failure,
+            compile=compile,
+        )
     controller = _controller(method, controller, rtol, atol)
     if on_failure not in ("raise", "status"):
         raise ValueError(f'`on_failure` must be "raise" or "status", got {on_failure!r}')
@@ -83,6 +101,8 @@ def solve(
     if compile and (dense or not isinstance(adjoint, Checkpointed)):
         what = "keeps no dense output: pass the times that are wanted in `t`, or" if dense else f"got {adjoint!r}:"
         raise TypeError(f"`compile=True` goes with `adjoint=Checkpointed()`; {what} leave `compile` out")
+    if compile and isinstance(method, ImplicitRungeKutta):
+        raise TypeError(f"`compile=True` goes with explicit methods, got {method.name!r}: leave `compile` out")
     flat, unflatten = _flatten_state(y0, per_sample)
     ts, times = _times(t, flat)
     sign = -1.0 if times[-1] < times[0] else 1.0
@@ -108,6 +128,12 @@ def solve(
     else:
         trajectory = adjoint.integrate(problem)
     return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, sign, on_failure)
+
+
+@torch.compiler.disable(reason="an implicit method iterates until it has converged")
+def _solve_outside(*args: Any, **kwargs: Any) -> Solution:
+    """`solve`, between two graphs where somebody else's compiler runs."""
+    return solve(*args, **kwargs)
 
 
 def _solution(
@@ -150,7 +176,7 @@ def _is_object_with(method: str, value: Any) -> bool:
 
 
 def _controller(
-    method: ExplicitRungeKutta, controller: Controller | None, rtol: float | None, atol: float | None
+    method: RungeKutta, controller: Controller | None, rtol: float | None, atol: float | None
 ) -> Controller:
     given = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
     if controller is not None and given:

@@ -14,6 +14,7 @@ from torch._higher_order_ops import while_loop
 
 from odenets.loop import Problem, Trajectory, run
 from odenets.march import CLOCK, Plan, forward, numbers_of, time_shape
+from odenets.methods import ImplicitRungeKutta
 
 _MOST_STEPS = 4096  # fixed steps that are laid out
 
@@ -22,11 +23,13 @@ def integrate(problem: Problem) -> Trajectory:
     """The solve as tensor operations without an end that depends on values.
 
     Raises:
-        TypeError: With dense output, which it would have to leave out.
+        TypeError: With dense output, which it would have to leave out; with an implicit method, which has to iterate.
         ValueError: If there are too many fixed steps.
     """
     if problem.dense:
         raise TypeError("`dense=True` keeps nothing inside a graph: pass the times that are wanted in `t`")
+    if isinstance(problem.method, ImplicitRungeKutta):
+        raise TypeError(f"`method` {problem.method.name!r} is implicit and iterates, which no graph can hold")
     if problem.controller.adaptive:
         return Trajectory(_adaptive(problem), [], None)
     times = problem.times

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from odenets import compiled
 from odenets.adjoint import Adjoint, Checkpointed, Direct
 from odenets.controller import PID, Fixed
-from odenets.methods import ExplicitRungeKutta, find
+from odenets.methods import RungeKutta, find
 from odenets.nn import ODEBlock
 from odenets.solution import SolveError, Stats, Status
 from odenets.solve import solve
@@ -133,7 +133,7 @@ def tune(
     tolerance: float = 1e-3,
     gradient_tolerance: float | None = None,
     compile: bool | None = None,
-    methods: Sequence[str | ExplicitRungeKutta] = ("tsit5", "bosh3", "dopri5", "heun", "rk4", "euler"),
+    methods: Sequence[str | RungeKutta] = ("tsit5", "bosh3", "dopri5", "heun", "rk4", "euler"),
     tolerances: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6),
     steps: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128),
     adjoints: Sequence[Adjoint] = (Checkpointed(), Direct()),
@@ -381,7 +381,7 @@ Ladder = Sequence[dict[str, Any]]  # options from the cheapest to the most accur
 
 
 def _ladders(
-    methods: Iterable[str | ExplicitRungeKutta], tolerances: Iterable[float], steps: Iterable[int], lab: _Lab
+    methods: Iterable[str | RungeKutta], tolerances: Iterable[float], steps: Iterable[int], lab: _Lab
 ) -> Iterator[Ladder]:
     finest = torch.finfo(lab.dtype).eps  # tighter tolerances are refused by the controller
     tolerances = [tolerance for tolerance in sorted(tolerances, reverse=True) if tolerance >= finest]
@@ -543,7 +543,7 @@ def _compilable(row: Row) -> bool:
 
 def _check(
     limits: _Limits,
-    methods: Sequence[str | ExplicitRungeKutta],
+    methods: Sequence[str | RungeKutta],
     tolerances: Sequence[float],
     steps: Sequence[int],
     adjoints: Sequence[Adjoint],

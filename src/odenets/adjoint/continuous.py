@@ -10,8 +10,8 @@ from torch import Tensor
 from odenets.adjoint.outside import Call, GradientSum, Wanted, inner_product, outside_autograd, refuse_second_derivative
 from odenets.controller import Controller, Fixed, check_pair
 from odenets.interpolate import DenseOutput
-from odenets.loop import DenseStep, Problem, Stepper, Trajectory, run
-from odenets.methods import ExplicitRungeKutta, find
+from odenets.loop import DenseStep, Problem, Stepper, Taken, Trajectory, run
+from odenets.methods import ImplicitRungeKutta, RungeKutta, find, stage_times
 from odenets.solution import SolveError, Stats
 
 
@@ -35,7 +35,7 @@ class Backsolve:
     the error: Kidger, Chen and Lyons, "Hey, that's not an ODE", ICML 2021.
     """
 
-    method: str | ExplicitRungeKutta | None = None
+    method: str | RungeKutta | None = None
     controller: Controller | None = None
 
     def integrate(self, problem: Problem) -> Trajectory:
@@ -65,7 +65,7 @@ class Interpolated:
     quadrature outside of the error: Kidger, Chen and Lyons, "Hey, that's not an ODE", ICML 2021.
     """
 
-    method: str | ExplicitRungeKutta | None = None
+    method: str | RungeKutta | None = None
     controller: Controller | None = None
 
     def integrate(self, problem: Problem) -> Trajectory:
@@ -77,7 +77,7 @@ class _Backward:
     """How to solve backward."""
 
     name: str  # of the adjoint
-    method: ExplicitRungeKutta
+    method: RungeKutta
     controller: Controller
     interpolated: bool
 
@@ -183,43 +183,64 @@ class _AdjointSolve:
                     raise RuntimeError("the backward solve stopped without a reason")
                 detail = f"This was the backward solve of `{self.name}`; `Checkpointed` has none. {failure.detail}"
                 raise SolveError(replace(failure, t=-failure.t, detail=detail), self.problem.stats)
-            self._add_quadrature(taken.step.stages, taken.dt)
+            self._add_quadrature(taken)
         if self.states is None:
             self.y, self.a = self.stepper.y.unbind()
         else:
             self.y, self.a = self.derivatives.state(self.problem.times[j]), self.stepper.y
 
-    def _add_quadrature(self, stages: Sequence[Tensor], dt: float) -> None:
+    def _add_quadrature(self, taken: Taken) -> None:
         """Equation (7): ∂L/∂θ = ∫ a ∂f/∂θ ds, by the method's own weights."""
-        for b_i, k in zip(self.stepper.method.b, stages):
-            if b_i != 0:
-                self.grads.add(self.derivatives.to_tensors(k), scale=dt * b_i)
-        self.derivatives.forget_all_but(stages[len(self.stepper.method.b) :])
+        method, stages = self.stepper.method, taken.step.stages
+        times = stage_times(taken.t, taken.dt, method.c, taken.y)
+        for i, b_i in enumerate(method.b):
+            if b_i == 0:
+                continue
+            if self.derivatives.keeps:
+                integrand = self.derivatives.integrand_of(stages[i])
+            else:
+                self.problem.stats.nfe += 1
+                there = method.stage_input(i, taken.y, taken.dt, stages)
+                integrand = self.derivatives.with_integrand(times[i], there)[1]
+            self.grads.add(integrand, scale=taken.dt * b_i)
+        self.derivatives.forget_all_but(stages[len(method.b) :])
 
 
 class _Derivatives:
     """The right-hand side: dz/ds = −f of equation (2), where z is solved for, and da/ds = a ∂f/∂z of equation (6).
 
-    It keeps the integrand of equation (7), a ∂f/∂θ, of each evaluation, found by the derivative it returned.
+    Where the stages of the method are evaluations of it, it keeps the integrand of equation (7), a ∂f/∂θ, of each,
+    found by the derivative it returned.
     """
 
     def __init__(self, problem: Problem, wanted: Wanted, states: DenseOutput | None) -> None:
         self.field, self.times, self.wanted, self.states = problem.f, problem.times, wanted, states
+        self.keeps = not isinstance(problem.method, ImplicitRungeKutta)
         self.integrands: dict[int, tuple[Tensor, Sequence[Tensor | None]]] = {}
 
     def __call__(self, s: Tensor, solved: Tensor) -> Tensor:
+        if not self.keeps:
+            return self._evaluate(s, solved, ())[0]
+        derivative, integrand = self.with_integrand(s, solved)
+        self.integrands[id(derivative)] = (derivative, integrand)  # holding the tensor keeps its id its own
+        return derivative
+
+    def with_integrand(self, s: Tensor, solved: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """The derivative, and a ∂f/∂θ."""
+        return self._evaluate(s, solved, self.wanted.tensors)
+
+    def _evaluate(self, s: Tensor, solved: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor | None]]:
         z, a = solved.unbind() if self.states is None else (self.state(-float(s)), solved)
         with self.wanted.enable_grad():
             z = z.detach().requires_grad_()
             out = self.field(-s, z)
-        grads: Sequence[Tensor | None] = [None] * (1 + len(self.wanted.tensors))
+        grads: Sequence[Tensor | None] = [None] * (1 + len(tensors))
         if out.requires_grad:
-            grads = torch.autograd.grad(out, [z, *self.wanted.tensors], a.to(out.dtype), allow_unused=True)
+            grads = torch.autograd.grad(out, [z, *tensors], a.to(out.dtype), allow_unused=True)
         d_a = torch.zeros_like(a) if grads[0] is None else grads[0]
         # A tensor of its own, so that it names its evaluation.
         derivative = torch.stack([-out.detach().to(z.dtype), d_a]) if self.states is None else d_a.clone()
-        self.integrands[id(derivative)] = (derivative, grads[1:])  # holding the tensor keeps its id its own
-        return derivative
+        return derivative, grads[1:]
 
     def state(self, t: float) -> Tensor:
         """z(t), interpolated."""
@@ -227,9 +248,9 @@ class _Derivatives:
             raise RuntimeError("the state is solved for, not interpolated")
         return self.states(min(max(t, self.times[0]), self.times[-1]))  # t was rounded to y's dtype for f
 
-    def to_tensors(self, derivative: Tensor) -> Sequence[Tensor | None]:
+    def integrand_of(self, derivative: Tensor) -> Sequence[Tensor | None]:
         """a ∂f/∂θ of the evaluation that returned this."""
         return self.integrands[id(derivative)][1]
 
     def forget_all_but(self, derivatives: Sequence[Tensor]) -> None:
-        self.integrands = {id(k): self.integrands[id(k)] for k in derivatives}
+        self.integrands = {id(k): self.integrands[id(k)] for k in derivatives if self.keeps}

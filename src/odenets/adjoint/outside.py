@@ -145,7 +145,7 @@ def autocast_state(y: Tensor) -> contextlib.AbstractContextManager:
 
 @dataclass
 class LinearizeAndSum:
-    """f with its pullback, adding up the gradients to tensors: for `ExplicitRungeKutta.linearize`."""
+    """f with its pullback, adding up the gradients to tensors: for `RungeKutta.linearize`."""
 
     by_autograd: "ByAutograd"
     grads: "GradientSum"
@@ -153,8 +153,8 @@ class LinearizeAndSum:
     def __call__(self, t: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
         k, pullback = self.by_autograd(t, y)
 
-        def pull(k_bar: Tensor) -> tuple[Tensor, Any]:
-            y_bar, bars, t_bar = pullback(k_bar)
+        def pull(k_bar: Tensor, /, *, last: bool = True) -> tuple[Tensor, Any]:
+            y_bar, bars, t_bar = pullback(k_bar, last)
             self.grads.add(bars)
             return torch.zeros_like(y) if y_bar is None else y_bar, 0.0 if t_bar is None else t_bar.double()
 
@@ -178,10 +178,13 @@ class ByAutograd:
             check_reached(out, self.started, self.reached, (y, t, *self.wanted.places.values()))
         wrt = (y, *self.wanted.tensors, *((t,) if self.timed else ()))
 
-        def pullback(bar: Tensor) -> tuple[Tensor | None, Sequence[Tensor | None], Tensor | None]:
+        def pullback(bar: Tensor, last: bool = True) -> tuple[Tensor | None, Sequence[Tensor | None], Tensor | None]:
             self.unchecked = False  # all stages of a step are evaluated before the first is pulled back
             if not out.requires_grad:
                 return None, [None] * len(self.wanted.tensors), None
+            if not last:
+                (y_bar,) = torch.autograd.grad(out, y, bar, retain_graph=True, allow_unused=True)
+                return y_bar, [None] * len(self.wanted.tensors), None
             y_bar, *bars = torch.autograd.grad(out, wrt, bar, allow_unused=True)
             return y_bar, bars[: len(self.wanted.tensors)], bars[-1] if self.timed else None
 

@@ -17,7 +17,7 @@ from odenets.adjoint.outside import (
     refuse_second_derivative,
 )
 from odenets.loop import CountedField, Problem, Stepper, Trajectory, find_non_finite
-from odenets.methods import ExplicitRungeKutta, Field, Step, combine
+from odenets.methods import Field, RungeKutta, Step, combine
 from odenets.solution import Stats
 
 
@@ -66,7 +66,7 @@ class Reversible:
 class _Pair:
     """The reversible step, in the place of a method: its state is y and z, stacked."""
 
-    base: ExplicitRungeKutta
+    base: RungeKutta
     coupling: float
     error_needs_f1: bool = False  # it is evaluated in the step, where z1 is not at hand any more
 
@@ -107,7 +107,7 @@ def _march(problem: Problem, coupling: float, f0: Tensor | None) -> _Marched:
     """Solve from output to output."""
     y0, times = problem.y0.detach(), problem.times
     pair = torch.stack([y0, y0])
-    paired = replace(problem, method=cast(ExplicitRungeKutta, _Pair(problem.method, coupling)))
+    paired = replace(problem, method=cast(RungeKutta, _Pair(problem.method, coupling)))
     stepper = Stepper(paired, pair, times[0])
     start = Stepper(problem, y0, times[0])
     start.f0 = f0

@@ -1,4 +1,6 @@
-"""Explicit Runge–Kutta methods: one step is one pure function of tensors, a method is data that checks itself.
+"""Runge–Kutta methods: one step is one pure function of tensors, a method is data that checks itself.
+
+What all of them share, and the explicit ones; the implicit ones are in `odenets.methods.implicit`.
 
 Notation and the order conditions are those of Hairer, Nørsett and Wanner, *Solving Ordinary Differential
 Equations I* (1993), chapter II.
@@ -7,16 +9,25 @@ Equations I* (1993), chapter II.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 Field = Callable[[Tensor, Tensor], Tensor]  # f(t, y): t 0-dimensional in y's real dtype, y and f of one shape
 
-# From ∂L/∂f(t, y): ∂L/∂y and ∂L/∂t (0 where nobody asks); it adds up the gradients to other tensors itself.
-Pull = Callable[[Tensor], tuple[Tensor, Any]]
 Inner = Callable[[Tensor, Tensor], Tensor]  # the real inner product of two states
+
+
+class Pull(Protocol):
+    """From ∂L/∂f(t, y): ∂L/∂y and ∂L/∂t (0 where nobody asks); it adds up the gradients to other tensors itself.
+
+    With `last=False` ∂L/∂y alone is meant: nothing is added up, and it may be called again.
+    """
+
+    def __call__(self, k_bar: Tensor, /, *, last: bool = True) -> tuple[Tensor, Any]: ...
+
+
 Linearize = Callable[[Tensor, Tensor], tuple[Tensor, Pull]]  # f(t, y) and its pullback
 
 
@@ -34,26 +45,12 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ExplicitRungeKutta:
-    """An explicit Runge–Kutta method with s stages, as a tableau.
+class RungeKutta:
+    """A Runge–Kutta method with s stages, as a tableau: what its explicit and its implicit kind have in common.
 
     `k_i = f(t + c_i dt, y + dt Σ_j a_ij k_j)` and `y1 = y + dt Σ_i b_i k_i`. The derivative at the end of the
     step, `f1 = f(t + dt, y1)`, counts as stage s + 1: it is the first stage of the next step, the error
     estimate may weigh it, and the continuous extension needs it. So every method here is "first same as last".
-
-    Args:
-        name: The name in `METHODS`.
-        order: The order p: the global error is O(dt^p).
-        a: The s rows of the strictly lower triangle; row i has i entries.
-        b: The s weights of the solution.
-        c: The s nodes.
-        b_error: The s + 1 weights of the error estimate, b − b̂ with b̂ of order p − 1; None where the method
-            has no embedded partner and so cannot adapt its step.
-        dense_correction: s + 1 weights d that lift the cubic Hermite interpolant to
-            `hermite(θ) + θ²(1 − θ)² dt Σ_i d_i k_i`; None where the cubic is accurate enough (order ≤ 4).
-
-    Raises:
-        ValueError: If the coefficients contradict each other.
     """
 
     name: str
@@ -73,17 +70,22 @@ class ExplicitRungeKutta:
         s = len(self.b)
         self._require(len(self.a) == len(self.c) == s, "`a`, `b` and `c` must have one entry a stage")
         for i, row in enumerate(self.a):
-            self._require(len(row) == i, f"row {i} of `a` must have {i} entries, has {len(row)}")
-            self._require(_close(sum(row), self.c[i]), f"row {i} of `a` sums to {sum(row)}, `c` is {self.c[i]}")
-        self._require(_close(sum(self.b), 1), f"`b` must sum to 1, sums to {sum(self.b)}")
+            expected = self._row_length(i)
+            self._require(len(row) == expected, f"row {i} of `a` must have {expected} entries, has {len(row)}")
+            self._require(close(sum(row), self.c[i]), f"row {i} of `a` sums to {sum(row)}, `c` is {self.c[i]}")
+        self._require(close(sum(self.b), 1), f"`b` must sum to 1, sums to {sum(self.b)}")
         for label, weights in (("b_error", self.b_error), ("dense_correction", self.dense_correction)):
             if weights is not None:
                 self._require(len(weights) == s + 1, f"`{label}` must have {s + 1} entries, has {len(weights)}")
-                self._require(_close(sum(weights), 0), f"`{label}` must sum to 0, sums to {sum(weights)}")
+                self._require(close(sum(weights), 0), f"`{label}` must sum to 0, sums to {sum(weights)}")
 
     def _require(self, condition: bool, message: str) -> None:
         if not condition:
             raise ValueError(f"tableau {self.name!r}: {message}")
+
+    def _row_length(self, i: int) -> int:
+        """How many entries row i of `a` has."""
+        raise NotImplementedError
 
     @property
     def adaptive(self) -> bool:
@@ -102,16 +104,12 @@ class ExplicitRungeKutta:
 
     def step(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
         """The step from y(t) to y(t + dt); `f0` is f(t, y) where it is known already, else None."""
-        times = stage_times(t, dt, self.nodes, y)
-        stages = [f(times[0], y) if f0 is None else f0]
-        for a_i, t_i in zip(self.a[1:], times[1:-1]):
-            stages.append(f(t_i, combine(y, dt, a_i, stages)))
-        return Step(combine(y, dt, self.b, stages), tuple(stages), times[-1])
+        raise NotImplementedError
 
     def stage_input(self, i: int, y: Tensor, dt: float | Tensor, stages: Sequence[Tensor]) -> Tensor:
         """The state at which stage i is f: y + dt Σ_j a_ij k_j; for i = s the end of the step."""
         weights = self.b if i == len(self.b) else self.a[i]
-        return combine(y, dt, weights, stages[:i]) if any(weights) else y
+        return combine(y, dt, weights, stages[: len(weights)]) if any(weights) else y
 
     def linearize(
         self,
@@ -124,14 +122,7 @@ class ExplicitRungeKutta:
         stages: Sequence[Tensor] | None = None,
     ) -> tuple[list[Tensor], list[Pull]]:
         """The stages of a step, and for each the pullback of f there; made from `stages` where those are known."""
-        known: list[Tensor] = []
-        pulls: list[Pull] = []
-        times = stage_times(t, dt, self.nodes, y)
-        for i, t_i in enumerate(times if with_f1 else times[:-1]):
-            k, pull = linearize(t_i, self.stage_input(i, y, dt, known))
-            known.append(k if stages is None else stages[i])
-            pulls.append(pull)
-        return known, pulls
+        raise NotImplementedError
 
     def pullback(
         self,
@@ -151,39 +142,8 @@ class ExplicitRungeKutta:
             cotangent: ∂L/∂y1.
             stage_cotangents: ∂L/∂k_i of the s + 1 stages, where outputs inside the step depend on them.
             inner: The inner product that the gradients to the times are made with.
-
-        Source: the transpose of the tableau, Hager, "Runge–Kutta methods in optimal control and the transformed
-        adjoint system", Numer. Math. 87 (2000).
         """
-        s = len(self.b)
-        t_bar: Any = 0.0
-        dt_bar: Any = 0.0
-
-        def pull(i: int, k_bar: Tensor) -> Tensor:
-            nonlocal t_bar, dt_bar
-            bar, time_bar = pulls[i](k_bar)
-            if inner is not None:
-                t_bar = t_bar + time_bar
-                dt_bar = dt_bar + self.nodes[i] * time_bar
-                if i < s and any(self.a[i]):
-                    dt_bar = dt_bar + inner(bar, combine(None, 1.0, self.a[i], stages))
-            return bar
-
-        if stage_cotangents is not None:
-            cotangent = cotangent + pull(s, stage_cotangents[s])
-        if inner is not None:
-            dt_bar = dt_bar + inner(cotangent, combine(None, 1.0, self.b, stages))
-        bars: list[Tensor] = []  # ∂L/∂Y_j for the stages j > i, the last first
-        total = cotangent
-        for i in reversed(range(s)):
-            weights = (self.b[i], *(self.a[j][i] for j in reversed(range(i + 1, s))))
-            given = None if stage_cotangents is None else stage_cotangents[i]
-            if given is None and not any(weights):
-                bars.append(torch.zeros_like(y))
-                continue
-            bars.append(pull(i, combine(given, dt, weights, (cotangent, *bars))))
-            total = total + bars[-1]
-        return total, t_bar, dt_bar
+        raise NotImplementedError
 
     def pull_output(
         self,
@@ -238,6 +198,103 @@ class ExplicitRungeKutta:
             for power, coefficient in enumerate((0, 1, -2, 1)):
                 row[power] += coefficient * d_i
         return tuple((row[0], row[1], row[2], row[3]) for row in rows)
+
+
+@dataclass(frozen=True)
+class ExplicitRungeKutta(RungeKutta):
+    """An explicit Runge–Kutta method with s stages, as a tableau.
+
+    `k_i = f(t + c_i dt, y + dt Σ_j a_ij k_j)` with j < i, and `y1 = y + dt Σ_i b_i k_i`; f1 = f(t + dt, y1) counts as
+    stage s + 1.
+
+    When to use: always, unless the problem is stiff: see `ImplicitRungeKutta`.
+
+    Args:
+        name: The name in `METHODS`.
+        order: The order p: the global error is O(dt^p).
+        a: The s rows of the strictly lower triangle; row i has i entries.
+        b: The s weights of the solution.
+        c: The s nodes.
+        b_error: The s + 1 weights of the error estimate, b − b̂ with b̂ of order p − 1; None where the method
+            has no embedded partner and so cannot adapt its step.
+        dense_correction: s + 1 weights d that lift the cubic Hermite interpolant to
+            `hermite(θ) + θ²(1 − θ)² dt Σ_i d_i k_i`; None where the cubic is accurate enough (order ≤ 4).
+
+    Raises:
+        ValueError: If the coefficients contradict each other.
+
+    Source: Hairer, Nørsett and Wanner, chapter II; the step in reverse is the transpose of the tableau: Hager,
+    "Runge–Kutta methods in optimal control and the transformed adjoint system", Numer. Math. 87 (2000).
+    """
+
+    def _row_length(self, i: int) -> int:
+        return i
+
+    def step(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
+        times = stage_times(t, dt, self.nodes, y)
+        stages = [f(times[0], y) if f0 is None else f0]
+        for a_i, t_i in zip(self.a[1:], times[1:-1]):
+            stages.append(f(t_i, combine(y, dt, a_i, stages)))
+        return Step(combine(y, dt, self.b, stages), tuple(stages), times[-1])
+
+    def linearize(
+        self,
+        linearize: Linearize,
+        t: float | Tensor,
+        y: Tensor,
+        dt: float | Tensor,
+        *,
+        with_f1: bool,
+        stages: Sequence[Tensor] | None = None,
+    ) -> tuple[list[Tensor], list[Pull]]:
+        known: list[Tensor] = []
+        pulls: list[Pull] = []
+        times = stage_times(t, dt, self.nodes, y)
+        for i, t_i in enumerate(times if with_f1 else times[:-1]):
+            k, pull = linearize(t_i, self.stage_input(i, y, dt, known))
+            known.append(k if stages is None else stages[i])
+            pulls.append(pull)
+        return known, pulls
+
+    def pullback(
+        self,
+        pulls: Sequence[Pull],
+        y: Tensor,
+        dt: float | Tensor,
+        stages: Sequence[Tensor],
+        cotangent: Tensor,
+        stage_cotangents: Sequence[Tensor] | None = None,
+        inner: Inner | None = None,
+    ) -> tuple[Tensor, Any, Any]:
+        s = len(self.b)
+        t_bar: Any = 0.0
+        dt_bar: Any = 0.0
+
+        def pull(i: int, k_bar: Tensor) -> Tensor:
+            nonlocal t_bar, dt_bar
+            bar, time_bar = pulls[i](k_bar)
+            if inner is not None:
+                t_bar = t_bar + time_bar
+                dt_bar = dt_bar + self.nodes[i] * time_bar
+                if i < s and any(self.a[i]):
+                    dt_bar = dt_bar + inner(bar, combine(None, 1.0, self.a[i], stages))
+            return bar
+
+        if stage_cotangents is not None:
+            cotangent = cotangent + pull(s, stage_cotangents[s])
+        if inner is not None:
+            dt_bar = dt_bar + inner(cotangent, combine(None, 1.0, self.b, stages))
+        bars: list[Tensor] = []  # ∂L/∂Y_j for the stages j > i, the last first
+        total = cotangent
+        for i in reversed(range(s)):
+            weights = (self.b[i], *(self.a[j][i] for j in reversed(range(i + 1, s))))
+            given = None if stage_cotangents is None else stage_cotangents[i]
+            if given is None and not any(weights):
+                bars.append(torch.zeros_like(y))
+                continue
+            bars.append(pull(i, combine(given, dt, weights, (cotangent, *bars))))
+            total = total + bars[-1]
+        return total, t_bar, dt_bar
 
 
 def stage_times(t: float | Tensor, dt: float | Tensor, nodes: Sequence[float], y: Tensor) -> Sequence[Tensor]:
@@ -300,7 +357,8 @@ def _horner(row: tuple[float, ...], theta: float | Tensor) -> float | Tensor:
     return theta * (c1 + theta * (c2 + theta * (c3 + theta * c4)))
 
 
-def _close(value: float, target: float) -> bool:
+def close(value: float, target: float) -> bool:
+    """Equal but for rounding."""
     return math.isclose(value, target, rel_tol=0, abs_tol=1e-12)
 
 
@@ -594,16 +652,4 @@ DOPRI8 = ExplicitRungeKutta(
     ),
 )
 
-METHODS = {
-    method.name: method
-    for method in (EULER, MIDPOINT, HEUN, HEUN3, RK4, RK4_38, FEHLBERG2, BOSH3, DOPRI5, TSIT5, DOPRI8)
-}
-
-
-def find(method: str | ExplicitRungeKutta, wanted: str = "`method` must be one of") -> ExplicitRungeKutta:
-    """The method of that name, or the method itself; `wanted` begins the error where there is none."""
-    if isinstance(method, ExplicitRungeKutta):
-        return method
-    if method not in METHODS:
-        raise ValueError(f"{wanted} {', '.join(METHODS)}, or an ExplicitRungeKutta; got {method!r}")
-    return METHODS[method]
+EXPLICIT = (EULER, MIDPOINT, HEUN, HEUN3, RK4, RK4_38, FEHLBERG2, BOSH3, DOPRI5, TSIT5, DOPRI8)

@@ -1,0 +1,374 @@
+"""Implicit Runge–Kutta methods, for stiff problems: their stages are found by Newton's method.
+
+Notation and tableaus are those of Hairer and Wanner, *Solving Ordinary Differential Equations II* (1996), chapter IV.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenets.methods.newton import newton, solve_linear
+from odenets.methods.runge_kutta import Field, Inner, Linearize, Pull, RungeKutta, Step, close, combine, stage_times
+
+
+@dataclass(frozen=True)
+class ImplicitRungeKutta(RungeKutta):
+    """An implicit Runge–Kutta method with s stages, as a tableau.
+
+    `k_i = f(t + c_i dt, y + dt Σ_j a_ij k_j)`, all j, and `y1 = y + dt Σ_i b_i k_i`; f1 = f(t + dt, y1) counts as stage
+    s + 1. The stages are found to rounding by a Newton–Krylov method, one after the other where the tableau is lower
+    triangular, else all together. No Jacobian is formed: a direction of it costs an evaluation of f for each stage.
+
+    When to use: for stiff problems, whose steps would be far smaller than the solution demands with an explicit method.
+    When not: everywhere else, since a step costs 10 to 100 evaluations of f. It takes fixed steps only.
+
+    The gradient is that of the stages as functions of y, t, dt and what f reaches (implicit function theorem); it needs
+    no iteration to be differentiated. `Direct` has second derivatives too.
+
+    Args:
+        name: The name in `METHODS`.
+        order: The order p: the global error is O(dt^p) where the problem is not stiff.
+        a: The s rows, each of s entries.
+        b: The s weights of the solution.
+        c: The s nodes.
+        max_iterations: The most iterations of Newton's method in a step.
+
+    Raises:
+        ValueError: If the coefficients contradict each other.
+
+    Source: Hairer and Wanner, chapter IV.
+    """
+
+    max_iterations: int = 50
+
+    def _row_length(self, i: int) -> int:
+        return len(self.b)
+
+    def _check(self) -> None:
+        super()._check()
+        self._require(self.b_error is None, "an implicit method takes fixed steps: leave `b_error` out")
+        self._require(self.max_iterations >= 1, f"`max_iterations` must be ≥ 1, got {self.max_iterations}")
+
+    @property
+    def stiffly_accurate(self) -> bool:
+        """Whether the last stage is f at the end of the step."""
+        return self.a[-1] == self.b
+
+    @property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """The stages that are found together."""
+        s = len(self.b)
+        triangular = not any(any(row[i + 1 :]) for i, row in enumerate(self.a))
+        return tuple((i,) for i in range(s)) if triangular else (tuple(range(s)),)
+
+    def step(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
+        times = stage_times(t, dt, self.nodes, y)
+        stages: list[Tensor] = []
+        for block in self.blocks:
+            if self._is_explicit(block):
+                known = f0 if not any(self.a[block[0]]) and self.c[block[0]] == 0 else None
+                stages.append(f(times[block[0]], self.stage_input(block[0], y, dt, stages)) if known is None else known)
+                continue
+            before = [combine(y, dt, self.a[i][: block[0]], stages) for i in block]
+            equations = _Equations(self, block, f, [times[i] for i in block], before, dt)
+            found = equations.solve(y, self.max_iterations)
+            stages += (equations.attach(found) if torch.is_grad_enabled() else found).unbind()
+        y1 = combine(y, dt, self.b, stages)
+        ends = (stages[-1],) if self.stiffly_accurate else ()
+        return Step(y1, (*stages, *ends), times[-1], self.stiffly_accurate)
+
+    def _is_explicit(self, block: tuple[int, ...]) -> bool:
+        return len(block) == 1 and self.a[block[0]][block[0]] == 0
+
+    def linearize(
+        self,
+        linearize: Linearize,
+        t: float | Tensor,
+        y: Tensor,
+        dt: float | Tensor,
+        *,
+        with_f1: bool,
+        stages: Sequence[Tensor] | None = None,
+    ) -> tuple[list[Tensor], list[Pull]]:
+        if stages is None:
+            with torch.no_grad():
+                stages = self.step(lambda t, y: linearize(t, y)[0], t, y, dt, None).stages
+        s = len(self.b)
+        times = stage_times(t, dt, self.nodes, y)
+        known = list(stages[:s])
+        pulls = [linearize(times[i], self.stage_input(i, y, dt, known))[1] for i in range(s)]
+        if with_f1 and self.stiffly_accurate:
+            known.append(known[-1])
+        elif with_f1:
+            f1, pull = linearize(times[s], self.stage_input(s, y, dt, known))
+            known.append(f1)
+            pulls.append(pull)
+        return known, pulls
+
+    def pullback(
+        self,
+        pulls: Sequence[Pull],
+        y: Tensor,
+        dt: float | Tensor,
+        stages: Sequence[Tensor],
+        cotangent: Tensor,
+        stage_cotangents: Sequence[Tensor] | None = None,
+        inner: Inner | None = None,
+    ) -> tuple[Tensor, Any, Any]:
+        s = len(self.b)
+        t_bar: Any = 0.0
+        dt_bar: Any = 0.0
+        given = [torch.zeros_like(y)] * s if stage_cotangents is None else list(stage_cotangents[:s])
+
+        def pull(i: int, k_bar: Tensor) -> Tensor:
+            nonlocal t_bar, dt_bar
+            bar, time_bar = pulls[i](k_bar)
+            if inner is not None:
+                t_bar = t_bar + time_bar
+                dt_bar = dt_bar + self.nodes[i] * time_bar
+                if i < s and any(self.a[i]):
+                    dt_bar = dt_bar + inner(bar, combine(None, 1.0, self.a[i], stages))
+            return bar
+
+        if stage_cotangents is not None and self.stiffly_accurate:
+            given[-1] = given[-1] + stage_cotangents[s]
+        elif stage_cotangents is not None:
+            cotangent = cotangent + pull(s, stage_cotangents[s])
+        if inner is not None:
+            dt_bar = dt_bar + inner(cotangent, combine(None, 1.0, self.b, stages))
+        bars: dict[int, Tensor] = {}  # ∂L/∂Y_j of the blocks done
+        total = cotangent
+        for block in reversed(self.blocks):
+            k_bars = torch.stack(
+                [
+                    combine(given[i], dt, (self.b[i], *(self.a[j][i] for j in bars)), (cotangent, *bars.values()))
+                    for i in block
+                ]
+            )
+            if not self._is_explicit(block):
+                k_bars = solve_linear(self._transposed(block, pulls, dt), k_bars)
+            found = {i: pull(i, k_bar) for i, k_bar in zip(block, k_bars.unbind())}
+            bars |= found
+            for bar in found.values():
+                total = total + bar
+        return total, t_bar, dt_bar
+
+    def _transposed(self, block: tuple[int, ...], pulls: Sequence[Pull], dt: float | Tensor) -> Any:
+        """w ↦ w − dt (A ⊗ J)ᵀ w on the stages of a block."""
+
+        def apply(w: Tensor) -> Tensor:
+            bars = [pulls[i](w_i, last=False)[0] for i, w_i in zip(block, w.unbind())]
+            return w - torch.stack([_sum(dt, [self.a[i][j] for i in block], bars) for j in block])
+
+        return apply
+
+    def _dense(self) -> tuple[tuple[float, float, float, float], ...]:
+        """The slopes at the nodes, interpolated and integrated, where that leads to y1; else Hermite interpolation."""
+        rows = [[0.0] * 4 for _ in self.nodes]
+        nodes = sorted(set(self.nodes))
+        for c in nodes if len(nodes) <= 4 else ():
+            slope = [1.0]  # the Lagrange polynomial of this node, by rising powers
+            for other in (d for d in nodes if d != c):
+                shifted = [0.0, *slope]
+                slope = [(high - other * low) / (c - other) for high, low in zip(shifted, [*slope, 0.0])]
+            for power, coefficient in enumerate(slope):
+                rows[self.nodes.index(c)][power] = coefficient / (power + 1)
+        if all(close(sum(row), b_i) for row, b_i in zip(rows, (*self.b, 0.0))):
+            return tuple((row[0], row[1], row[2], row[3]) for row in rows)
+        self._require(self.c[0] == 0 and not any(self.a[0]), "there is no continuous extension through its nodes")
+        return super()._dense()
+
+
+class _Equations:
+    """The equations of the stages of a block: k_i = f(t_i, before_i + dt Σ_j a_ij k_j)."""
+
+    def __init__(
+        self,
+        method: ImplicitRungeKutta,
+        block: tuple[int, ...],
+        f: Field,
+        times: Sequence[Tensor],
+        before: Sequence[Tensor],
+        dt: float | Tensor,
+    ) -> None:
+        self.f, self.times, self.before, self.dt = f, times, before, dt
+        self.weights = [[method.a[i][j] for j in block] for i in block]
+
+    @torch.no_grad()
+    def solve(self, y: Tensor, most: int) -> Tensor:
+        """The stages, (stages of the block, *y.shape), outside of autograd."""
+        dt = _number(self.dt)
+        start = torch.zeros((len(self.times), *y.shape), dtype=y.dtype, device=y.device)
+
+        def function(k: Tensor) -> Tensor:
+            return torch.stack([self.f(t, x) for t, x in zip(self.times, self._inputs(k, dt))])
+
+        return newton(function, start, float(y.abs().max()) / abs(dt), most)
+
+    def _inputs(self, k: Tensor, dt: float | Tensor) -> list[Tensor]:
+        parts = k.unbind()
+        return [combine(before, dt, row, parts) for before, row in zip(self.before, self.weights)]
+
+    def attach(self, found: Tensor) -> Tensor:
+        """The stages as functions of what they depend on: two steps of Newton's method with the matrix held.
+
+        From the solution, a constant, they move nothing; the first makes the first derivatives right, the second the
+        second ones.
+        """
+        k, matrix = found, None
+        for _ in range(2):
+            inputs = self._inputs(k, self.dt)
+            values = self._values(inputs)
+            if not any(x.requires_grad for x in (*inputs, *values)):
+                return found
+            matrix = matrix or self._matrix(inputs, values)
+            k = k + _AtTheSolution.apply(matrix, torch.stack(values) - k)
+        return k
+
+    def _values(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        return [self.f(t, x) for t, x in zip(self.times, inputs)]
+
+    def _matrix(self, inputs: Sequence[Tensor], values: Sequence[Tensor]) -> "_Matrix":
+        if not all(x.requires_grad for x in inputs):  # the start of a solve whose y0 is a constant
+            inputs = [x.detach().requires_grad_() for x in inputs]
+            values = self._values(inputs)
+        return _Matrix(inputs, values, _number(self.dt), self.weights)
+
+
+class _Matrix:
+    """The matrix of Newton's method, I − dt A ⊗ J."""
+
+    def __init__(
+        self, inputs: Sequence[Tensor], values: Sequence[Tensor], dt: float, weights: Sequence[Sequence[float]]
+    ) -> None:
+        self.inputs, self.values, self.dt, self.weights = inputs, values, dt, weights
+
+    def solve(self, rhs: Tensor, transposed: bool) -> Tensor:
+        return solve_linear(self._transposed if transposed else self._forward, rhs)
+
+    def _transposed(self, w: Tensor) -> Tensor:
+        bars = self._pull(w.unbind())
+        return w - torch.stack([_sum(self.dt, column, bars) for column in zip(*self.weights)])
+
+    def _forward(self, v: Tensor) -> Tensor:
+        parts = v.unbind()
+        moves = [_sum(self.dt, row, parts) for row in self.weights]
+        with torch.enable_grad():  # J u is the pullback of w ↦ Jᵀ w
+            probes = [torch.zeros_like(x, requires_grad=True) for x in parts]
+            bars = self._pull(probes, create_graph=True)
+            along = torch.autograd.grad(bars, probes, moves, allow_unused=True, materialize_grads=True)
+        return v - torch.stack(along)
+
+    def _pull(self, w: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
+        """Jᵀ w, stage by stage."""
+        bars = []
+        for x, value, w_i in zip(self.inputs, self.values, w):
+            found = None
+            if value.requires_grad:
+                (found,) = torch.autograd.grad(
+                    value, x, w_i, retain_graph=True, create_graph=create_graph, allow_unused=True
+                )
+            bars.append(0 * w_i if found is None else found)
+        return bars
+
+
+def _number(x: float | Tensor) -> float:
+    return float(x.detach()) if isinstance(x, Tensor) else x
+
+
+def _sum(dt: float | Tensor, weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
+    return combine(torch.zeros_like(parts[0]), dt, weights, parts)
+
+
+class _AtTheSolution(torch.autograd.Function):
+    """M⁻¹ r for a residual r that is 0: nothing, but for its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: _Matrix, residual: Tensor) -> Tensor:
+        ctx.matrix = matrix
+        return torch.zeros_like(residual)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor]:
+        return None, _Solve.apply(ctx.matrix, True, grad_outputs[0])
+
+
+class _Solve(torch.autograd.Function):
+    """M⁻¹ r, or M⁻ᵀ r, with M a constant: its derivative is the other."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: _Matrix, transposed: bool, rhs: Tensor) -> Tensor:
+        ctx.matrix, ctx.transposed = matrix, transposed
+        return matrix.solve(rhs, transposed)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, _Solve.apply(ctx.matrix, not ctx.transposed, grad_outputs[0])
+
+
+# Backward Euler, and the two methods of order 2 that keep what a linear f keeps. The trapezoidal rule damps nothing
+# that is very stiff, it lets it ring.
+IMPLICIT_EULER = ImplicitRungeKutta("implicit_euler", order=1, a=((1.0,),), b=(1.0,), c=(1.0,))
+IMPLICIT_MIDPOINT = ImplicitRungeKutta("implicit_midpoint", order=2, a=((1 / 2,),), b=(1.0,), c=(1 / 2,))
+TRAPEZOID = ImplicitRungeKutta("trapezoid", order=2, a=((0.0, 0.0), (1 / 2, 1 / 2)), b=(1 / 2, 1 / 2), c=(0.0, 1.0))
+
+# Gauss methods: Hairer and Wanner, IV.5.
+_R3, _R15 = math.sqrt(3), math.sqrt(15)
+GL4 = ImplicitRungeKutta(
+    "gl4",
+    order=4,
+    a=((1 / 4, 1 / 4 - _R3 / 6), (1 / 4 + _R3 / 6, 1 / 4)),
+    b=(1 / 2, 1 / 2),
+    c=(1 / 2 - _R3 / 6, 1 / 2 + _R3 / 6),
+)
+GL6 = ImplicitRungeKutta(
+    "gl6",
+    order=6,
+    a=(
+        (5 / 36, 2 / 9 - _R15 / 15, 5 / 36 - _R15 / 30),
+        (5 / 36 + _R15 / 24, 2 / 9, 5 / 36 - _R15 / 24),
+        (5 / 36 + _R15 / 30, 2 / 9 + _R15 / 15, 5 / 36),
+    ),
+    b=(5 / 18, 4 / 9, 5 / 18),
+    c=(1 / 2 - _R15 / 10, 1 / 2, 1 / 2 + _R15 / 10),
+)
+
+# Radau IIA: Hairer and Wanner, IV.5. L-stable; that of order 5 is the one to try first.
+_R6 = math.sqrt(6)
+RADAU3 = ImplicitRungeKutta(
+    "radauIIA3", order=3, a=((5 / 12, -1 / 12), (3 / 4, 1 / 4)), b=(3 / 4, 1 / 4), c=(1 / 3, 1.0)
+)
+RADAU5 = ImplicitRungeKutta(
+    "radauIIA5",
+    order=5,
+    a=(
+        ((88 - 7 * _R6) / 360, (296 - 169 * _R6) / 1800, (-2 + 3 * _R6) / 225),
+        ((296 + 169 * _R6) / 1800, (88 + 7 * _R6) / 360, (-2 - 3 * _R6) / 225),
+        ((16 - _R6) / 36, (16 + _R6) / 36, 1 / 9),
+    ),
+    b=((16 - _R6) / 36, (16 + _R6) / 36, 1 / 9),
+    c=((4 - _R6) / 10, (4 + _R6) / 10, 1.0),
+)
+
+# Alexander, "Diagonally implicit Runge–Kutta methods for stiff O.D.E.'s", SIAM J. Numer. Anal. 14 (1977). L-stable.
+_GAMMA = 1 - math.sqrt(2) / 2
+SDIRK2 = ImplicitRungeKutta(
+    "sdirk2", order=2, a=((_GAMMA, 0.0), (1 - _GAMMA, _GAMMA)), b=(1 - _GAMMA, _GAMMA), c=(_GAMMA, 1.0)
+)
+
+# A step of the trapezoidal rule, then one of BDF2: Hosea and Shampine, "Analysis and implementation of TR-BDF2",
+# Appl. Numer. Math. 20 (1996). L-stable.
+_BETA = math.sqrt(2) / 4
+TRBDF2 = ImplicitRungeKutta(
+    "trbdf2",
+    order=2,
+    a=((0.0, 0.0, 0.0), (_GAMMA, _GAMMA, 0.0), (_BETA, _BETA, _GAMMA)),
+    b=(_BETA, _BETA, _GAMMA),
+    c=(0.0, 2 * _GAMMA, 1.0),
+)
+
+IMPLICIT = (IMPLICIT_EULER, IMPLICIT_MIDPOINT, TRAPEZOID, SDIRK2, TRBDF2, RADAU3, GL4, RADAU5, GL6)
