@@ -87,7 +87,8 @@ def test_help_shows_every_field_with_its_sentence_and_default(experiment):
     for field in dataclasses.fields(experiment.config):
         line = lines[f"--{field.name.replace('_', '-')}"]
         assert field.metadata["help"] in line
-        assert all(choice in line for choice in field.metadata["choices"])
+        choices = field.metadata["choices"]
+        assert all(choice in line for choice in choices) or (len(choices) > 8 and "`odenets list`" in line)
         default = field.default
         if isinstance(default, bool):
             default = field.name if default else f"no-{field.name}"

@@ -55,6 +55,8 @@ def test_the_adjoint_follows_from_compiling():
     assert solver_options(Config(compile=True))["adjoint"] == Checkpointed()
     with pytest.raises(ValueError, match=r"`compile` goes with `adjoint` checkpointed \(or auto\), got 'direct'"):
         solver_options(Config(compile=True, adjoint="direct"))
+    with pytest.raises(ValueError, match=r"`compile` goes with explicit methods, got `method` 'trbdf2'"):
+        solver_options(Config(compile=True, method="trbdf2", dt=0.5))
 
 
 def test_a_method_without_an_error_estimate_needs_a_step():

@@ -179,6 +179,13 @@ def test_a_tableau_of_ones_own(found):
     assert "midpoint" in str(tuning)
 
 
+def test_an_implicit_method_is_a_candidate_that_is_not_compiled(found):
+    tuning = found(ODEBlock(Counted(100.0), rtol=1e-9), methods=["radauIIA3"], compile=None)
+    rows = [row for row in tuning.rows if row.options.get("method") == "radauIIA3"]
+    assert any(row.admissible for row in rows)
+    assert not any(row.compiled for row in rows)
+
+
 class Restless(nn.Module):
     """A model that draws random numbers, changes a buffer in place, and replaces another."""
 

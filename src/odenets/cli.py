@@ -68,9 +68,10 @@ def list_experiments() -> None:
     experiments = Grid("experiment", "what it shows", title="odenets run EXPERIMENT", title_justify="left")
     for experiment in EXPERIMENTS.values():
         experiments.add_row(experiment.name, experiment.summary)
-    methods = Grid("method", "order", "adaptive", title="--method METHOD", title_justify="left")
+    methods = Grid("method", "order", "steps", "kind", title="--method METHOD", title_justify="left")
     for method in odenets.METHODS.values():
-        methods.add_row(method.name, str(method.order), "yes" if method.adaptive else "no")
+        kind = "implicit" if isinstance(method, odenets.ImplicitRungeKutta) else "explicit"
+        methods.add_row(method.name, str(method.order), "adaptive" if method.adaptive else "fixed (--dt)", kind)
     console = Console()
     console.print(experiments)
     console.print(methods)
@@ -96,9 +97,13 @@ def _command(experiment: Experiment) -> Callable[..., None]:
     return command
 
 
+_FEW = 8  # choices that are named in the help, which has a narrow column for them
+
+
 def _option(item: dataclasses.Field, annotation: Any) -> inspect.Parameter:
     choices = item.metadata["choices"]
-    text = item.metadata["help"] + (f" One of: {', '.join(choices)}." if choices else "")
+    named = ", ".join(choices) if len(choices) <= _FEW else "those that `odenets list` shows"
+    text = item.metadata["help"] + (f" One of: {named}." if choices else "")
     annotated = Annotated[annotation, typer.Option(help=text)]
     return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=annotated)
 

@@ -1,6 +1,7 @@
 """torchdiffeq's functions, made of the solver of odenets: existing code changes its import and nothing else.
 
-Arguments, method names, options, callbacks and results are those of torchdiffeq 0.2.5; what is meant to differ is
+Arguments, method names, options, callbacks and results are those of torchdiffeq 0.2.5, with the methods that came
+after it; what is meant to differ is
 listed in docs/torchdiffeq.md. In new code use `odenets.solve`, which says more and compiles.
 """
 
@@ -61,10 +62,13 @@ def odeint(
         rtol, atol: Tolerances of an adaptive method: numbers, tensors that broadcast against y0, or where y0 is a
             tuple, tuples of them, one for each of its tensors.
         method: Adaptive: "dopri8", "dopri5" (the default), "tsit5", "bosh3", "fehlberg2", "adaptive_heun". With fixed
-            steps: "euler", "midpoint", "heun2", "heun3", "rk4" (the 3/8 rule). Or "scipy_solver", without gradient.
+            steps: "euler", "midpoint", "heun2", "heun3", "rk4" (the 3/8 rule); of Adams: "explicit_adams",
+            "implicit_adams", "fixed_adams"; implicit, for stiff problems: "implicit_euler", "implicit_midpoint",
+            "trapezoid", "sdirk2", "trbdf2", "radauIIA3", "gl4", "radauIIA5", "gl6". Or "scipy_solver", without
+            gradient.
         options: Of adaptive methods: first_step, step_t, jump_t, safety, ifactor, dfactor, min_step, max_step,
-            max_num_steps, norm, dtype. Of fixed steps: step_size, grid_constructor, interp, perturb.
-            Of "scipy_solver": solver, min_step, max_step. An unknown one warns.
+            max_num_steps, norm, dtype. Of fixed steps: step_size, grid_constructor, interp, perturb; of implicit ones
+            max_iters too, of Adams max_order. Of "scipy_solver": solver, min_step, max_step. An unknown one warns.
         event_fn: Called as `event_fn(t, y)`; the solve ends where (a component of) its result changes sign. Then t
             is a start and a time on the side to which to go.
 

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from odenets.captured import LostGradientError
 from odenets.controller import Decision, FirstStep, Fixed, Norm, Number, Start, choose_first_step, rms
-from odenets.methods import METHODS, ExplicitRungeKutta, Field, Step, combine, real_dtype
+from odenets.methods import (
+    METHODS,
+    ExplicitRungeKutta,
+    Field,
+    ImplicitRungeKutta,
+    RungeKutta,
+    Step,
+    combine,
+    real_dtype,
+)
 from odenets.methods.multistep import adams_weights, step_nodes
 from odenets.solution import Failure, SolveError, Stats, Status
 
@@ -50,18 +59,8 @@ _FIXED = {
     "rk4": METHODS["rk4_38"],
 }
 _ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
-_NAMES = (*_ADAPTIVE, *_FIXED, *_ADAMS, "scipy_solver")
-_IMPLICIT = (
-    "implicit_euler",
-    "implicit_midpoint",
-    "trapezoid",
-    "radauIIA3",
-    "gl4",
-    "radauIIA5",
-    "gl6",
-    "sdirk2",
-    "trbdf2",
-)
+_IMPLICIT = {name: method for name, method in METHODS.items() if isinstance(method, ImplicitRungeKutta)}
+_NAMES = (*_ADAPTIVE, *_FIXED, *_IMPLICIT, *_ADAMS, "scipy_solver")
 
 
 # The normal form: one tensor, increasing times, names resolved. All below assumes it.
@@ -291,7 +290,7 @@ def _nothing(*_: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Watched(ExplicitRungeKutta):
+class _Watched(RungeKutta):
     """A method that tells each step before it is made, and interpolates linearly where that is asked for."""
 
     watch: Watch | None = field(default=None, compare=False)
@@ -308,12 +307,23 @@ class _Watched(ExplicitRungeKutta):
         return super()._dense()
 
 
-def watched(method: ExplicitRungeKutta, watch: Watch | None, linear: bool = False) -> ExplicitRungeKutta:
+@dataclass(frozen=True)
+class _WatchedExplicit(_Watched, ExplicitRungeKutta):
+    pass
+
+
+@dataclass(frozen=True)
+class _WatchedImplicit(_Watched, ImplicitRungeKutta):
+    pass
+
+
+def watched(method: RungeKutta, watch: Watch | None, linear: bool = False) -> RungeKutta:
     """The method with its steps watched, and with linear interpolation if asked for."""
     if watch is None and not linear:
         return method
-    given = {f.name: getattr(method, f.name) for f in fields(ExplicitRungeKutta) if f.init}
-    return _Watched(**given, watch=watch, linear=linear)
+    kind = _WatchedImplicit if isinstance(method, ImplicitRungeKutta) else _WatchedExplicit
+    given = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
+    return kind(**given, watch=watch, linear=linear)
 
 
 # Schemes: which method, and how it chooses its steps. `Adaptive` and `Grid` say to `odenets.solve` where solves of
@@ -326,13 +336,8 @@ def find_scheme(name: Any, options: dict[str, Any], rtol: Any, atol: Any, argume
     Raises:
         TypeError, ValueError: If there is no such method, or an option has a value that is not allowed.
     """
-    if name in _IMPLICIT:
-        raise ValueError(
-            f"`{argument}` {name!r} is implicit, and odenets has no implicit methods yet: take "
-            '"dopri5" or "tsit5" with looser tolerances, or "scipy_solver" with `options={"solver": "Radau"}`, '
-            "which has no gradient"
-        )
-    kinds: dict[str, Any] = {**dict.fromkeys(_ADAPTIVE, Adaptive), **dict.fromkeys(_FIXED, Grid), "scipy_solver": Scipy}
+    kinds: dict[str, Any] = {**dict.fromkeys(_ADAPTIVE, Adaptive), **dict.fromkeys(_FIXED, Grid)}
+    kinds |= {**dict.fromkeys(_IMPLICIT, Implicit), "scipy_solver": Scipy}
     kinds |= {"explicit_adams": ExplicitAdams, "implicit_adams": ImplicitAdams, "fixed_adams": ImplicitAdams}
     kind = kinds.get(name)
     if kind is None:
@@ -345,7 +350,7 @@ def find_scheme(name: Any, options: dict[str, Any], rtol: Any, atol: Any, argume
             stacklevel=4,
         )
     return kind(
-        method=_ADAPTIVE.get(name) or _FIXED.get(name) or METHODS["rk4_38"],
+        method={**_ADAPTIVE, **_FIXED, **_IMPLICIT}.get(name, METHODS["rk4_38"]),
         rtol=rtol,
         atol=atol,
         **{key: value for key, value in options.items() if key in known},
@@ -367,7 +372,7 @@ class Adaptive:
         dtype: Of the times in torchdiffeq; here they are kept in float64.
     """
 
-    method: ExplicitRungeKutta
+    method: RungeKutta
     rtol: Any
     atol: Any
     norm: Norm = rms
@@ -406,7 +411,7 @@ class Adaptive:
         """Where a solve of its own begins."""
         return sorted(call.sign * jump for jump in self.jump_t)
 
-    def solver_method(self, call: Call, watch: Watch | None, event: bool) -> ExplicitRungeKutta:
+    def solver_method(self, call: Call, watch: Watch | None, event: bool) -> RungeKutta:
         """The method for `odenets.solve`."""
         return watched(self.method, watch)
 
@@ -496,7 +501,7 @@ class Grid:
         perturb: Evaluate f just after the start and just before the end of a step, never at them.
     """
 
-    method: ExplicitRungeKutta
+    method: RungeKutta
     rtol: Any
     atol: Any
     step_size: Any = None
@@ -546,7 +551,7 @@ class Grid:
         each = self.perturb or (self.on_outputs and t.requires_grad)
         return self.points(call, t, call.sign) if each else []
 
-    def solver_method(self, call: Call, watch: Watch | None, event: bool) -> ExplicitRungeKutta:
+    def solver_method(self, call: Call, watch: Watch | None, event: bool) -> RungeKutta:
         return watched(self.method, watch, linear=self.interp == "linear" and (event or not self.on_outputs))
 
     def controller(
@@ -561,6 +566,22 @@ class Grid:
 
     def most_steps(self, t: Tensor) -> int:
         return 2**62
+
+
+@dataclass(frozen=True)
+class Implicit(Grid):
+    """Fixed steps of an implicit method.
+
+    Args:
+        max_iters: The most iterations of Newton's method in a step; where they do not converge, the solve fails.
+    """
+
+    method: ImplicitRungeKutta
+    max_iters: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "method", replace(self.method, max_iterations=self.max_iters))
 
 
 class _GridWalk:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from odenets import compiled
 from odenets.adjoint import Adjoint, Checkpointed, Direct
 from odenets.controller import PID, Fixed
-from odenets.methods import RungeKutta, find
+from odenets.methods import ImplicitRungeKutta, RungeKutta, find
 from odenets.nn import ODEBlock
 from odenets.solution import SolveError, Stats, Status
 from odenets.solve import solve
@@ -534,11 +534,12 @@ class _Bench:
         return min(admissible, key=lambda row: _or_infinity(row.seconds))
 
 
-_TIGHTER_HELPS = (Status.DIVERGED, Status.NON_FINITE_FIELD, Status.NON_FINITE_STATE)
+_TIGHTER_HELPS = (Status.DIVERGED, Status.NON_FINITE_FIELD, Status.NON_FINITE_STATE, Status.NOT_CONVERGED)
 
 
 def _compilable(row: Row) -> bool:
-    return not row.compiled and isinstance(_value(row.options, "adjoint"), Checkpointed)
+    explicit = not isinstance(find(_value(row.options, "method")), ImplicitRungeKutta)
+    return explicit and not row.compiled and isinstance(_value(row.options, "adjoint"), Checkpointed)
 
 
 def _check(

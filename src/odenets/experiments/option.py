@@ -6,7 +6,7 @@ from typing import Any
 
 from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, Reversible
 from odenets.controller import PID, Fixed
-from odenets.methods import METHODS
+from odenets.methods import METHODS, ImplicitRungeKutta
 
 ADJOINTS: dict[str, Adjoint] = {
     "direct": Direct(),
@@ -53,12 +53,15 @@ def solver_options(config: Any) -> dict[str, Any]:
     Checkpointed in a compiled solve, which has no other.
 
     Raises:
-        ValueError: A step or tolerance that no solve could have, or no `dt` for a method that cannot adapt its steps.
+        ValueError: A step or tolerance that no solve could have, no `dt` for a method that cannot adapt its steps, or
+            `compile` with what does not compile.
     """
     automatic = "checkpointed" if config.compile else "direct"
     adjoint = automatic if config.adjoint == "auto" else config.adjoint
     if config.compile and adjoint != "checkpointed":
         raise ValueError(f"`compile` goes with `adjoint` checkpointed (or auto), got {config.adjoint!r}")
+    if config.compile and isinstance(METHODS[config.method], ImplicitRungeKutta):
+        raise ValueError(f"`compile` goes with explicit methods, got `method` {config.method!r}")
     common = {"method": config.method, "adjoint": ADJOINTS[adjoint], "compile": config.compile}
     if config.dt is not None:
         return {**common, "controller": Fixed(dt=config.dt)}
