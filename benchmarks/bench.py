@@ -14,7 +14,7 @@ import typer
 
 from contest import contest, first_step
 from curves import ALL, CURVES, SLOPE, USUAL, curve, memory, overheads
-from gradients import OUTPUTS, costs, errors, evaluations
+from gradients import OUTPUTS, costs, equations, errors, evaluations
 from measure import all_versions, in_fresh_process, use_one_core
 from odenets.files import write_atomically
 from works import METHOD, WORKS
@@ -107,6 +107,7 @@ def gradients(rounds: Rounds = 15) -> None:
         "errors": in_fresh_process(errors),
         "evaluations": in_fresh_process(evaluations),
         "costs": in_fresh_process(costs, rounds),
+        "equations": in_fresh_process(equations, rounds),
         **{"outputs": OUTPUTS, "rounds": rounds, "versions": all_versions()},
     }
     write(RESULTS / "gradients.json", report)

@@ -12,6 +12,7 @@ from curves import USUAL, field_work, fixed
 from measure import interleaved
 from odenets.adjoint import Adjoint
 from odenets.nn import MLPField
+from works import METHOD, Work, make
 
 ADJOINTS: dict[str, Adjoint] = {
     "Direct": odenets.Direct(),
@@ -116,17 +117,64 @@ def costs(rounds: int) -> dict[str, dict[str, float]]:
     for name, solver in solvers.items():
         solve = solver(work, work.network.field)
         for backward in (False, True):
-            passes[name, backward] = one_pass(solve, work.y0, backward)
+            passes[name, backward] = one_pass(solve, work.y0, list(work.network.field.parameters()), backward)
     ms = {key: row["ms"] for key, row in interleaved(passes, rounds).items()}
     return {name: {"forward": ms[name, False], "backward": ms[name, True] - ms[name, False]} for name in solvers}
 
 
-def one_pass(solve: Callable[[Tensor], Any], y0: Tensor, backward: bool) -> Callable[[], None]:
+def equations(rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds, compiled: a whole backward pass of `Checkpointed`, and equations (2) and (6) alone.
+
+    The latter are what a compiled continuous adjoint would have to solve at least: the state and its adjoint backward
+    in time, without the parameter gradient.
+    """
+    found = {}
+    for name in ("ecg", "cubic", "spiral"):
+        work = make(name)
+        ms = interleaved(_passes(work), rounds)
+        backward = ms["both"]["ms"] - ms["forward"]["ms"]
+        found[name] = {"checkpointed": backward, "equations": ms["equations"]["ms"]}
+    return found
+
+
+def void(_: Tensor) -> None:
+    """The result is not wanted, the work is."""
+
+
+def _passes(work: Work) -> dict[str, Callable[[], None]]:
+    field, y0 = work.network.field, work.y0.requires_grad_()
+    ends = (work.times[0], work.times[-1])
+    options: dict[str, Any] = {"method": METHOD, "rtol": work.rtol, "atol": work.atol, "compile": True}
+    end = odenets.solve(field, y0, ends, **options).ys[-1].detach()
+    bar = torch.full_like(end, 1 / end.numel())
+
+    def adjoint_equations(s: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        z, a = state
+        out, pull, *_ = torch.func.vjp(lambda z: field(-s, z), z)
+        return -out, pull(a)[0]
+
+    def forward() -> Tensor:
+        return odenets.solve(field, y0, ends, **options).ys[-1]
+
+    def equations_alone() -> None:
+        with torch.no_grad():
+            odenets.solve(adjoint_equations, (end, bar), (-ends[1], -ends[0]), **options)
+
+    return {
+        "forward": lambda: void(forward()),
+        "both": lambda: forward().backward(bar),
+        "equations": equations_alone,
+    }
+
+
+def one_pass(
+    solve: Callable[[Tensor], Any], y0: Tensor, parameters: list[nn.Parameter], backward: bool
+) -> Callable[[], None]:
     y0 = y0.requires_grad_()
 
     def run() -> None:
         ys = solve(y0)[0]
         if backward:
-            torch.autograd.grad(ys[-1].sum(), y0)
+            torch.autograd.grad(ys[-1].sum(), [y0, *parameters])
 
     return run

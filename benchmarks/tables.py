@@ -322,6 +322,17 @@ def gradient_costs() -> str:
     return with_versions(markdown(head, rows), result)
 
 
+def gradient_equations() -> str:
+    """A compiled backward pass beside the equations that a compiled continuous adjoint would solve."""
+    result = load("gradients")
+    rows = [
+        (name, f"{ms['checkpointed']:.2f}", f"{ms['equations']:.2f}", f"{ms['equations'] / ms['checkpointed']:.1f}")
+        for name, ms in result["equations"].items()
+    ]
+    head = ("compiled, ms", "backward pass of Checkpointed", "equations (2) and (6) alone", "ratio")
+    return with_versions(markdown(head, rows), result)
+
+
 def memory_figure() -> str:
     """Peak memory against the number of steps, as SVG."""
     result = load("bench-memory")
@@ -375,6 +386,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gradient-errors": gradient_errors,
     "gradient-evaluations": gradient_evaluations,
     "gradient-costs": gradient_costs,
+    "gradient-equations": gradient_equations,
 }
 
 
