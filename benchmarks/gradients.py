@@ -137,10 +137,6 @@ def equations(rounds: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def void(_: Tensor) -> None:
-    """The result is not wanted, the work is."""
-
-
 def _passes(work: Work) -> dict[str, Callable[[], None]]:
     field, y0 = work.network.field, work.y0.requires_grad_()
     ends = (work.times[0], work.times[-1])
@@ -156,12 +152,15 @@ def _passes(work: Work) -> dict[str, Callable[[], None]]:
     def forward() -> Tensor:
         return odenets.solve(field, y0, ends, **options).ys[-1]
 
+    def forward_alone() -> None:
+        forward()
+
     def equations_alone() -> None:
         with torch.no_grad():
             odenets.solve(adjoint_equations, (end, bar), (-ends[1], -ends[0]), **options)
 
     return {
-        "forward": lambda: void(forward()),
+        "forward": forward_alone,
         "both": lambda: forward().backward(bar),
         "equations": equations_alone,
     }

@@ -192,7 +192,7 @@ class _AdjointSolve:
     def _add_quadrature(self, taken: Taken) -> None:
         """Equation (7): ∂L/∂θ = ∫ a ∂f/∂θ ds, by the method's own weights."""
         method, stages = self.stepper.method, taken.step.stages
-        times = stage_times(taken.t, taken.dt, method.c, taken.y)
+        times = () if self.derivatives.keeps else stage_times(taken.t, taken.dt, method.c, taken.y)
         for i, b_i in enumerate(method.b):
             if b_i == 0:
                 continue

@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from odenets.methods.newton import newton, solve_linear
-from odenets.methods.runge_kutta import Field, Inner, Linearize, Pull, RungeKutta, Step, close, combine, stage_times
+from odenets.methods.runge_kutta import (
+    Field,
+    Inner,
+    Linearize,
+    Pull,
+    PullBack,
+    RungeKutta,
+    Step,
+    close,
+    combine,
+    stage_times,
+)
 
 
 @dataclass(frozen=True)
@@ -69,11 +80,12 @@ class ImplicitRungeKutta(RungeKutta):
         times = stage_times(t, dt, self.nodes, y)
         stages: list[Tensor] = []
         for block in self.blocks:
+            first = block[0]
             if self._is_explicit(block):
-                known = f0 if not any(self.a[block[0]]) and self.c[block[0]] == 0 else None
-                stages.append(f(times[block[0]], self.stage_input(block[0], y, dt, stages)) if known is None else known)
+                known = None if any(self.a[first]) else f0
+                stages.append(f(times[first], self.stage_input(first, y, dt, stages)) if known is None else known)
                 continue
-            before = [combine(y, dt, self.a[i][: block[0]], stages) for i in block]
+            before = [combine(y, dt, self.a[i][:first], stages) for i in block]
             equations = _Equations(self, block, f, [times[i] for i in block], before, dt)
             found = equations.solve(y, self.max_iterations)
             stages += (equations.attach(found) if torch.is_grad_enabled() else found).unbind()
@@ -120,26 +132,13 @@ class ImplicitRungeKutta(RungeKutta):
         inner: Inner | None = None,
     ) -> tuple[Tensor, Any, Any]:
         s = len(self.b)
-        t_bar: Any = 0.0
-        dt_bar: Any = 0.0
+        pull = PullBack(self, pulls, stages, inner)
         given = [torch.zeros_like(y)] * s if stage_cotangents is None else list(stage_cotangents[:s])
-
-        def pull(i: int, k_bar: Tensor) -> Tensor:
-            nonlocal t_bar, dt_bar
-            bar, time_bar = pulls[i](k_bar)
-            if inner is not None:
-                t_bar = t_bar + time_bar
-                dt_bar = dt_bar + self.nodes[i] * time_bar
-                if i < s and any(self.a[i]):
-                    dt_bar = dt_bar + inner(bar, combine(None, 1.0, self.a[i], stages))
-            return bar
-
         if stage_cotangents is not None and self.stiffly_accurate:
             given[-1] = given[-1] + stage_cotangents[s]
         elif stage_cotangents is not None:
             cotangent = cotangent + pull(s, stage_cotangents[s])
-        if inner is not None:
-            dt_bar = dt_bar + inner(cotangent, combine(None, 1.0, self.b, stages))
+        pull.end(cotangent)
         bars: dict[int, Tensor] = {}  # ∂L/∂Y_j of the blocks done
         total = cotangent
         for block in reversed(self.blocks):
@@ -155,7 +154,7 @@ class ImplicitRungeKutta(RungeKutta):
             bars |= found
             for bar in found.values():
                 total = total + bar
-        return total, t_bar, dt_bar
+        return total, pull.t_bar, pull.dt_bar
 
     def _transposed(self, block: tuple[int, ...], pulls: Sequence[Pull], dt: float | Tensor) -> Any:
         """w ↦ w − dt (A ⊗ J)ᵀ w on the stages of a block."""
@@ -205,7 +204,7 @@ class _Equations:
         start = torch.zeros((len(self.times), *y.shape), dtype=y.dtype, device=y.device)
 
         def function(k: Tensor) -> Tensor:
-            return torch.stack([self.f(t, x) for t, x in zip(self.times, self._inputs(k, dt))])
+            return torch.stack(self._values(self._inputs(k, dt)))
 
         return newton(function, start, float(y.abs().max()) / abs(dt), most)
 

@@ -200,6 +200,35 @@ class RungeKutta:
         return tuple((row[0], row[1], row[2], row[3]) for row in rows)
 
 
+@dataclass
+class PullBack:
+    """∂L/∂(the state at which stage i is f) from ∂L/∂k_i; ∂L/∂t and ∂L/∂dt, where `inner` is given, add up beside."""
+
+    method: RungeKutta
+    pulls: Sequence[Pull]
+    stages: Sequence[Tensor]
+    inner: Inner | None
+    t_bar: Any = 0.0
+    dt_bar: Any = 0.0
+
+    def __call__(self, i: int, k_bar: Tensor) -> Tensor:
+        bar, time_bar = self.pulls[i](k_bar)
+        if self.inner is not None:
+            self.t_bar = self.t_bar + time_bar
+            self.dt_bar = self.dt_bar + self.method.nodes[i] * time_bar
+            if i < len(self.method.b) and any(self.method.a[i]):
+                self._add(bar, self.method.a[i], self.inner)
+        return bar
+
+    def end(self, cotangent: Tensor) -> None:
+        """What the end of the step, whose ∂L/∂y1 this is, gives to ∂L/∂dt."""
+        if self.inner is not None:
+            self._add(cotangent, self.method.b, self.inner)
+
+    def _add(self, bar: Tensor, weights: Sequence[float], inner: Inner) -> None:
+        self.dt_bar = self.dt_bar + inner(bar, combine(None, 1.0, weights, self.stages))
+
+
 @dataclass(frozen=True)
 class ExplicitRungeKutta(RungeKutta):
     """An explicit Runge–Kutta method with s stages, as a tableau.
@@ -267,23 +296,10 @@ class ExplicitRungeKutta(RungeKutta):
         inner: Inner | None = None,
     ) -> tuple[Tensor, Any, Any]:
         s = len(self.b)
-        t_bar: Any = 0.0
-        dt_bar: Any = 0.0
-
-        def pull(i: int, k_bar: Tensor) -> Tensor:
-            nonlocal t_bar, dt_bar
-            bar, time_bar = pulls[i](k_bar)
-            if inner is not None:
-                t_bar = t_bar + time_bar
-                dt_bar = dt_bar + self.nodes[i] * time_bar
-                if i < s and any(self.a[i]):
-                    dt_bar = dt_bar + inner(bar, combine(None, 1.0, self.a[i], stages))
-            return bar
-
+        pull = PullBack(self, pulls, stages, inner)
         if stage_cotangents is not None:
             cotangent = cotangent + pull(s, stage_cotangents[s])
-        if inner is not None:
-            dt_bar = dt_bar + inner(cotangent, combine(None, 1.0, self.b, stages))
+        pull.end(cotangent)
         bars: list[Tensor] = []  # ∂L/∂Y_j for the stages j > i, the last first
         total = cotangent
         for i in reversed(range(s)):
@@ -294,7 +310,7 @@ class ExplicitRungeKutta(RungeKutta):
                 continue
             bars.append(pull(i, combine(given, dt, weights, (cotangent, *bars))))
             total = total + bars[-1]
-        return total, t_bar, dt_bar
+        return total, pull.t_bar, pull.dt_bar
 
 
 def stage_times(t: float | Tensor, dt: float | Tensor, nodes: Sequence[float], y: Tensor) -> Sequence[Tensor]:
