@@ -245,6 +245,11 @@ def test_numbers_that_are_not_finite(y0, f, status):
     assert error.value.status is status
 
 
+def test_the_error_of_too_many_steps_names_them():
+    with pytest.raises(SolveError, match=r"is stiff for an explicit method: take an implicit one.*radauIIA5.*Fixed"):
+        solve(lambda t, y: -1e5 * y, torch.ones(1), [0.0, 1.0], max_steps=50)
+
+
 def test_what_does_not_go_with_them_is_refused():
     y0, f = torch.ones(2), lambda t, y: -y
     with pytest.raises(TypeError, match="has no error estimate"):

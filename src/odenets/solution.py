@@ -16,7 +16,7 @@ class Status(Enum):
     MAX_STEPS = (
         "the solve took `max_steps` steps and did not reach its last time; raise `max_steps`, or loosen "
         "`rtol`/`atol`; if the steps are far smaller than the solution's own time scale, the problem is stiff for "
-        "an explicit method"
+        "an explicit method: take an implicit one, such as `method='radauIIA5'` with `controller=Fixed(steps=...)`"
     )
     STEP_SIZE_UNDERFLOW = (
         "the step size fell below what the time can resolve; f may be discontinuous here, or the tolerances "
