@@ -25,11 +25,11 @@ def _forget_failures():
 class Net(nn.Module):
     """A smooth field of time, with an argument and a tensor that it merely closes over."""
 
-    def __init__(self, width=3, dtype=torch.float64):
+    def __init__(self, width=3, dtype=torch.float64, hidden=5):
         super().__init__()
         torch.manual_seed(0)
-        self.inner = nn.Linear(width, 5, dtype=dtype)
-        self.outer = nn.Linear(5, width, dtype=dtype)
+        self.inner = nn.Linear(width, hidden, dtype=dtype)
+        self.outer = nn.Linear(hidden, width, dtype=dtype)
         self.scale = [torch.full((), 1.5, dtype=dtype, requires_grad=True)]  # no parameter: an attribute in a list
 
     def forward(self, t, y, shift):
@@ -126,6 +126,30 @@ def test_more_steps_than_a_chunk_holds(monkeypatch):
     options = {"method": "dopri5", "rtol": 1e-9, "atol": 1e-11, "timed": True}
     fast = assert_same(Net(), torch.randn(4, 3, dtype=torch.float64), TIMES, 1e-12, **options)
     assert fast.stats.accepted > 10
+
+
+@pytest.mark.parametrize("times", [TIMES[[0, 3]], TIMES], ids=["end", "outputs"])
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_a_hidden_layer_is_kept(method, times, monkeypatch):
+    """The backward pass evaluates nothing, over several chunks and at another size of the batch."""
+    monkeypatch.setattr("odenets.chunks.FEWEST", 3)
+    monkeypatch.setattr("odenets.chunks.MOST", 3)
+    options = {"controller": Fixed(steps=8)} if method == "rk4" else {"rtol": 1e-9, "atol": 1e-11}
+    net = Net(hidden=64)
+    for batch in (8, 11):
+        y0 = torch.randn(batch, 3, dtype=torch.float64)
+        fast = assert_same(net, y0, times, 1e-12, method=method, timed=True, **options)
+        assert fast.stats.accepted > 7
+        assert fast.stats.nfe_backward == 0
+
+
+@pytest.mark.parametrize(("few", "small"), [(10**6, 2**20), (0, 1000)], ids=["few", "large"])
+def test_too_few_and_too_large_activations_are_made_again(few, small, monkeypatch):
+    monkeypatch.setattr("odenets.adjoint.marched._FEW", few)
+    monkeypatch.setattr("odenets.adjoint.marched._SMALL", small)
+    y0 = torch.randn(4, 3, dtype=torch.float64)
+    fast = assert_same(Net(), y0, TIMES[[0, 3]], 1e-12, method="dopri5", rtol=1e-6, atol=1e-8)
+    assert fast.stats.nfe_backward == 6 * fast.stats.accepted
 
 
 @pytest.mark.parametrize("times", [TIMES[[0, 3]], TIMES], ids=["end", "outputs"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odenets.controller import PID
 from odenets.loop import Problem, Tape, Trajectory, is_tame, locate_non_finite, reversal
-from odenets.march import CLOCK, Buffers, Plan, arranged, numbers_of, restored, time_shape
+from odenets.march import CLOCK, Activation, Buffers, Plan, arranged, numbers_of, restored, time_shape
 from odenets.solution import Failure, Status
 
 ROOM = 32 * 2**20  # bytes that the buffers of a chunk may take
@@ -32,6 +32,10 @@ class Engine(Protocol):
         """The indices of those a gradient is due to."""
         ...
 
+    def activations(self) -> Sequence[Activation] | None:
+        """What an evaluation of f would have to keep, so that its pullback need not repeat it; None: unknown."""
+        ...
+
     def forward(self, plan: Plan) -> Callable[..., Sequence[Tensor]]: ...
 
     def backward(self, plan: Plan) -> Callable[..., Sequence[Tensor]]: ...
@@ -49,7 +53,7 @@ class Start(NamedTuple):
 
     clock: Tensor
     y: Tensor
-    f0: tuple[Tensor, ...]  # f there, where it is carried
+    f0: tuple[Tensor, ...]  # f there and what its evaluation keeps, where that is carried
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -81,7 +85,9 @@ class _Forward:
         clock = constant((0.0,) * (CLOCK + len(plan.controller.start)), torch.float64, y.device)
         if plan.per_sample:
             clock = clock.reshape(-1, *(1,) * y.dim()).expand(-1, *time_shape(plan, y)).contiguous()
-        return Start(clock, y, (y,) if plan.carries_f0 else ())  # f0: any values, those of the first chunk are not used
+        # f0 and what goes with it: any values, those of the first chunk are not used.
+        kept = (y.new_empty(shape, dtype=dtype) for shape, dtype in plan.activations or ())
+        return Start(clock, y, (y, *kept) if plan.carries_f0 else ())
 
     def chunk(
         self, start: Start, first: bool, ys: Tensor | None, buffers: Buffers | None
@@ -145,18 +151,14 @@ class _Shares(NamedTuple):
 
 
 def _shares(plan: Plan, states: int) -> _Shares:
-    return _Shares(max(1, states // 2 // _states_of_a_row(plan)), states // 8, states // 4 - states // 8)
-
-
-def _states_of_a_row(plan: Plan) -> int:
-    return 1 + (len(plan.method.b) + 1 if plan.stages else 0)
+    return _Shares(max(1, states // 2 // plan.row_states), states // 8, states // 4 - states // 8)
 
 
 def _capacity(plan: Plan, y: Tensor, states: int | None) -> int:
     if plan.keep and states is not None:
         return min(MOST, _shares(plan, states).rows)
     room = ROOM if plan.keep else CACHE
-    return max(FEWEST, min(MOST, room // (_states_of_a_row(plan) * y.numel() * y.element_size())))
+    return max(FEWEST, min(MOST, room // plan.row_bytes(y)))
 
 
 def _numbers(problem: Problem, first: bool) -> Tensor:
@@ -210,7 +212,7 @@ class March(torch.autograd.Function):
             starts = {place: Start(p[0], p[1], tuple(p[2:])) for place, p in zip(ctx.places, pieces)}
             chunks = _again(call, call.states, ctx.rows, starts, tensors)
         else:
-            chunks = (Chunk(rows, Buffers(*p, *[None] * (3 - len(p)))) for rows, p in zip(ctx.rows[::-1], pieces[::-1]))
+            chunks = (Chunk(rows, Buffers.of(call.plan, p)) for rows, p in zip(ctx.rows[::-1], pieces[::-1]))
         with call.autocast:
             grads = march_back(call, chunks, t, clock, grad_outputs[0], tensors)
         return None, *grads

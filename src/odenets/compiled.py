@@ -14,7 +14,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,8 +28,20 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
+from odenets.cut import Cut, vjp
 from odenets.loop import CountedField, Problem, sample_shape
-from odenets.march import CLOCK, NUMBERS, Buffers, Plan, arranged, arranged_field, backward, forward, time_shape
+from odenets.march import (
+    CLOCK,
+    NUMBERS,
+    Activation,
+    Buffers,
+    Plan,
+    arranged,
+    arranged_field,
+    backward,
+    forward,
+    time_shape,
+)
 from odenets.methods import Field, real_dtype
 from odenets.solution import Stats
 
@@ -54,6 +66,8 @@ class Graph:
     traced: int = 0  # how many assumptions the tracer made, which it checks itself
     programs: dict[Any, tuple[Callable[..., Any], Any]] = field(default_factory=dict)
     checked: dict[Any, bool] = field(default_factory=dict)
+    cuts: dict[Any, Cut] = field(default_factory=dict)
+    activations: dict[Any, tuple[Activation, ...]] = field(default_factory=dict)  # for each set of sizes
 
     @functools.cached_property
     def rest(self) -> list[int]:
@@ -67,9 +81,25 @@ class Graph:
         key = (len(guards), *(value for value in inputs if isinstance(value, int)))
         if key not in self.checked:
             assumed = [guard.expr for guard in guards if _MATTERS_NOT not in str(guard.sloc)]
-            sizes = {fake.node.expr: value for fake, value in zip(self.inputs, inputs) if isinstance(value, int)}
-            self.checked[key] = all(expr.subs(sizes) in (True,) for expr in assumed)
+            numbers = self.numbers([value for value in inputs if isinstance(value, int)])
+            self.checked[key] = all(expr.subs(numbers) in (True,) for expr in assumed)
         return self.checked[key]
+
+    def numbers(self, sizes: Sequence[int]) -> dict[Any, int]:
+        """The numbers that the symbols stand for, of those sizes among the inputs, in order."""
+        fakes = [fake for fake in self.inputs if not isinstance(fake, Tensor)]
+        return {fake.node.expr: size for fake, size in zip(fakes, sizes)}
+
+    def cut(self, wanted: Sequence[int]) -> Cut:
+        """f, cut from its pullback to these of `rest`."""
+        key = tuple(wanted)
+        if key not in self.cuts:
+            t, y, *rest = (self.inputs[i] for i in (self.t, self.y, *self.rest))
+            with _or_not_compiled(), torch.no_grad(), self.mode:
+                y = torch.empty(y.shape, dtype=y.dtype, device=y.device)
+                rest = [x.detach() if isinstance(x, Tensor) else x for x in rest]
+                self.cuts[key] = Cut(self.bind, wanted, t.detach(), y, rest)
+        return self.cuts[key]
 
     @property
     def environment(self) -> ShapeEnv:
@@ -104,42 +134,69 @@ class Compiled:
         self.sizes = [v for v in values if not isinstance(v, Tensor)]
         self.wanted = [i for i, v in enumerate(self.tensors) if v.requires_grad]
 
+    def activations(self) -> tuple[Activation, ...]:
+        key = (*self.wanted, None, *self.sizes)
+        if key not in self.graph.activations:
+            numbers = self.graph.numbers(self.sizes)
+            self.graph.activations[key] = tuple(
+                Activation(tuple(n if isinstance(n, int) else int(n.node.expr.subs(numbers)) for n in shape), dtype)
+                for shape, dtype in self.graph.cut(self.wanted).activations
+            )
+        return self.graph.activations[key]
+
     def forward(self, plan: Plan) -> Callable[..., Sequence[Tensor]]:
-        return self._program(plan, ("forward",), self._forward_example, functools.partial(forward, plan, _while))
+        return self._program(plan, "forward", self._forward_example, self._forward)
 
     def backward(self, plan: Plan) -> Callable[..., Sequence[Tensor]]:
-        function = functools.partial(backward, plan, _while)
-        return self._program(
-            plan,
-            ("backward", *self.wanted),
-            self._backward_example,
-            lambda bind, *arguments: function(bind, _vjp, self.wanted, *arguments),
-        )
+        return self._program(plan, "backward", self._backward_example, self._backward)
 
-    def _program(self, plan: Plan, key: tuple, example: Callable[[Plan], list], function: Callable) -> Callable:
+    def _forward(self, plan: Plan) -> Callable[..., Any]:
+        if plan.activations is None:
+            bind = arranged_field(plan, self.graph.bind)
+        else:
+            bind = functools.partial(functools.partial, self.graph.cut(self.wanted).evaluate)  # bind(tensors)(t, y)
+        return functools.partial(forward, plan, _while, bind)
+
+    def _backward(self, plan: Plan) -> Callable[..., Any]:
+        bind = arranged_field(plan, self.graph.bind)
+
+        def pullback(tensors: Sequence[Any], t: Tensor, y: Tensor, k: Tensor | None, kept: Any) -> Any:
+            if k is None:
+                return vjp(bind, self.wanted, tensors, t, y)
+            return k, functools.partial(self.graph.cut(self.wanted).pull, tensors, t, y, k, kept)
+
+        return functools.partial(backward, plan, _while, pullback, self.wanted)
+
+    def _program(self, plan: Plan, name: str, example: Callable[[Plan], list], function: Callable) -> Callable:
         controller = plan.controller
         inputs = {*controller.tunable, *(() if controller.chooses_first_step else _GIVEN)}
         fixed = tuple((name, value) for name, value in vars(controller).items() if name not in inputs)
-        key = (*key, id(plan.method), type(controller), controller.chooses_first_step, fixed)
+        wanted = () if name == "forward" and plan.activations is None else tuple(self.wanted)
+        key = (name, wanted, id(plan.method), type(controller), controller.chooses_first_step, fixed)
         key = (*key, plan.per_sample, plan.keep, plan.outputs, plan.stages, plan.timed, plan.batch_last)
+        key = (*key, plan.activations is not None)
         if key not in self.graph.programs:
-            bind = arranged_field(plan, self.graph.bind)
-            program = _compile(self.graph, functools.partial(function, bind), example(plan))
+            program = _compile(self.graph, function(plan), example(plan))
             self.graph.programs[key] = (program, plan.method)  # holding the method keeps its id its own
         return functools.partial(_run, self.graph.programs[key][0], self.sizes)
 
     def _forward_example(self, plan: Plan) -> list[Any]:
-        make = _Fakes(self.graph, plan)
-        state = make.state
-        optional = (*((state(),) if plan.carries_f0 else ()), *((make.ys(),) if plan.outputs else ()))
-        return [make.numbers(), make.times(), make.clock(), state(), *optional, *make.buffers(), *make.rest()]
+        make = self._fakes(plan)
+        ys = (make.ys(),) if plan.outputs else ()
+        start = (make.clock(), make.state(), *make.f0())
+        return [make.numbers(), make.times(), *start, *ys, *make.buffers(), *make.rest()]
 
     def _backward_example(self, plan: Plan) -> list[Any]:
-        make = _Fakes(self.graph, plan)
+        make = self._fakes(plan)
         rows = make.constant(torch.zeros(1, dtype=torch.int64))
         outputs = (make.ys(),) if plan.outputs else ()
         clock = make.clock(rows=3)
         return [rows, make.times(), clock, make.state(), *outputs, *make.buffers(), *make.rest()]
+
+    def _fakes(self, plan: Plan) -> "_Fakes":
+        if plan.activations is not None:  # their sizes may change from call to call
+            plan = replace(plan, activations=self.graph.cut(self.wanted).activations)
+        return _Fakes(self.graph, plan)
 
 
 class _Fakes:
@@ -157,6 +214,13 @@ class _Fakes:
     def state(self) -> Tensor:
         with self.mode:
             return torch.empty(self.y.shape, dtype=self.y.dtype, device=self.y.device)
+
+    def f0(self) -> list[Tensor]:
+        if not self.plan.carries_f0:
+            return []
+        with self.mode:
+            kept = (torch.empty(x.shape, dtype=x.dtype, device=self.y.device) for x in self.plan.activations or ())
+            return [self.state(), *kept]
 
     def numbers(self) -> Tensor:
         count = NUMBERS + len(self.plan.controller.tunable)
@@ -235,21 +299,26 @@ _FASTER = {
 
 
 def _compile(graph: Graph, function: Callable[..., Any], example: list[Any]) -> Callable[..., Any]:
+    with _or_not_compiled(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's compiler uses what PyTorch deprecates
+        with graph.mode:
+            module = make_fx(function, decomposition_table=_FASTER)(*example)
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                node.meta.pop("val", None)  # the compiler takes the example instead, which knows its sizes
+        try:
+            program = torch._inductor.compile(copy.copy(module), example, options=dict(_OPTIONS))
+        except TensorifyScalarRestartAnalysis:
+            # Numbers among the inputs made the compiler start over; this time it leaves them as they are.
+            program = torch._inductor.compile(module, example, options=dict(_OPTIONS))
+        # Without the wrapper that keeps the tracer out, where the tracer never comes.
+        return getattr(program, "_torchdynamo_orig_callable", program)  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def _or_not_compiled() -> Iterator[None]:
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's compiler uses what PyTorch deprecates
-            with graph.mode:
-                module = make_fx(function, decomposition_table=_FASTER)(*example)
-            for node in module.graph.nodes:
-                if node.op == "placeholder":
-                    node.meta.pop("val", None)  # the compiler takes the example instead, which knows its sizes
-            try:
-                program = torch._inductor.compile(copy.copy(module), example, options=dict(_OPTIONS))
-            except TensorifyScalarRestartAnalysis:
-                # Numbers among the inputs made the compiler start over; this time it leaves them as they are.
-                program = torch._inductor.compile(module, example, options=dict(_OPTIONS))
-            # Without the wrapper that keeps the tracer out, where the tracer never comes.
-            return getattr(program, "_torchdynamo_orig_callable", program)  # pyright: ignore[reportReturnType]
+        yield
     except Exception as error:  # whatever a compiler can run into; the caller says it and goes on eagerly
         raise NotCompiled(_reason(error)) from error
 
@@ -268,17 +337,6 @@ def _run(program: Callable[..., Any], sizes: Sequence[int], *arguments: Tensor) 
 def _while(condition: Any, body: Any, carry: tuple, constants: tuple, mutated: Sequence[int]) -> Any:
     indices = ",".join(str(len(carry) + i) for i in mutated)
     return while_loop_op(condition, body, tuple(carry), tuple(constants), mutated_arg_indices=indices)
-
-
-def _vjp(bind: Any, rest: Sequence[Any], wanted: Sequence[int], t: Tensor, y: Tensor) -> Any:
-    def f(t: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
-        values = list(rest)
-        for i, tensor in zip(wanted, tensors):
-            values[i] = tensor
-        return bind(values)(t, y)
-
-    out, pull, *_ = torch.func.vjp(f, t, y, *(rest[i] for i in wanted))
-    return out, pull
 
 
 # Tracing. Each f has a region of its own for its variants, shared by all modules of a class and by all functions made

@@ -9,6 +9,7 @@ a compiled loop. The pieces of a chunk: `forward` marches until the buffers are 
 then reads the outputs off the continuous extension; `backward` undoes the steps from the last to the first.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,9 +27,22 @@ from odenets.methods import Field, Pull, RungeKutta, real_dtype
 # a compiled loop without a round returns memory that the compiler takes to be free.
 While = Callable[..., tuple[Tensor, ...]]
 T = TypeVar("T")
-Bind = Callable[[Sequence[Tensor]], Field]  # f, computing with these tensors
-# vjp(f, wanted, t, y): f(t, y), and its pullback to (t, y, *wanted tensors)
-Vjp = Callable[..., tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]]
+# bind(tensors): f, computing with these; where activations are kept, it returns (f(t, y), *activations).
+Bind = Callable[[Sequence[Tensor]], Callable[..., Any]]
+# vjp(tensors, t, y, k, activations): f(t, y), and its pullback to (t, y, *wanted tensors); k and the activations are
+# those of this evaluation, where they are kept, else None.
+Vjp = Callable[..., tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]]
+
+
+class Activation(NamedTuple):
+    """A tensor that an evaluation of f keeps for its pullback."""
+
+    shape: tuple[Any, ...]  # numbers, or symbols while a loop is compiled
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -43,10 +57,16 @@ class Plan:
     stages: bool  # keep the stages, so that the backward pass need not make them again
     timed: bool  # gradients to the times are wanted
     batch_last: bool = False  # the samples lie along the last axis of y, so that small states make long loops
+    activations: Sequence[Activation] | None = None  # what each evaluation keeps beside the stages; None: nothing is
 
     @property
     def carries_f0(self) -> bool:
         return self.controller.adaptive or self.outputs
+
+    @property
+    def carried(self) -> int:
+        """How many tensors that are: f there, and what its evaluation keeps."""
+        return 1 + len(self.activations or ()) if self.carries_f0 else 0
 
     @property
     def buffered(self) -> bool:
@@ -67,17 +87,33 @@ class Plan:
         return len(self.method.b)  # f1 in place of the first stage, where that is carried
 
     @property
-    def nfe_undo(self) -> int:
-        """Evaluations of f in each step that is undone."""
+    def pulled(self) -> int:
+        """Evaluations of f in each step that the backward pass goes through."""
         return len(self.method.b) + int(self.outputs)
+
+    @property
+    def nfe_undo(self) -> int:
+        """Evaluations of f that it makes again in each step."""
+        return self.pulled if self.activations is None else 0
+
+    @property
+    def row_states(self) -> int:
+        """The states that a step takes in the buffers: its own and its stages."""
+        return 1 + (len(self.method.b) + 1 if self.stages else 0)
+
+    def row_bytes(self, y: Tensor) -> int:
+        """What a step takes in the buffers, but for its times."""
+        kept = sum(activation.nbytes for activation in self.activations or ())
+        return self.row_states * y.numel() * y.element_size() + self.pulled * kept
 
 
 class Buffers(NamedTuple):
-    """What a chunk writes: for each accepted step its times, state and stages, one row a tensor."""
+    """What a chunk writes: for each accepted step its times, state, stages and activations, one row a tensor."""
 
     times: Tensor  # (capacity · 4, *S): t, dt (0 for a sample that took no step), t + dt, whether the step was final
     y: Tensor  # (capacity, *y.shape)
     stages: Tensor | None  # (capacity · (s + 1), *y.shape)
+    activations: tuple[Tensor, ...]  # each (capacity · Plan.pulled, *its shape)
 
     @staticmethod
     def empty(plan: Plan, y: Tensor, capacity: int) -> "Buffers":
@@ -85,16 +121,33 @@ class Buffers(NamedTuple):
         if plan.outputs:
             times.fill_(math.inf)  # of rows that are not written yet: no output lies before their end
         stages = y.new_empty((capacity * (len(plan.method.b) + 1), *y.shape)) if plan.stages else None
-        return Buffers(times, y.new_empty((capacity, *y.shape)), stages)
+        activations = (
+            y.new_empty((capacity * plan.pulled, *shape), dtype=dtype) for shape, dtype in plan.activations or ()
+        )
+        return Buffers(times, y.new_empty((capacity, *y.shape)), stages, tuple(activations))
+
+    @staticmethod
+    def of(plan: Plan, tensors: Sequence[Tensor]) -> "Buffers":
+        """The buffers with these `tensors`."""
+        times, y, *rest = tensors
+        return Buffers(times, y, rest.pop(0) if plan.stages else None, tuple(rest))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self[:2] if self.stages is None else self  # pyright: ignore[reportReturnType]
+        return self.times, self.y, *_present(self.stages), *self.activations
 
-    def write(self, row: Tensor, times: Sequence[Tensor], y: Tensor, stages: Sequence[Tensor]) -> None:
+    def write(
+        self,
+        row: Tensor,
+        times: Sequence[Tensor],
+        y: Tensor,
+        stages: Sequence[Tensor],
+        activations: Sequence[Sequence[Tensor]],
+    ) -> None:
         """Row `row`; a step that is not accepted is overwritten by the next."""
         self.y.index_copy_(0, row.reshape(1), y[None])
-        for buffer, values in ((self.times, times), (self.stages, stages)):
+        kept = zip(self.activations, zip(*activations))
+        for buffer, values in ((self.times, times), (self.stages, stages), *kept):
             for i, value in enumerate(values if buffer is not None else ()):
                 buffer.index_copy_(0, (row * len(values) + i).reshape(1), value[None])  # pyright: ignore
 
@@ -102,6 +155,10 @@ class Buffers(NamedTuple):
         """The times, the state and the stages of a row."""
         stages = None if self.stages is None else _rows(self.stages, row, self.stages.shape[0] // self.y.shape[0])
         return _rows(self.times, row, 4), _at(self.y, row), stages
+
+    def read_activations(self, row: Tensor, count: int) -> list[tuple[Tensor, ...]]:
+        """Those of each of the `count` evaluations of a row."""
+        return [tuple(_at(buffer, row * count + i) for buffer in self.activations) for i in range(count)]
 
 
 def _rows(buffer: Tensor, row: Tensor, count: Any) -> list[Tensor]:
@@ -113,7 +170,7 @@ CLOCK = 6  # t, dt, accepted, rejected, next output, size of y0; then the contro
 
 
 class Now(NamedTuple):
-    """Where a solve stands: what a step changes. Of shape S, but for the last four."""
+    """Where a solve stands: what a step changes. Of shape S, but for the last four fields."""
 
     t: Tensor
     dt: Tensor
@@ -123,19 +180,20 @@ class Now(NamedTuple):
     row: Tensor  # the next row of the buffers
     tried: Tensor  # steps tried in this chunk
     y: Tensor
-    f0: Tensor | None
+    f0: tuple[Tensor, ...]  # where it is carried: f(t, y) and what its evaluation keeps
 
     @property
     def flat(self) -> tuple[Tensor, ...]:
-        return (*self[:4], *self.memory, *self[5:8], *_present(self.f0))
+        return (*self[:4], *self.memory, *self[5:8], *self.f0)
 
     @staticmethod
     def of(plan: Plan, items: Sequence[Tensor]) -> "Now":
         m = 4 + len(plan.controller.start)
         t, dt, accepted, rejected, *_ = items
         row, tried, y = items[m : m + 3]
-        f0 = items[m + 3] if plan.carries_f0 else None
-        return Now(t, dt, accepted, rejected, tuple(items[4:m]), row, tried, y, f0)
+        return Now(
+            t, dt, accepted, rejected, tuple(items[4:m]), row, tried, y, tuple(items[m + 3 : m + 3 + plan.carried])
+        )
 
     def alive(self, numbers: Tensor) -> Tensor:
         """Which samples have not reached the end, still have steps left, and are not stuck."""
@@ -194,16 +252,16 @@ def forward(
         times: (T,) in float64.
         clock: (CLOCK + memory, *S) from the chunk before.
         y: The state.
-        rest: f0 (where it is carried), ys to write into (where there are outputs), the buffers (where there are
-            any), the tensors that f reaches.
+        rest: f0 and what its evaluation keeps (where it is carried), ys to write into (where there are outputs), the
+            buffers (where there are any), the tensors that f reaches.
 
     Returns:
         A report for the host: (accepted steps in the buffers, whether samples are still on their way, steps tried,
-        the beginning of the clock where there is one for the batch); then the clock, the state, and f0 where it is
-        carried.
+        the beginning of the clock where there is one for the batch); then the clock, the state, and f0
+        with what its evaluation keeps, where it is carried.
     """
     f0, ys, buffers, tensors = _parts(plan, rest)
-    clock, f0 = _begin(plan, bind(tensors), numbers, clock, y, f0)
+    clock, f0 = _begin(plan, _Evaluations(plan, bind(tensors)), numbers, clock, y, f0)
     zero = torch.zeros((), dtype=torch.int64, device=y.device)
     t, dt, accepted, rejected, output, size, *memory = (x.clone() for x in clock.unbind())
     start = Now(t, dt, accepted, rejected, tuple(memory), zero, zero.clone(), y.clone(), f0)
@@ -221,7 +279,7 @@ def forward(
 
     def body(*arguments: Tensor) -> tuple[Tensor, ...]:
         now, numbers, buffers, tensors = here(arguments)
-        return _advance(plan, bind(tensors), numbers, buffers, now).flat
+        return _advance(plan, _Evaluations(plan, bind(tensors)), numbers, buffers, now).flat
 
     written = tuple(range(1, 1 + len(_tensors(buffers))))
     end = Now.of(plan, while_(condition, body, start.flat, shared, written))
@@ -231,13 +289,27 @@ def forward(
     report = torch.stack([x.double() for x in (end.row, end.alive(numbers).any(), end.tried)])
     if not plan.per_sample:
         report = torch.cat([report, clock[:CLOCK]])
-    return report, clock, end.y, *_present(end.f0)
+    return report, clock, end.y, *end.f0
 
 
-def _parts(plan: Plan, rest: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None, Buffers | None, Sequence[Tensor]]:
-    """f0, ys, the buffers and the tensors that f reaches."""
-    items = list(rest)
-    f0 = items.pop(0) if plan.carries_f0 else None
+class _Evaluations:
+    """f, and what each of its evaluations keeps."""
+
+    def __init__(self, plan: Plan, f: Callable[..., Any]) -> None:
+        self._f, self._keeps = f, plan.activations is not None
+        self.kept: list[tuple[Tensor, ...]] = []
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        k, *kept = self._f(t, y) if self._keeps else (self._f(t, y),)
+        self.kept.append(tuple(kept))
+        return k
+
+
+def _parts(
+    plan: Plan, rest: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor | None, Buffers | None, Sequence[Tensor]]:
+    """f0 and what its evaluation keeps, ys, the buffers and the tensors that f reaches."""
+    f0, items = tuple(rest[: plan.carried]), list(rest[plan.carried :])
     ys = items.pop(0) if plan.outputs else None
     return f0, ys, *_split_buffers(plan, items)
 
@@ -245,8 +317,8 @@ def _parts(plan: Plan, rest: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | 
 def _split_buffers(plan: Plan, items: Sequence[Tensor]) -> tuple[Buffers | None, Sequence[Tensor]]:
     if not plan.buffered:
         return None, tuple(items)
-    count = 3 if plan.stages else 2
-    return Buffers(items[0], items[1], items[2] if plan.stages else None), tuple(items[count:])
+    count = 2 + int(plan.stages) + len(plan.activations or ())
+    return Buffers.of(plan, items[:count]), tuple(items[count:])
 
 
 def _tensors(buffers: Buffers | None) -> tuple[Tensor, ...]:
@@ -254,37 +326,36 @@ def _tensors(buffers: Buffers | None) -> tuple[Tensor, ...]:
 
 
 def _begin(
-    plan: Plan, f: Field, numbers: Tensor, clock: Tensor, y: Tensor, f0: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+    plan: Plan, f: _Evaluations, numbers: Tensor, clock: Tensor, y: Tensor, f0: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The clock and f0 at the start of the solve, or those of the chunk before."""
     t0, t_end, _, dt, first, output = numbers[:NUMBERS].unbind()
     shape = time_shape(plan, y)
     fresh = first > 0
     t0, dt, output = (x.expand(shape) if shape else x for x in (t0, dt, output))
-    begun = f0
     size = torch.zeros_like(t0)
     controller = tuned(plan.controller, numbers)
-    if f0 is not None:
-        begun = f(t0.to(real_dtype(y)), y)
-    if plan.chooses_first_step and begun is not None:
+    begun = (f(t0.to(real_dtype(y)), y), *f.kept[0]) if plan.carries_f0 else ()
+    if begun and plan.chooses_first_step:
         step: FirstStep = controller.first_step(
-            Start(f, y, begun, t0, t_end, plan.method.order, norm_of(plan), Tensor.unbind)
+            Start(f, y, begun[0], t0, t_end, plan.method.order, norm_of(plan), Tensor.unbind)
         )
         dt, size = step.dt.detach(), step.size.detach()  # constants to the gradient
     zero = torch.zeros_like(t0)
     memory = [zero + value for value in controller.start]
     start = torch.stack([t0 + zero, dt + zero, zero, zero, output + zero, size + zero, *memory])
-    chosen = None if f0 is None or begun is None else torch.where(fresh, begun, f0)
+    chosen = tuple(torch.where(fresh, new, old) for new, old in zip(begun, f0))
     return torch.where(fresh, start, clock), chosen
 
 
-def _advance(plan: Plan, f: Field, numbers: Tensor, buffers: Buffers | None, now: Now) -> Now:
+def _advance(plan: Plan, f: _Evaluations, numbers: Tensor, buffers: Buffers | None, now: Now) -> Now:
     """Try a step, judge it, write it down."""
     controller, t_end = tuned(plan.controller, numbers), numbers[1]
     alive = now.alive(numbers)
     final, dt = cut(now.t, now.dt, t_end)
     dt = torch.where(alive, dt, 0.0)
-    step = plan.method.step(f, now.t, now.y, dt, now.f0)
+    f0, *of_f0 = now.f0 or (None,)
+    step = plan.method.step(f, now.t, now.y, dt, f0)
     if plan.carries_f0:
         step = step.with_f1(f)
     ratio: Number = torch.zeros_like(now.t)
@@ -298,7 +369,9 @@ def _advance(plan: Plan, f: Field, numbers: Tensor, buffers: Buffers | None, now
     t1 = torch.where(accept, t1, now.t)
     if buffers is not None:
         stages = step.stages if step.complete else (*step.stages, torch.zeros_like(now.y))
-        buffers.write(now.row, (now.t, torch.where(accept, dt, 0.0), t1, final.to(t1.dtype)), now.y, stages)
+        times = (now.t, torch.where(accept, dt, 0.0), t1, final.to(t1.dtype))
+        kept = (tuple(of_f0), *f.kept) if now.f0 else f.kept
+        buffers.write(now.row, times, now.y, stages, kept[: plan.pulled])
     return Now(
         t1,
         torch.where(alive, dt_next, now.dt),
@@ -308,7 +381,7 @@ def _advance(plan: Plan, f: Field, numbers: Tensor, buffers: Buffers | None, now
         now.row + accept.any(),
         now.tried + 1,
         torch.where(accept, step.y, now.y),
-        None if now.f0 is None else torch.where(accept, step.stages[-1], now.f0),
+        tuple(torch.where(accept, new, old) for new, old in zip((step.stages[-1], *f.kept[-1]), now.f0)),
     )
 
 
@@ -329,7 +402,7 @@ def _read_outputs(
         index = output + outputs.places
         taken = pending(index, t, times)
         index = index.clamp(max=most)
-        step = outputs.step(Buffers(*kept), _entry(times, index))
+        step = outputs.step(Buffers.of(plan, kept), _entry(times, index))
         states = plan.method.interpolate(step.y, step.dt, step.stages, step.theta)
         outputs.put(ys, index, torch.where(taken, states, outputs.at(ys, index)))
         return output + taken.sum(0), rounds + 1
@@ -416,7 +489,6 @@ def _at(buffer: Tensor, row: Tensor) -> Tensor:
 def backward(
     plan: Plan,
     while_: While,
-    bind: Bind,
     vjp: Vjp,
     wanted: Sequence[int],
     rows: Tensor,
@@ -458,7 +530,7 @@ def backward(
         kept, inner = _split_buffers(plan, inner)
         given = None if bars is None else _Bars(*inner[: len(bars)])
         tensors = inner[len(bars or ()) :]
-        return _Undo(plan, bind, vjp, wanted, tensors, given)(_certain(kept), *now)
+        return _Undo(plan, vjp, tensors, given)(_certain(kept), *now)
 
     clock, lam, *sums = while_(condition, body, carry, shared, ())[1:]
     return clock, lam, *grad_times, *sums
@@ -500,7 +572,7 @@ def _take_up_outputs(
         index = output - outputs.places
         taken = pending(index, begin, times)
         index = index.clamp(min=0)
-        step = outputs.step(Buffers(*kept), _entry(times, index))
+        step = outputs.step(Buffers.of(plan, kept), _entry(times, index))
         grad = torch.where(taken, outputs.at(grad_ys, index), 0.0)
         theta = torch.where(taken, step.theta, 0.0)
         inner = outputs.inner if plan.timed else None
@@ -527,9 +599,7 @@ class _Undo:
     """One accepted step in reverse."""
 
     plan: Plan
-    bind: Bind
     vjp: Vjp
-    wanted: Sequence[int]
     tensors: Sequence[Tensor]
     bars: _Bars | None
 
@@ -540,6 +610,8 @@ class _Undo:
         self.taken = dt > 0
         kept = None if kept is None else [self._finite(k) for k in kept]
         self.sums = list(sums)
+        activations = None if self.plan.activations is None else buffers.read_activations(row, self.plan.pulled)
+        self.known = itertools.repeat((None, None)) if activations is None else zip(_certain(kept), activations)
         stages, pulls = method.linearize(self._linearize, t, y, dt, with_f1=self.plan.outputs, stages=kept)
         y_bar, stage_bars, time_bars = None, None, None
         if self.bars is not None:
@@ -550,7 +622,7 @@ class _Undo:
         return row, self._clock(clock, t_bar, dt_bar, dt, final), lam, *self.sums
 
     def _linearize(self, t: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
-        k, pullback = self.vjp(self.bind, self.tensors, self.wanted, t, y)
+        k, pullback = self.vjp(self.tensors, t, y, *next(self.known))  # called for one stage after the other
 
         def pull(k_bar: Tensor, /, *, last: bool = True) -> tuple[Tensor, Tensor]:
             t_bar, y_bar, *bars = pullback(k_bar)

@@ -1,6 +1,7 @@
 """Solves by the loops in tensors: compiled, or with a step size for each sample."""
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from odenets.adjoint.outside import ByAutograd, Call, autocast_state, prepare
 from odenets.chunks import Call as MarchCall
 from odenets.chunks import Engine, March, march, sample_trajectory, shared_trajectory
 from odenets.loop import CountedField, Problem, Trajectory
-from odenets.march import Plan
+from odenets.march import Activation, Plan
 from odenets.march import backward as march_backward
 from odenets.march import forward as march_forward
 from odenets.solution import Stats
@@ -40,11 +41,21 @@ def march_compiled(problem: Problem, states: int | None) -> Trajectory | None:
     return None
 
 
-_SMALL = 4 * 2**20  # bytes: the stages of a step below this are kept by the compiled loop, not made again
+_SMALL = 4 * 2**20  # bytes: what a step below this keeps beside its state is not made again by the compiled loop
+_FEW = 512  # numbers: a compiled loop makes so few activations again as fast as it keeps them
 
 
-def _stages_are_small(problem: Problem) -> bool:
-    return (len(problem.method.b) + 1) * problem.y0.numel() * problem.y0.element_size() <= _SMALL
+def _stages_are_small(problem: Problem, kept: Sequence[Activation] = ()) -> bool:
+    bytes_ = problem.y0.numel() * problem.y0.element_size() + sum(activation.nbytes for activation in kept)
+    return (len(problem.method.b) + 1) * bytes_ <= _SMALL
+
+
+def _activations(problem: Problem, engine: Engine) -> Sequence[Activation] | None:
+    """Those that the compiled loop keeps beside the stages, so that the backward pass need not evaluate f."""
+    kept = None if problem.per_sample else engine.activations()
+    if kept is None or not _stages_are_small(problem, kept):
+        return None
+    return None if 0 < sum(math.prod(activation.shape) for activation in kept) < _FEW else kept
 
 
 _SHORT = 16  # numbers in a sample: below, a compiled loop is faster along the samples
@@ -52,15 +63,17 @@ _SHORT = 16  # numbers in a sample: below, a compiled loop is faster along the s
 
 def _marched(problem: Problem, engine: Engine, differentiable: bool, states: int | None) -> Trajectory:
     outputs = len(problem.times) > 1 + problem.times.count(problem.times[0])
+    keep_more = differentiable and problem.compile and states is None and _stages_are_small(problem)
     plan = Plan(
         problem.method,
         problem.controller,
         problem.per_sample,
         keep=differentiable,
         outputs=outputs,
-        stages=outputs or (differentiable and problem.compile and states is None and _stages_are_small(problem)),
+        stages=outputs or keep_more,
         timed=differentiable and problem.t.requires_grad,
         batch_last=problem.per_sample and problem.compile and problem.y0[0].numel() < _SHORT,
+        activations=_activations(problem, engine) if keep_more else None,
     )
     backward = engine.backward(plan) if differentiable else None  # made now, so that a failure to compile shows now
     marching = MarchCall(problem, plan, engine, autocast_state(problem.y0), backward, states)
@@ -89,13 +102,16 @@ class _Python:
         f = CountedField(self.problem.f, Stats())
         return functools.partial(march_forward, plan, _while, lambda tensors: f)
 
+    def activations(self) -> None:
+        """None: autograd keeps its own."""
+
     def backward(self, plan: Plan) -> Any:
         if self.call is None:
             raise RuntimeError("there is nothing to differentiate")
         f = CountedField(self.problem.f, Stats())
         by_autograd = ByAutograd(f, self.call, timed=True)
 
-        def vjp(bind: Any, tensors: Any, wanted: Any, t: Tensor, y: Tensor) -> Any:
+        def vjp(tensors: Any, t: Tensor, y: Tensor, *_: Any) -> Any:
             k, pullback = by_autograd(t, y)
             like = (t, y, *by_autograd.wanted.tensors)
 
@@ -106,7 +122,7 @@ class _Python:
 
             return k, pull
 
-        return functools.partial(march_backward, plan, _while, lambda tensors: f, vjp, self.wanted)
+        return functools.partial(march_backward, plan, _while, vjp, self.wanted)
 
 
 def _while(condition: Any, body: Any, carry: tuple, constants: tuple, mutated: tuple) -> tuple:
