@@ -184,6 +184,7 @@ def training(work: Work) -> dict[str, Step]:
         "odenets Direct": Step(work, ours(adjoint=direct)),
         "odenets Backsolve": Step(work, ours(adjoint=odenets.Backsolve())),
         "odenets Checkpointed, compiled": Step(work, ours(adjoint=checkpointed, compile=True), compiles=True),
+        "odenets Direct, compiled": Step(work, ours(adjoint=direct, compile=True), compiles=True),
         "torchdiffeq odeint_adjoint": Step(work, diffeq(torchdiffeq.odeint_adjoint)),
         "torchdiffeq odeint_adjoint, seminorm": Step(
             work, diffeq(torchdiffeq.odeint_adjoint, adjoint_options=seminorm)

@@ -3,7 +3,7 @@
 import ctypes
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,13 @@ ALL: Contestants = {
 }
 
 
-def field_work(batch: int, width: int) -> Work:
+def field_work(batch: int, width: int, hidden: Sequence[int] = ()) -> Work:
     torch.manual_seed(0)
     x = torch.randn(batch, width)
     return Work(
         name="field",
         what="the field of ecg alone, mean square of the end state",
-        network=Network(MLPField(width, (), "relu", "add")),
+        network=Network(MLPField(width, hidden, "relu", "add")),
         x=x,
         target=torch.zeros_like(x),
         loss=nn.functional.mse_loss,

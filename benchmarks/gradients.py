@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 OUTPUTS = (2, 20, 200)
 STEPS = 16
+FIELDS = {"no hidden layer": (), "one hidden layer": (64,)}  # of ecg's width
 
 
 def problem() -> tuple[nn.Module, Tensor, Tensor]:
@@ -108,11 +109,15 @@ def counted(solve: Solve, outputs: int) -> list[int]:
     return [forward, len(calls) - forward]
 
 
-def costs(rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of the forward and of the backward pass: the field of ecg, rk4 with 16 steps."""
-    work = field_work(USUAL["batch"], USUAL["width"])
+def costs(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Milliseconds of the forward and of the backward pass of each field: rk4 with 16 steps."""
+    return {name: _costs(field_work(USUAL["batch"], USUAL["width"], hidden), rounds) for name, hidden in FIELDS.items()}
+
+
+def _costs(work: Work, rounds: int) -> dict[str, dict[str, float]]:
     solvers = {f"odenets {key}": fixed(adjoint=adjoint)(STEPS) for key, adjoint in ADJOINTS.items()}
-    solvers["odenets Checkpointed, compiled"] = fixed(adjoint=odenets.Checkpointed(), compile=True)(STEPS)
+    for key in ("Direct", "Checkpointed"):
+        solvers[f"odenets {key}, compiled"] = fixed(adjoint=ADJOINTS[key], compile=True)(STEPS)
     passes: dict[tuple[str, bool], Callable[[], None]] = {}
     for name, solver in solvers.items():
         solve = solver(work, work.network.field)

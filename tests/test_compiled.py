@@ -148,8 +148,11 @@ def test_too_few_and_too_large_activations_are_made_again(few, small, monkeypatc
     monkeypatch.setattr("odenets.adjoint.marched._FEW", few)
     monkeypatch.setattr("odenets.adjoint.marched._SMALL", small)
     y0 = torch.randn(4, 3, dtype=torch.float64)
-    fast = assert_same(Net(), y0, TIMES[[0, 3]], 1e-12, method="dopri5", rtol=1e-6, atol=1e-8)
+    options = {"method": "dopri5", "rtol": 1e-6, "atol": 1e-8}
+    fast = assert_same(Net(), y0, TIMES[[0, 3]], 1e-12, **options)
     assert fast.stats.nfe_backward == 6 * fast.stats.accepted
+    fast = assert_same(Net(), y0, TIMES[[0, 3]], 1e-12, adjoint=Direct(), **options)
+    assert fast.stats.nfe_backward == 0  # whatever the size
 
 
 @pytest.mark.parametrize("times", [TIMES[[0, 3]], TIMES], ids=["end", "outputs"])
@@ -305,14 +308,15 @@ def test_wrong_output_is_refused():
         solve(lambda t, y: y[:1], torch.ones(3), [0.0, 1.0], compile=True)
 
 
-@pytest.mark.parametrize("options", [{"dense": True}, {"adjoint": Direct()}])
+@pytest.mark.parametrize("options", [{"dense": True}, {"adjoint": Backsolve()}])
 def test_options_that_do_not_go_together(options):
     with pytest.raises(TypeError, match="compile=True"):
         solve(lambda t, y: -y, torch.ones(3), [0.0, 1.0], compile=True, **options)
 
 
-def test_second_derivative_is_refused():
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Direct()])
+def test_second_derivative_is_refused(adjoint):
     y0 = torch.ones(3, requires_grad=True)
-    sol = solve(lambda t, y: -y, y0, [0.0, 1.0], compile=True, adjoint=Checkpointed())
+    sol = solve(lambda t, y: -y, y0, [0.0, 1.0], compile=True, adjoint=adjoint)
     with pytest.raises(NotImplementedError, match="second derivative"):
         torch.autograd.grad(sol.ys.sum(), y0, create_graph=True)

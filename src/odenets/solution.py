@@ -71,7 +71,8 @@ class Stats:
     """The effort of one solve, in counts.
 
     `nfe` evaluations of f in the forward pass; `steps` = `accepted` + `rejected`; `nfe_backward` evaluations of f
-    in the backward pass: None before it has run, and with `Direct`, whose backward pass evaluates no f.
+    in the backward pass: None before it has run, and with `Direct`, whose backward pass evaluates no f; 0 where a
+    compiled solve has kept what the gradient needs.
 
     With `per_sample=True`, `accepted`, `rejected` and `steps` are tensors (batch,) of each sample's own counts; an
     evaluation of f is one call, for all samples together.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odenets import traced
-from odenets.adjoint import Adjoint, Checkpointed
+from odenets.adjoint import Adjoint, Checkpointed, Direct
 from odenets.controller import PID, Controller, check_pair
 from odenets.interpolate import DenseOutput
 from odenets.loop import Problem, Trajectory
@@ -98,9 +98,12 @@ def solve(
         raise TypeError(f"`adjoint` must be an object such as Checkpointed(), got {adjoint!r}")
     if per_sample:
         _check_per_sample(controller, adjoint, dense)
-    if compile and (dense or not isinstance(adjoint, Checkpointed)):
-        what = "keeps no dense output: pass the times that are wanted in `t`, or" if dense else f"got {adjoint!r}:"
-        raise TypeError(f"`compile=True` goes with `adjoint=Checkpointed()`; {what} leave `compile` out")
+    if compile and dense:
+        raise TypeError("`compile=True` keeps no dense output: pass the times that are wanted in `t`, or leave it out")
+    if compile and not isinstance(adjoint, Checkpointed | Direct):
+        raise TypeError(
+            f"`compile=True` goes with `adjoint=Checkpointed()` or `Direct()`, got {adjoint!r}: leave `compile` out"
+        )
     if compile and isinstance(method, ImplicitRungeKutta):
         raise TypeError(f"`compile=True` goes with explicit methods, got {method.name!r}: leave `compile` out")
     flat, unflatten = _flatten_state(y0, per_sample)

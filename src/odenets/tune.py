@@ -539,7 +539,7 @@ _TIGHTER_HELPS = (Status.DIVERGED, Status.NON_FINITE_FIELD, Status.NON_FINITE_ST
 
 def _compilable(row: Row) -> bool:
     explicit = not isinstance(find(_value(row.options, "method")), ImplicitRungeKutta)
-    return explicit and not row.compiled and isinstance(_value(row.options, "adjoint"), Checkpointed)
+    return explicit and not row.compiled and isinstance(_value(row.options, "adjoint"), Checkpointed | Direct)
 
 
 def _check(
@@ -562,8 +562,8 @@ def _check(
         find(method, "`methods` must be among")
     if rounds < 1:
         raise ValueError(f"`rounds` must be an integer ≥ 1, got {rounds!r}")
-    if compile and not any(isinstance(adjoint, Checkpointed) for adjoint in adjoints):
-        raise TypeError(f"`compile=True` needs `Checkpointed()` among `adjoints`, got {adjoints!r}")
+    if compile and not any(isinstance(adjoint, Checkpointed | Direct) for adjoint in adjoints):
+        raise TypeError(f"`compile=True` needs `Checkpointed()` or `Direct()` among `adjoints`, got {adjoints!r}")
 
 
 def _the_block(module: nn.Module) -> ODEBlock:

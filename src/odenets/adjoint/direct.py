@@ -1,10 +1,11 @@
 """Autograd through the solver, and what every adjoint is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
+from odenets.adjoint.marched import march_compiled
 from odenets.loop import Problem, Trajectory, run
 
 
@@ -22,8 +23,14 @@ class Direct:
     no concern. When not: memory grows with the number of evaluations of f, each keeps its activations.
     Exact: the gradient of what the solver computed. Step sizes are constants to the gradient, except where a step
     is cut to end on the last time.
+    With `compile=True` the loops are those of `Checkpointed`, which keep whatever the pullback of f needs, however
+    large it is: the activations of accepted steps alone. Second derivatives raise there.
     """
 
     def integrate(self, problem: Problem) -> Trajectory:
+        trajectory = march_compiled(problem, None, everything=True) if problem.compile else None
+        if trajectory is not None:
+            return trajectory
+        problem = replace(problem, compile=False)
         clock = problem.t if problem.t.requires_grad and torch.is_grad_enabled() else None
         return run(problem, problem.y0, None, clock=clock)

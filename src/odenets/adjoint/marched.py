@@ -27,14 +27,19 @@ def march_samples(problem: Problem, states: int | None) -> Trajectory:
     return _marched(problem, engine, call is not None, states)
 
 
-def march_compiled(problem: Problem, states: int | None) -> Trajectory | None:
-    """Run by compiled loops; None where the eager engine has to take over, to go on or to say what failed."""
+def march_compiled(problem: Problem, states: int | None, *, everything: bool = False) -> Trajectory | None:
+    """Run by compiled loops; None where the eager engine has to take over, to go on or to say what failed.
+
+    Args:
+        states: How many states may be kept for the backward pass; None for any number.
+        everything: Keep what the pullback of f needs however large it is, so that f is not evaluated again.
+    """
     if problem.times[0] == problem.times[-1] or compiled.cannot(problem.watched):
         return None
     with compiled.or_eagerly(problem):
         engine = compiled.capture(problem)
         differentiable = any(x.requires_grad for x in (problem.y0, problem.t, *engine.tensors))
-        trajectory = _marched(problem, engine, torch.is_grad_enabled() and differentiable, states)
+        trajectory = _marched(problem, engine, torch.is_grad_enabled() and differentiable, states, everything)
         if problem.per_sample or trajectory.failure is None:
             return trajectory
     problem.stats.reset()
@@ -50,10 +55,12 @@ def _stages_are_small(problem: Problem, kept: Sequence[Activation] = ()) -> bool
     return (len(problem.method.b) + 1) * bytes_ <= _SMALL
 
 
-def _activations(problem: Problem, engine: Engine) -> Sequence[Activation] | None:
+def _activations(problem: Problem, engine: Engine, everything: bool) -> Sequence[Activation] | None:
     """Those that the compiled loop keeps beside the stages, so that the backward pass need not evaluate f."""
     kept = None if problem.per_sample else engine.activations()
-    if kept is None or not _stages_are_small(problem, kept):
+    if kept is None or everything:
+        return kept
+    if not _stages_are_small(problem, kept):
         return None
     return None if 0 < sum(math.prod(activation.shape) for activation in kept) < _FEW else kept
 
@@ -61,9 +68,12 @@ def _activations(problem: Problem, engine: Engine) -> Sequence[Activation] | Non
 _SHORT = 16  # numbers in a sample: below, a compiled loop is faster along the samples
 
 
-def _marched(problem: Problem, engine: Engine, differentiable: bool, states: int | None) -> Trajectory:
+def _marched(
+    problem: Problem, engine: Engine, differentiable: bool, states: int | None, everything: bool = False
+) -> Trajectory:
     outputs = len(problem.times) > 1 + problem.times.count(problem.times[0])
-    keep_more = differentiable and problem.compile and states is None and _stages_are_small(problem)
+    small = problem.compile and states is None and _stages_are_small(problem)
+    keep_more = differentiable and (everything or small)
     plan = Plan(
         problem.method,
         problem.controller,
@@ -73,7 +83,7 @@ def _marched(problem: Problem, engine: Engine, differentiable: bool, states: int
         stages=outputs or keep_more,
         timed=differentiable and problem.t.requires_grad,
         batch_last=problem.per_sample and problem.compile and problem.y0[0].numel() < _SHORT,
-        activations=_activations(problem, engine) if keep_more else None,
+        activations=_activations(problem, engine, everything) if keep_more else None,
     )
     backward = engine.backward(plan) if differentiable else None  # made now, so that a failure to compile shows now
     marching = MarchCall(problem, plan, engine, autocast_state(problem.y0), backward, states)
