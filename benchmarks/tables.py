@@ -191,7 +191,7 @@ def bench_summary() -> str:
 
 
 OURS = (
-    *("odenets Checkpointed", "odenets Direct", "odenets Checkpointed, compiled"),
+    *("odenets Checkpointed", "odenets Direct", "odenets Checkpointed, compiled", "odenets Direct, compiled"),
     *("odenets, per sample", "odenets, per sample, compiled"),
 )
 

@@ -59,7 +59,8 @@ def solve(
             failure on.
         compile: Compile the whole solve, and its backward pass, once for each shape of y0 without the batch. Other
             tolerances, times, batch sizes and weights compile nothing anew. Where f cannot be traced, or there is no
-            C++ compiler, one warning says why and the solve runs eagerly.
+            C++ compiler, one warning says why and the solve runs eagerly. It goes with `Checkpointed` and `Direct`
+            and with explicit methods.
 
     Returns:
         A `Solution`. `ys` has shape (len(t), *y0.shape), in y0's structure.

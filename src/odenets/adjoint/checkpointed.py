@@ -22,6 +22,8 @@ from odenets.adjoint.outside import (
 from odenets.loop import CountedField, Kept, Problem, Tape, Trajectory, reversal, run
 from odenets.solution import Stats
 
+_SMALL = 4 * 2**20  # bytes that a step of a compiled loop keeps beside its state rather than make them again
+
 
 @dataclass(frozen=True)
 class Checkpointed:
@@ -33,9 +35,10 @@ class Checkpointed:
     Cost: the backward pass evaluates f again, once for each stage of each accepted step, never for a rejected one;
     with `memory`, also to make the states again that were not kept: n steps cost about n r evaluations of the step
     more, where r is the least number with (k + r)! / (k! r!) ≥ n and k is half the states that may be kept.
-    With `compile=True` the stages of a step are kept too where they take no more than 4 MiB, which spares the
-    evaluations that would make them again; and wherever states inside the interval are wanted. There, and with
-    `per_sample=True`, `memory` holds pieces of many steps: at least one with its stages, 2 s + 6 states.
+    With `compile=True` and without `memory`, the stages of a step are kept too, and the activations of f that its
+    pullback reads, where together they take no more than 4 MiB a step: then nothing is evaluated again. Stages are
+    kept wherever states inside the interval are wanted. There, and with `per_sample=True`, `memory` holds pieces of
+    many steps: at least one with its stages, 2 s + 6 states.
     When not: for a field that draws random numbers (the replay would draw others); second derivatives raise.
 
     Args:
@@ -62,7 +65,8 @@ class Checkpointed:
 
     def integrate(self, problem: Problem) -> Trajectory:
         states = self._states(problem.y0)
-        trajectory = march_compiled(problem, states) if problem.compile else None
+        most = _SMALL if states is None else 0
+        trajectory = march_compiled(problem, states, most) if problem.compile else None
         if trajectory is not None:
             return trajectory
         problem = replace(problem, compile=False)

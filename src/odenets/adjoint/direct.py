@@ -1,5 +1,6 @@
 """Autograd through the solver, and what every adjoint is."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -28,7 +29,7 @@ class Direct:
     """
 
     def integrate(self, problem: Problem) -> Trajectory:
-        trajectory = march_compiled(problem, None, everything=True) if problem.compile else None
+        trajectory = march_compiled(problem, None, math.inf) if problem.compile else None
         if trajectory is not None:
             return trajectory
         problem = replace(problem, compile=False)

@@ -1,7 +1,6 @@
 """Solves by the loops in tensors: compiled, or with a step size for each sample."""
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,63 +26,44 @@ def march_samples(problem: Problem, states: int | None) -> Trajectory:
     return _marched(problem, engine, call is not None, states)
 
 
-def march_compiled(problem: Problem, states: int | None, *, everything: bool = False) -> Trajectory | None:
+def march_compiled(problem: Problem, states: int | None, most: float) -> Trajectory | None:
     """Run by compiled loops; None where the eager engine has to take over, to go on or to say what failed.
 
     Args:
         states: How many states may be kept for the backward pass; None for any number.
-        everything: Keep what the pullback of f needs however large it is, so that f is not evaluated again.
+        most: Bytes that a step may keep beside its state: its stages, and what the pullback of f reads.
     """
     if problem.times[0] == problem.times[-1] or compiled.cannot(problem.watched):
         return None
     with compiled.or_eagerly(problem):
         engine = compiled.capture(problem)
         differentiable = any(x.requires_grad for x in (problem.y0, problem.t, *engine.tensors))
-        trajectory = _marched(problem, engine, torch.is_grad_enabled() and differentiable, states, everything)
+        trajectory = _marched(problem, engine, torch.is_grad_enabled() and differentiable, states, most)
         if problem.per_sample or trajectory.failure is None:
             return trajectory
     problem.stats.reset()
     return None
 
 
-_SMALL = 4 * 2**20  # bytes: what a step below this keeps beside its state is not made again by the compiled loop
-_FEW = 512  # numbers: a compiled loop makes so few activations again as fast as it keeps them
-
-
-def _stages_are_small(problem: Problem, kept: Sequence[Activation] = ()) -> bool:
-    bytes_ = problem.y0.numel() * problem.y0.element_size() + sum(activation.nbytes for activation in kept)
-    return (len(problem.method.b) + 1) * bytes_ <= _SMALL
-
-
-def _activations(problem: Problem, engine: Engine, everything: bool) -> Sequence[Activation] | None:
-    """Those that the compiled loop keeps beside the stages, so that the backward pass need not evaluate f."""
-    kept = None if problem.per_sample else engine.activations()
-    if kept is None or everything:
-        return kept
-    if not _stages_are_small(problem, kept):
-        return None
-    return None if 0 < sum(math.prod(activation.shape) for activation in kept) < _FEW else kept
-
-
 _SHORT = 16  # numbers in a sample: below, a compiled loop is faster along the samples
 
 
 def _marched(
-    problem: Problem, engine: Engine, differentiable: bool, states: int | None, everything: bool = False
+    problem: Problem, engine: Engine, differentiable: bool, states: int | None, most: float = 0.0
 ) -> Trajectory:
     outputs = len(problem.times) > 1 + problem.times.count(problem.times[0])
-    small = problem.compile and states is None and _stages_are_small(problem)
-    keep_more = differentiable and (everything or small)
+    stages = differentiable and _step_bytes(problem, ()) <= most
+    activations = engine.activations() if stages and not problem.per_sample else None
     plan = Plan(
         problem.method,
         problem.controller,
         problem.per_sample,
         keep=differentiable,
         outputs=outputs,
-        stages=outputs or keep_more,
+        stages=outputs or stages,
         timed=differentiable and problem.t.requires_grad,
         batch_last=problem.per_sample and problem.compile and problem.y0[0].numel() < _SHORT,
-        activations=_activations(problem, engine, everything) if keep_more else None,
+        activations=None if activations is None or _step_bytes(problem, activations) > most else activations,
     )
     backward = engine.backward(plan) if differentiable else None  # made now, so that a failure to compile shows now
     marching = MarchCall(problem, plan, engine, autocast_state(problem.y0), backward, states)
@@ -97,6 +77,12 @@ def _marched(
     if result is None:
         raise RuntimeError("the forward pass left no result")
     return sample_trajectory(problem, ys, result) if problem.per_sample else shared_trajectory(problem, ys, result)
+
+
+def _step_bytes(problem: Problem, activations: Sequence[Activation]) -> int:
+    """What a step keeps beside its state: its stages and those activations of each."""
+    stage = problem.y0.numel() * problem.y0.element_size() + sum(activation.nbytes for activation in activations)
+    return (len(problem.method.b) + 1) * stage
 
 
 @dataclass

@@ -62,7 +62,7 @@ class Config:
     rtol: float = option(1e-3, "Relative tolerance of the solver.")
     atol: float = option(1e-4, "Absolute tolerance of the solver.")
     dt: float | None = option(None, "Fixed step of the solver, in place of the tolerances.")
-    adjoint: str = option("auto", "How the solve is differentiated.", ("auto", *ADJOINTS))
+    adjoint: str = option("direct", "How the solve is differentiated.", tuple(ADJOINTS))
     compile: bool = option(False, "Compile the solves: seconds to a minute once, then steps several times as fast.")
     device: str = option("cpu", "Device; the problem is too small for any other.", ("cpu", "cuda", "mps", "auto"))
 

@@ -49,20 +49,15 @@ def check_at_least(config: Any, **lowest: int) -> None:
 def solver_options(config: Any) -> dict[str, Any]:
     """The options of `ODEBlock` that a config with `method`, `rtol`, `atol`, `dt`, `adjoint` and `compile` asks for.
 
-    The adjoint "auto" is Direct, as exact as Checkpointed and a third faster where memory is no concern as here; and
-    Checkpointed in a compiled solve, which has no other.
-
     Raises:
         ValueError: A step or tolerance that no solve could have, no `dt` for a method that cannot adapt its steps, or
             `compile` with what does not compile.
     """
-    automatic = "checkpointed" if config.compile else "direct"
-    adjoint = automatic if config.adjoint == "auto" else config.adjoint
-    if config.compile and adjoint != "checkpointed":
-        raise ValueError(f"`compile` goes with `adjoint` checkpointed (or auto), got {config.adjoint!r}")
+    if config.compile and config.adjoint not in ("direct", "checkpointed"):
+        raise ValueError(f"`compile` goes with `adjoint` direct or checkpointed, got {config.adjoint!r}")
     if config.compile and isinstance(METHODS[config.method], ImplicitRungeKutta):
         raise ValueError(f"`compile` goes with explicit methods, got `method` {config.method!r}")
-    common = {"method": config.method, "adjoint": ADJOINTS[adjoint], "compile": config.compile}
+    common = {"method": config.method, "adjoint": ADJOINTS[config.adjoint], "compile": config.compile}
     if config.dt is not None:
         return {**common, "controller": Fixed(dt=config.dt)}
     if not METHODS[config.method].adaptive:
