@@ -261,6 +261,23 @@ def test_the_tracer_finds_the_tensor(route, leaf, monkeypatch):
     assert found[0] is weight
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_written_into_the_field():
+    """Constants, which PyTorch's compiler does not take inside a loop."""
+
+    def f(t, y):
+        turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=y.dtype)
+        mask = torch.where(torch.tensor([True, False]), y, -0.5 * y)
+        return y @ turn + mask[:, [1, 0]] * torch.as_tensor(0.3, dtype=y.dtype)
+
+    grads = []
+    for compile in (False, True):
+        y0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64, requires_grad=True)
+        sol = solve(f, y0, [0.0, 1.0], rtol=1e-6, atol=1e-8, compile=compile)
+        grads.append(torch.autograd.grad(sol.ys[-1].square().sum(), y0)[0])
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-11, atol=1e-11)
+
+
 def test_a_field_that_cannot_be_traced_runs_eagerly_with_one_warning():
     def f(t, y):
         return -y if y.sum().item() > -1e9 else y

@@ -303,6 +303,7 @@ def _compile(graph: Graph, function: Callable[..., Any], example: list[Any]) -> 
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's compiler uses what PyTorch deprecates
         with graph.mode:
             module = make_fx(function, decomposition_table=_FASTER)(*example)
+        _spell_out_constants(module)
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 node.meta.pop("val", None)  # the compiler takes the example instead, which knows its sizes
@@ -313,6 +314,31 @@ def _compile(graph: Graph, function: Callable[..., Any], example: list[Any]) -> 
             program = torch._inductor.compile(module, example, options=dict(_OPTIONS))
         # Without the wrapper that keeps the tracer out, where the tracer never comes.
         return getattr(program, "_torchdynamo_orig_callable", program)  # pyright: ignore[reportReturnType]
+
+
+_MOST_NUMBERS = 256  # of a constant; each becomes an operation
+
+
+def _spell_out_constants(module: GraphModule) -> None:
+    """Make `torch.tensor(numbers)` of operations: PyTorch's compiler takes no constant inside a loop."""
+    full, stack, view = torch.ops.aten.full.default, torch.ops.aten.stack.default, torch.ops.aten.view.default
+    for part in module.modules():
+        graph = part.graph if isinstance(part, GraphModule) else torch.fx.Graph()
+        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.lift_fresh_copy.default):
+            (source,) = node.all_input_nodes
+            constant = getattr(part, str(source.target), None) if source.op == "get_attr" else None
+            if not isinstance(constant, Tensor) or not 0 < constant.numel() <= _MOST_NUMBERS:
+                continue
+            kwargs = {"dtype": constant.dtype, "device": constant.device}
+            with graph.inserting_before(node):
+                each = [graph.call_function(full, ((), x), kwargs) for x in constant.flatten().tolist()]
+                made = graph.call_function(view, (graph.call_function(stack, (each,)), list(constant.shape)))
+            node.replace_all_uses_with(made)
+            graph.erase_node(node)
+            if not source.users:
+                graph.erase_node(source)
+        if isinstance(part, GraphModule):
+            part.recompile()
 
 
 @contextlib.contextmanager
