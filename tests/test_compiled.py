@@ -25,11 +25,11 @@ def _forget_failures():
 class Net(nn.Module):
     """A smooth field of time, with an argument and a tensor that it merely closes over."""
 
-    def __init__(self, width=3, dtype=torch.float64, hidden=5):
+    def __init__(self, width=3, dtype=torch.float64):
         super().__init__()
         torch.manual_seed(0)
-        self.inner = nn.Linear(width, hidden, dtype=dtype)
-        self.outer = nn.Linear(hidden, width, dtype=dtype)
+        self.inner = nn.Linear(width, 5, dtype=dtype)
+        self.outer = nn.Linear(5, width, dtype=dtype)
         self.scale = [torch.full((), 1.5, dtype=dtype, requires_grad=True)]  # no parameter: an attribute in a list
 
     def forward(self, t, y, shift):
@@ -135,21 +135,21 @@ def test_a_hidden_layer_is_kept(method, times, monkeypatch):
     monkeypatch.setattr("odenets.chunks.FEWEST", 3)
     monkeypatch.setattr("odenets.chunks.MOST", 3)
     options = {"controller": Fixed(steps=8)} if method == "rk4" else {"rtol": 1e-9, "atol": 1e-11}
-    net = Net(hidden=64)
-    for batch in (8, 11):
-        y0 = torch.randn(batch, 3, dtype=torch.float64)
+    net = Net(width=6)
+    for batch in (4, 7):
+        y0 = torch.randn(batch, 6, dtype=torch.float64)
         fast = assert_same(net, y0, times, 1e-12, method=method, timed=True, **options)
         assert fast.stats.accepted > 7
         assert fast.stats.nfe_backward == 0
 
 
 def test_large_activations_are_made_again_but_with_direct(monkeypatch):
-    monkeypatch.setattr("odenets.adjoint.checkpointed._SMALL", 1000)  # bytes
-    y0 = torch.randn(4, 3, dtype=torch.float64)
+    monkeypatch.setattr("odenets.adjoint.checkpointed._SMALL", 7 * 4 * (6 + 5) * 8 - 1)  # bytes
+    net, y0 = Net(width=6), torch.randn(4, 6, dtype=torch.float64)
     options = {"method": "dopri5", "rtol": 1e-6, "atol": 1e-8}
-    fast = assert_same(Net(), y0, TIMES[[0, 3]], 1e-12, **options)
+    fast = assert_same(net, y0, TIMES[[0, 3]], 1e-12, **options)
     assert fast.stats.nfe_backward == 6 * fast.stats.accepted
-    fast = assert_same(Net(), y0, TIMES[[0, 3]], 1e-12, adjoint=Direct(), **options)
+    fast = assert_same(net, y0, TIMES[[0, 3]], 1e-12, adjoint=Direct(), **options)
     assert fast.stats.nfe_backward == 0  # whatever the size
 
 

@@ -50,6 +50,10 @@ FIELDS = {  # the field, and the shapes of what it has to keep
     "linear": (lambda: Of(lambda t, y, a: a(torch.sin(t) * y), linear()), []),
     "its own result": (lambda: Of(lambda t, y, a: torch.tanh(a(y)), linear()), []),
     "of t and y alone": (lambda: Of(lambda t, y, a: a(torch.cat([y**3, y.cos() * t], 1)), linear(2 * WIDTH)), []),
+    "a narrow product": (
+        lambda: Of(lambda t, y, a, b: b(torch.tanh(a(y[:, :3]))), linear(3, 9), linear(9)),
+        [],
+    ),
     "hidden": (lambda: Of(lambda t, y, a, b: b(torch.tanh(a(y) + t)), linear(), linear()), [FULL]),
     "in place": (lambda: Of(in_place, linear(), linear()), [FULL]),
     "relu": (lambda: Of(lambda t, y, a, b: b(F.relu(a(y))), linear(outputs=9), linear(9)), [(BATCH, 9)]),

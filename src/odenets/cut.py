@@ -14,6 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from odenets.march import Activation
 from odenets.methods import Field
 
+_aten = torch.ops.aten
+
 Bind = Callable[[Sequence[Any]], Field]  # f, computing with these tensors
 
 
@@ -35,7 +37,7 @@ class Cut:
 
     Kept is what the pullback reads and what costs more than reading it: the results of matrix products and the like,
     and whatever is made of those. Made again are views, whatever depends on neither t nor y, and what the compiler
-    fuses, where it is made of t and y alone.
+    fuses or what is a product of narrow factors, where it is made of t and y alone.
 
     Args:
         bind: f, computing with given tensors in the place of `rest`.
@@ -133,8 +135,20 @@ def _is_random(node: Node) -> bool:
 
 
 def _is_light(node: Node) -> bool:
-    """Whether it costs little more than writing its result: what the compiler of PyTorch makes again, and `cat`."""
-    return (_ops().is_recomputable(node) or node.target is torch.ops.aten.cat.default) and not _is_random(node)
+    """Whether it costs little more than writing its result: what PyTorch's compiler makes again, and a little more."""
+    return (
+        (_ops().is_recomputable(node) and not _is_random(node)) or node.target is _aten.cat.default or _is_narrow(node)
+    )
+
+
+_NARROW = 4  # terms of a sum: making a product of so narrow factors again is as fast as keeping it
+
+
+def _is_narrow(node: Node) -> bool:
+    if node.target not in (_aten.mm.default, _aten.addmm.default):
+        return False
+    terms = node.all_input_nodes[-1].meta["val"].shape[0]
+    return isinstance(terms, int) and terms <= _NARROW
 
 
 @functools.cache
