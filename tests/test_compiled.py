@@ -128,8 +128,15 @@ def test_more_steps_than_a_chunk_holds(monkeypatch):
     assert fast.stats.accepted > 10
 
 
-@pytest.mark.parametrize("times", [TIMES[[0, 3]], TIMES], ids=["end", "outputs"])
-@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+@pytest.mark.parametrize(
+    ("method", "times"),
+    [
+        pytest.param("dopri5", TIMES, id="dopri5-outputs"),
+        pytest.param("rk4", TIMES[[0, 3]], id="rk4-end"),
+        pytest.param("dopri5", TIMES[[0, 3]], id="dopri5-end", marks=pytest.mark.slow),
+        pytest.param("rk4", TIMES, id="rk4-outputs", marks=pytest.mark.slow),
+    ],
+)
 def test_a_hidden_layer_is_kept(method, times, monkeypatch):
     """The backward pass evaluates nothing, over several chunks and at another size of the batch."""
     monkeypatch.setattr("odenets.chunks.FEWEST", 3)
