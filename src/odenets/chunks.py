@@ -201,9 +201,9 @@ class March(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # only with create_graph=True
-            what = "`compile=True`" if ctx.call.problem.compile else "`adjoint=Checkpointed()`"
+            what = "compile" if ctx.call.problem.compile else "per_sample"
             raise NotImplementedError(
-                f"{what} has no second derivative (create_graph=True); use `adjoint=Direct()` without `compile`"
+                f"`{what}=True` has no second derivative (create_graph=True); use `adjoint=Direct()` without it"
             )
         t, clock, *saved = ctx.saved_tensors
         tensors, kept = saved[: ctx.count], iter(saved[ctx.count :])

@@ -135,7 +135,7 @@ class Compiled:
         self.wanted = [i for i, v in enumerate(self.tensors) if v.requires_grad]
 
     def activations(self) -> tuple[Activation, ...]:
-        key = (*self.wanted, None, *self.sizes)
+        key = (tuple(self.wanted), tuple(self.sizes))
         if key not in self.graph.activations:
             numbers = self.graph.numbers(self.sizes)
             self.graph.activations[key] = tuple(
@@ -322,8 +322,8 @@ _MOST_NUMBERS = 256  # of a constant; each becomes an operation
 def _spell_out_constants(module: GraphModule) -> None:
     """Make `torch.tensor(numbers)` of operations: PyTorch's compiler takes no constant inside a loop."""
     full, stack, view = torch.ops.aten.full.default, torch.ops.aten.stack.default, torch.ops.aten.view.default
-    for part in module.modules():
-        graph = part.graph if isinstance(part, GraphModule) else torch.fx.Graph()
+    for part in (m for m in module.modules() if isinstance(m, GraphModule)):
+        graph = part.graph
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.lift_fresh_copy.default):
             (source,) = node.all_input_nodes
             constant = getattr(part, str(source.target), None) if source.op == "get_attr" else None
@@ -337,8 +337,7 @@ def _spell_out_constants(module: GraphModule) -> None:
             graph.erase_node(node)
             if not source.users:
                 graph.erase_node(source)
-        if isinstance(part, GraphModule):
-            part.recompile()
+        part.recompile()
 
 
 @contextlib.contextmanager

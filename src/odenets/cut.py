@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,9 @@ from torch._ops import OpOverload
 from torch.fx import Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from odenets.march import Activation
-from odenets.methods import Field
+from odenets.march import Activation, Bind
 
 _aten = torch.ops.aten
-
-Bind = Callable[[Sequence[Any]], Field]  # f, computing with these tensors
 
 
 def vjp(bind: Bind, wanted: Sequence[int], rest: Sequence[Any], t: Tensor, y: Tensor) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odenets import traced
-from odenets.adjoint import Adjoint, Checkpointed, Direct
+from odenets.adjoint import COMPILED, Adjoint, Checkpointed
 from odenets.controller import PID, Controller, check_pair
 from odenets.interpolate import DenseOutput
 from odenets.loop import Problem, Trajectory
@@ -100,8 +100,8 @@ def solve(
     if per_sample:
         _check_per_sample(controller, adjoint, dense)
     if compile and dense:
-        raise TypeError("`compile=True` keeps no dense output: pass the times that are wanted in `t`, or leave it out")
-    if compile and not isinstance(adjoint, Checkpointed | Direct):
+        raise TypeError("`compile=True` keeps no dense output: pass the times that are wanted in `t`, or leave one out")
+    if compile and not isinstance(adjoint, COMPILED):
         raise TypeError(
             f"`compile=True` goes with `adjoint=Checkpointed()` or `Direct()`, got {adjoint!r}: leave `compile` out"
         )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from odenets import compiled
-from odenets.adjoint import Adjoint, Checkpointed, Direct
+from odenets.adjoint import COMPILED, Adjoint, Checkpointed, Direct
 from odenets.controller import PID, Fixed
 from odenets.methods import ImplicitRungeKutta, RungeKutta, find
 from odenets.nn import ODEBlock
@@ -539,7 +539,7 @@ _TIGHTER_HELPS = (Status.DIVERGED, Status.NON_FINITE_FIELD, Status.NON_FINITE_ST
 
 def _compilable(row: Row) -> bool:
     explicit = not isinstance(find(_value(row.options, "method")), ImplicitRungeKutta)
-    return explicit and not row.compiled and isinstance(_value(row.options, "adjoint"), Checkpointed | Direct)
+    return explicit and not row.compiled and isinstance(_value(row.options, "adjoint"), COMPILED)
 
 
 def _check(
@@ -562,7 +562,7 @@ def _check(
         find(method, "`methods` must be among")
     if rounds < 1:
         raise ValueError(f"`rounds` must be an integer ≥ 1, got {rounds!r}")
-    if compile and not any(isinstance(adjoint, Checkpointed | Direct) for adjoint in adjoints):
+    if compile and not any(isinstance(adjoint, COMPILED) for adjoint in adjoints):
         raise TypeError(f"`compile=True` needs `Checkpointed()` or `Direct()` among `adjoints`, got {adjoints!r}")
 
 

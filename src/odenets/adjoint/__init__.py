@@ -10,3 +10,5 @@ from odenets.adjoint.continuous import Interpolated as Interpolated
 from odenets.adjoint.direct import Adjoint as Adjoint
 from odenets.adjoint.direct import Direct as Direct
 from odenets.adjoint.reversible import Reversible as Reversible
+
+COMPILED = (Checkpointed, Direct)  # those that go with `compile=True`

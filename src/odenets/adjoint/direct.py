@@ -1,7 +1,7 @@
 """Autograd through the solver, and what every adjoint is."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -32,6 +32,5 @@ class Direct:
         trajectory = march_compiled(problem, None, math.inf) if problem.compile else None
         if trajectory is not None:
             return trajectory
-        problem = replace(problem, compile=False)
         clock = problem.t if problem.t.requires_grad and torch.is_grad_enabled() else None
         return run(problem, problem.y0, None, clock=clock)
