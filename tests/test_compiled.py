@@ -303,6 +303,30 @@ def test_a_field_that_cannot_be_traced_runs_eagerly_with_one_warning():
     assert y0.grad is not None
 
 
+@torch.library.custom_op("odenets_tests::negative", mutates_args=())
+def negative(x: torch.Tensor) -> torch.Tensor:
+    return -x
+
+
+negative.register_fake(torch.empty_like)
+negative.register_autograd(lambda ctx, bar: -bar)
+UNCOMPILED = {
+    "checkpoint": (lambda t, y: torch.utils.checkpoint.checkpoint(torch.sin, -y, use_reentrant=False), torch.float32),
+    "operator": (lambda t, y: negative(y), torch.float32),
+    "complex": (lambda t, y: 1j * y, torch.complex64),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
+@pytest.mark.parametrize("name", UNCOMPILED)
+def test_fields_that_run_eagerly_as_the_page_says(name):
+    f, dtype = UNCOMPILED[name]
+    y0 = torch.ones(2, 3, dtype=dtype, requires_grad=True)
+    with pytest.warns(UserWarning, match="could not be compiled"):
+        sol = solve(f, y0, [0.0, 1.0], compile=True)
+    assert torch.equal(sol.ys, solve(f, y0, [0.0, 1.0]).ys)
+
+
 def test_no_compiler_runs_eagerly_with_one_warning():
     rate = 3 + random.random()  # one that no cache has seen
     with torch._inductor.config.patch("cpp.cxx", ("/no/such/compiler",)), pytest.warns(UserWarning, match="compiler"):
