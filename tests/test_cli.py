@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ import odenets
 from odenets import cli
 from odenets.experiments import EXPERIMENTS, cubic
 from odenets.experiments.result import Table
+from odenets.files import lock_folder
+from odenets.terminal import show_table
 from odenets.train import NonFiniteLoss
 
 RUN = ("run", "cubic", "--settings", "chosen", "--epochs", "8")
@@ -32,13 +35,13 @@ def call(*arguments, columns=80):
 
 
 def refusal(*arguments):
-    """What the command says on standard error, which must be one line, before it ends with code 1."""
+    """The line on standard error with which the command ends with code 1, after those on its progress."""
     result = call(*arguments)
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == 1
     assert result.stdout == ""
     *progress, line = result.stderr.splitlines()
-    assert all(re.match(r"\S+-seed\d+ epoch ", earlier) for earlier in progress)
+    assert all(re.match(r"odenets run \w+, into |\S+-seed\d+ epoch ", earlier) for earlier in progress)
     assert line.startswith("odenets: ")
     return line.removeprefix("odenets: ")
 
@@ -134,7 +137,10 @@ def test_a_run_says_what_came_out_and_where(finished):
         (line,) = [line.split() for line in result.stdout.splitlines() if re.match(rf"{row['network']} +\d+ ", line)]
         assert int(line[1]) == row["parameters"]
         assert float(line[3]) == pytest.approx(row["out_of_sample"], rel=1e-3)
-    assert result.stderr.count(" epoch ") == 16
+    first, *progress = result.stderr.splitlines()
+    assert first == f"odenets run cubic, into {folder}"
+    assert [" epoch " in line for line in progress] == 16 * [True] + 2 * [False]
+    assert progress[-2:] == ["Drawing the figures …", "Writing the report …"]
 
 
 def test_nothing_is_cut_in_80_columns(finished):
@@ -146,7 +152,7 @@ def test_nothing_is_cut_in_80_columns(finished):
 
 def shown(table, width):
     console = Console(file=io.StringIO(), width=width)
-    cli._show_table(console, table)
+    show_table(console, table)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
@@ -247,6 +253,15 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_in_use_is_refused_with_its_holder_and_left_alone(copy):
+    leftover = copy / "checkpoints" / "odenet-chosen-seed0" / ".step-00000001.1.tmp"
+    leftover.mkdir()  # which another process is writing
+    with lock_folder(copy), ThreadPoolExecutor() as threads:
+        message = threads.submit(refusal, *RUN, "--out", copy, "--resume").result()
+    assert message.startswith(f"The run folder {copy} is in use by process {os.getpid()} on ")
+    assert leftover.exists()
+
+
 def test_half_a_checkpoint_is_refused(copy):
     (path,) = copy.glob("checkpoints/odenet-chosen-seed0/*/state.pt")
     whole = path.read_bytes()
@@ -290,7 +305,7 @@ def test_a_bug_is_not_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(cubic, "train_one", train_one)
     result = call(*RUN, "--out", tmp_path)
     assert isinstance(result.exception, TypeError)
-    assert result.stderr == ""
+    assert result.stderr == f"odenets run cubic, into {tmp_path}\n"
 
 
 # -- runs that are stopped

@@ -8,7 +8,7 @@ import pytest
 
 from odenets.data.download import content_hash, download_files, read_hash_table
 from odenets.data.errors import DataError, NoNetwork
-from odenets.data.progress import no_progress
+from odenets.progress import no_progress
 
 CONTENT = {"a.dat": bytes(range(256)) * 20, "b.hea": b"header\r\n"}
 

@@ -12,8 +12,8 @@ from odenets.data.ecg import load_ecg, split_beats
 from odenets.data.errors import DataError, NoNetwork
 from odenets.data.kaggle import FILE_NAMES, KAGGLE_URL
 from odenets.data.mitdb import DS1, DS2, PACED, RECORDS
-from odenets.data.progress import no_progress
 from odenets.data.synthetic import make_synthetic
+from odenets.progress import no_progress
 from tiny_records import write_regular_record
 
 BEATS_A_RECORD = 12

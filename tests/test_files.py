@@ -1,9 +1,13 @@
 """Whole files, checked folders, and run folders that refuse what they should."""
 
+import concurrent.futures
 import errno
 import json
 import os
+import platform
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from odenets.files import (
     append_line,
     check_writable,
     differences,
+    lock_folder,
     open_run_folder,
     read_directory,
     remove_leftovers,
@@ -232,3 +237,67 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_reason(tmp_path, mo
 def test_differences_are_listed_by_path():
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["`a.c` is 2 there and 3 here"]
     assert differences({"a": {"c": 2}}, {"a": {"c": 3}}, may_change=["c"]) == []
+
+
+# -- run folders: one process at a time
+
+HOLD = f"""
+import runpy, sys, time
+with runpy.run_path({files.__file__!r})["lock_folder"](sys.argv[1]):  # the file alone, without torch
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the run folder `tmp_path`."""
+    with subprocess.Popen((sys.executable, "-c", HOLD, str(tmp_path)), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_folder_in_use_is_refused_with_its_holder_until_that_is_killed(tmp_path, holder):
+    used = rf"is in use by process {holder.pid} on {platform.node()} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d. Wait until"
+    (tmp_path / ".metrics.jsonl.1.tmp").touch()  # what the other is writing
+    for resume in (False, True):
+        with pytest.raises(RunFolderError, match=used):
+            open_run_folder(tmp_path, CONFIG, resume=resume)
+    assert (tmp_path / ".metrics.jsonl.1.tmp").exists()
+    holder.kill()
+    holder.wait()
+    assert names(tmp_path) == [".lock", ".metrics.jsonl.1.tmp"]
+    open_run_folder(tmp_path, CONFIG)
+    assert names(tmp_path) == ["config.json"]
+
+
+def test_a_lock_may_be_taken_again_inside_but_not_by_another_thread(tmp_path):
+    def other() -> str:
+        with pytest.raises(RunFolderError) as refused, lock_folder(tmp_path):
+            pass
+        return str(refused.value)
+
+    with lock_folder(tmp_path), concurrent.futures.ThreadPoolExecutor() as threads:
+        open_run_folder(tmp_path, CONFIG)
+        assert f"is in use by process {os.getpid()} on" in threads.submit(other).result()
+    assert names(tmp_path) == ["config.json"]
+    with lock_folder(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def no_locks(descriptor):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(files, "_lock_descriptor", no_locks)
+    with pytest.warns(RuntimeWarning, match=r"cannot be locked \(Function not implemented\): its file"):
+        open_run_folder(tmp_path, CONFIG)
+    assert names(tmp_path) == ["config.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_the_lock_too(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="A part of that path is a file"), lock_folder(tmp_path / "file" / "run"):
+        pass

@@ -5,7 +5,7 @@ import torch
 from odenets.data import kaggle
 from odenets.data.errors import DataError
 from odenets.data.kaggle import KAGGLE_URL, read_kaggle, read_rows
-from odenets.data.progress import no_progress
+from odenets.progress import no_progress
 
 
 def make_table(rows, seed):

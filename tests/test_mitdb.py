@@ -7,7 +7,7 @@ import torch
 from odenets.data import mitdb
 from odenets.data.errors import DataError, NoNetwork
 from odenets.data.mitdb import cached_mitdb, download_mitdb, published_hashes, read_mitdb, read_record
-from odenets.data.progress import no_progress
+from odenets.progress import no_progress
 from tiny_records import SYMBOLS, write_record, write_regular_record
 
 CLASS = {symbol: k for k, symbols in enumerate(["NLRej", "AaJS", "VE", "F", "/fQ"]) for symbol in symbols}

@@ -1,4 +1,4 @@
-from odenets.data.progress import no_progress, progress_bar
+from odenets.progress import no_progress, progress_bar
 
 
 def test_items_come_through_and_nothing_is_shown_off_a_terminal(capsys):

@@ -2,34 +2,32 @@
 
 import dataclasses
 import inspect
-import itertools
 import shlex
 import shutil
 import sys
 import time
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import typer
-from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table as Grid
-from rich.text import Text
-from typer.core import TyperGroup
 
 import odenets
-from odenets.data.errors import DataError
-from odenets.experiments import EXPERIMENTS, Experiment
-from odenets.experiments.result import Result, Table
-from odenets.files import RunFolderError, open_run_folder
-from odenets.report import Text as Cell
-from odenets.report import grid, write_result
-from odenets.solution import SolveError
-from odenets.train import CheckpointError, NonFiniteLoss
+from odenets.extra import experiments_extra
+
+with experiments_extra("the command `odenets`"):
+    import typer
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from typer.core import TyperGroup
+
+    from odenets.data.errors import DataError
+    from odenets.experiments import EXPERIMENTS, Experiment
+    from odenets.files import RunFolderError, lock_folder, open_run_folder
+    from odenets.progress import say
+    from odenets.solution import SolveError
+    from odenets.train import CheckpointError, NonFiniteLoss
 
 
 class _Experiments(TyperGroup):
@@ -48,11 +46,6 @@ app.add_typer(run_app, name="run")
 _EXPECTED = (DataError, RunFolderError, CheckpointError, NonFiniteLoss, SolveError, ValueError)
 # Where a run looks and how it is shown: neither changes its result, so a resumed run may have others.
 _MAY_CHANGE = ("epochs", "checkpoint_every", "data_dir")
-
-
-def main() -> None:
-    """Entry point of the `odenets` command."""
-    app()
 
 
 @app.callback(invoke_without_command=True)
@@ -120,14 +113,26 @@ def _common(
 
 
 def _run(experiment: Experiment, config: Any, out: Path, resume: bool, quiet: bool) -> None:
-    started = time.perf_counter()
-    saved = {"experiment": experiment.name, **dataclasses.asdict(config)}
+    if not quiet:
+        say(f"odenets run {experiment.name}, into {out}")
     try:
-        folder = open_run_folder(out, saved, resume, _MAY_CHANGE)
+        with lock_folder(out):
+            _run_in(out, experiment, config, resume, quiet)
     except RunFolderError as error:
         _stop(str(error))
+
+
+def _run_in(out: Path, experiment: Experiment, config: Any, resume: bool, quiet: bool) -> None:
+    started = time.perf_counter()
+    saved = {"experiment": experiment.name, **dataclasses.asdict(config)}
+    folder = open_run_folder(out, saved, resume, _MAY_CHANGE)
     try:
         result = experiment.run(config, folder, resume=resume, progress=not quiet)
+        if not quiet:
+            say("Writing the report …")
+        from odenets.report import write_result  # noqa: PLC0415 — Matplotlib takes seconds to import
+        from odenets.terminal import show  # noqa: PLC0415
+
         report = write_result(result, folder)
     except KeyboardInterrupt as stop:  # `Interrupted` too, which says what it saved
         print(f"\n{stop}".rstrip() + f"\nTo go on: {_command_to_go_on()}", file=sys.stderr)
@@ -136,7 +141,7 @@ def _run(experiment: Experiment, config: Any, out: Path, resume: bool, quiet: bo
         if not resume:
             _free(folder)
         _stop(str(error))
-    _show(result)
+    show(result)
     print(f"\nReport: {report.resolve()}   ({time.perf_counter() - started:.0f} s)")
 
 
@@ -154,7 +159,7 @@ def _command_to_go_on() -> str:
 
 def _free(folder: Path) -> None:
     """Empty the folder of a run that failed before its first checkpoint, for the corrected command to use."""
-    if any(path.is_file() and path != folder / "config.json" for path in folder.rglob("*")):
+    if any(path.is_file() and path.name not in ("config.json", ".lock") for path in folder.rglob("*")):
         return
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     (folder / "config.json").unlink(missing_ok=True)
@@ -163,50 +168,6 @@ def _free(folder: Path) -> None:
 def _stop(message: str) -> typing.NoReturn:
     print(f"odenets: {message}", file=sys.stderr)
     raise typer.Exit(1)
-
-
-def _show(result: Result) -> None:
-    """The answer and the first table of each section, in the terminal."""
-    console = Console(highlight=False, markup=False)
-    if result.synthetic:
-        console.print(Text(" SYNTHETIC DATA ", "bold reverse"), result.source, end="\n\n")
-    console.print(result.lead)
-    for section in result.sections:
-        table = section.tables[0]
-        console.print(f"\n{section.title}: {table.title}", style="bold")
-        _show_table(console, table)
-        console.print(table.note, style="italic")
-
-
-def _show_table(console: Console, table: Table) -> None:
-    """A table in the terminal: on its side where it is too wide, and past the edge rather than cut."""
-    cells = grid(table)
-    lines = [cells["head"], *cells["rows"]]
-    upright, sideways = _grid(lines), _grid(list(zip(*lines)))
-    shown = upright if _narrowest(upright) <= console.width else sideways
-    Console(file=console.file, width=max(console.width, _narrowest(shown)), markup=False).print(shown)
-
-
-def _grid(lines: Sequence[Sequence[Cell]]) -> Grid:
-    """The lines as columns of a grid, none too narrow for its words; cells with numbers keep to one line."""
-    out = Grid(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for place, (head, *column) in enumerate(zip(*lines)):
-        if place > 0 and any(cell.number for cell in column):
-            out.add_column(head.text, justify="right", width=_widest(head.text.split(), [c.text for c in column]))
-        else:
-            out.add_column(head.text, min_width=_widest(*(cell.text.split() for cell in (head, *column))))
-    for line in lines[1:]:
-        out.add_row(*(cell.text for cell in line))
-    return out
-
-
-def _widest(*words: Sequence[str]) -> int:
-    return max(map(cell_len, itertools.chain.from_iterable(words)))
-
-
-def _narrowest(table: Grid) -> int:
-    """The width that a grid of `_grid` needs, with two spaces between columns. rich's own measure cuts words."""
-    return sum(column.width or column.min_width or 0 for column in table.columns) + 2 * (len(table.columns) - 1)
 
 
 for _experiment in EXPERIMENTS.values():

@@ -20,15 +20,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-import pandas as pd
 import torch
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from odenets.extra import experiments_extra
+
+with experiments_extra("`odenets.figures`"):
+    import numpy as np
+    import pandas as pd
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 Values: TypeAlias = np.ndarray | torch.Tensor | Sequence[Any]
 Histories: TypeAlias = Mapping[str, Sequence[Any] | pd.DataFrame]

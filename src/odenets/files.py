@@ -9,11 +9,21 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
+import sys
+import threading
+import time
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 __all__ = [
     "DamagedFolderError",
@@ -22,6 +32,7 @@ __all__ = [
     "check_writable",
     "differences",
     "folder_errors",
+    "lock_folder",
     "open_run_folder",
     "read_directory",
     "remove_leftovers",
@@ -33,10 +44,12 @@ __all__ = [
 _MANIFEST = "manifest.json"
 _CONFIG = "config.json"
 _LEFTOVER = ".tmp"  # every temporary name starts with a dot and ends with this
+_LOCK = ".lock"
+_BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # what a system says of a lock that another process holds
 
 
 class RunFolderError(RuntimeError):
-    """A run folder that cannot be used: not writable, no space, or it belongs to something else."""
+    """A run folder that cannot be used: not writable, no space, in use, or it belongs to something else."""
 
 
 class DamagedFolderError(RuntimeError):
@@ -152,6 +165,80 @@ def folder_errors(what: str, path: Path, kept: str = "") -> Iterator[None]:
         raise RunFolderError(" ".join(part for part in parts if part)) from error
 
 
+_held: dict[Path, tuple[int, int]] = {}  # the locked folders, and the process (not a fork of it) and thread that did it
+
+
+@contextlib.contextmanager
+def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """In the block no other process, nor another thread, may lock `folder`; it is made if need be.
+
+    The lock is one of the operating system, which ends with the process, however it ends: a kill leaves nothing
+    that blocks. It may be taken again inside of the block. Raises `RunFolderError`, which names the holder, where the
+    folder is locked, and where it cannot be written.
+    """
+    folder, me = Path(folder).resolve(), (os.getpid(), threading.get_ident())
+    if _held.get(folder) == me:
+        yield
+        return
+    descriptor = _lock(folder)
+    _held[folder] = me
+    try:
+        yield
+    finally:
+        del _held[folder]
+        if sys.platform != "win32":  # which removes no open file; a free `.lock` does no harm
+            with contextlib.suppress(OSError):
+                (folder / _LOCK).unlink()
+        os.close(descriptor)
+
+
+def _lock(folder: Path) -> int:
+    """The open file `.lock` of the folder, locked, with a sentence on who holds it inside."""
+    path = folder / _LOCK
+    with folder_errors("The run folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock_descriptor(descriptor)
+    except OSError as error:
+        if error.errno in _BUSY:
+            holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise RunFolderError(
+                f"The run folder {folder} is in use by {holder}. Wait until that has ended, or use another folder."
+            ) from None
+        warnings.warn(
+            f"The run folder {folder} cannot be locked ({error.strerror}): its file system has no locks. See to it "
+            "that no other process uses the folder.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    if not _is_still(descriptor, path):  # its holder removed it between the two calls
+        os.close(descriptor)
+        return _lock(folder)
+    holder = f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    with folder_errors("The run folder", folder):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, holder.encode())
+    return descriptor
+
+
+def _lock_descriptor(descriptor: int) -> None:
+    if sys.platform == "win32":
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # a byte far behind the text: nobody could read a locked one
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def open_run_folder(
     path: str | os.PathLike[str],
     config: Mapping[str, Any],
@@ -165,18 +252,20 @@ def open_run_folder(
     (at any depth) may differ, and the file then gets their new values. With several processes every one may
     call this, but only the first (`RANK`, as torchrun sets it) looks and writes.
 
-    Raises `RunFolderError` for a folder that cannot be written, holds something else, another config, or the
-    same run without `resume`; `TypeError` for a `config` that JSON cannot hold.
+    Raises `RunFolderError` for a folder that cannot be written, that another process has locked (`lock_folder`, as
+    `fit` does; wrap the whole run in it), that holds something else, another config, or the same run without `resume`;
+    `TypeError` for a `config` that JSON cannot hold.
     """
     path, text = Path(path), _config_text(config)
     if int(os.environ.get("RANK", "0")) > 0:
         return path
-    check_writable(path)
-    remove_leftovers(path)
-    if any(path.iterdir()):
-        _check_same_run(path, json.loads(text), resume, may_change)
-    with folder_errors(f"`{_CONFIG}`", path):
-        write_atomically(path / _CONFIG, text)
+    with lock_folder(path):
+        check_writable(path)
+        remove_leftovers(path)
+        if any(file.name != _LOCK for file in path.iterdir()):
+            _check_same_run(path, json.loads(text), resume, may_change)
+        with folder_errors(f"`{_CONFIG}`", path):
+            write_atomically(path / _CONFIG, text)
     return path
 
 

@@ -12,14 +12,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
-from odenets import figures
-from odenets.experiments.result import Cell, Picture, Result, Table, versions
+from odenets.extra import experiments_extra
 from odenets.files import folder_errors, write_atomically
+
+with experiments_extra("`odenets.report`"):
+    import numpy as np
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    from odenets import figures
+    from odenets.experiments.result import Cell, Picture, Result, Table, versions
 
 __all__ = ["render", "summary_json", "versions", "write_result"]
 

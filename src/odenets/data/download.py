@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from odenets.data.errors import DataError, NoNetwork
-from odenets.data.progress import Progress, progress_bar
+from odenets.progress import Progress, progress_bar
 
 __all__ = ["content_hash", "download_files", "read_hash_table"]
 

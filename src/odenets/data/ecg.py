@@ -19,8 +19,8 @@ from odenets.data.cache import cache_folder
 from odenets.data.errors import DataError, NoNetwork
 from odenets.data.kaggle import FILE_NAMES, KAGGLE_URL, read_kaggle
 from odenets.data.mitdb import BASE_URL, DS1, DS2, RECORDS, cached_mitdb, download_mitdb, read_mitdb
-from odenets.data.progress import Progress, progress_bar
 from odenets.data.synthetic import PATIENTS, make_synthetic
+from odenets.progress import Progress, progress_bar
 
 __all__ = [
     "CLASSES",
@@ -77,7 +77,7 @@ def load_ecg(
         data_dir: Where to look: a folder with `mitdb/` or `heartbeat/` in it, or with the records or CSV
             files themselves. Without it, the environment variable ODENETS_DATA.
         cache_dir: Where to keep downloads and prepared beats; see `odenets.data.cache.cache_folder`.
-        progress: Shows how far slow loops are; `odenets.data.progress.no_progress` shows nothing.
+        progress: Shows how far slow loops are; `odenets.progress.no_progress` shows nothing.
 
     Raises:
         DataError: Data that is missing, incomplete or damaged, or cannot be split so, with the remedy.

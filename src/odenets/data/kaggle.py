@@ -12,13 +12,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from odenets.data.beats import CLASSES, ROW_LENGTH, UNKNOWN_RECORD, Beats
 from odenets.data.cache import cache_folder, load_beats, save_beats
 from odenets.data.errors import DataError
-from odenets.data.progress import Progress, progress_bar
+from odenets.extra import experiments_extra
+from odenets.progress import Progress, progress_bar
 
 __all__ = ["FILE_NAMES", "KAGGLE_URL", "read_kaggle", "read_rows"]
 
@@ -80,6 +80,8 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n, 187) float32 in [0, 1] and labels (n,) int64 of one file; `DataError` with the bad line."""
     path = Path(path)
     _require_file(path)
+    with experiments_extra("reading CSV files"):
+        import pandas as pd  # noqa: PLC0415 — slow to import
     try:
         table = pd.read_csv(path, header=None, dtype=np.float32, engine="c").to_numpy()
     except (

@@ -15,6 +15,7 @@ Attribution 1.0).
 Division into DS1 and DS2: P. de Chazal, M. O'Dwyer and R. B. Reilly, IEEE TBME 51(7):1196-1206, 2004.
 """
 
+import functools
 import hashlib
 import os
 import warnings
@@ -30,12 +31,8 @@ from odenets.data.beats import SAMPLING_HZ, Beats, scale_rows, segments
 from odenets.data.cache import cache_folder, load_beats, save_beats
 from odenets.data.download import content_hash, download_files, read_hash_table
 from odenets.data.errors import DataError
-from odenets.data.progress import Progress, progress_bar
-
-with warnings.catch_warnings():  # wfdb 4.3 uses keywords that pandas 3.1 deprecates, at import already
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import wfdb
-    from wfdb.io.annotation import ann_label_table
+from odenets.extra import experiments_extra
+from odenets.progress import Progress, progress_bar
 
 __all__ = [
     "BASE_URL",
@@ -115,16 +112,25 @@ HEADER_ENDING, SIGNAL_ENDING, ANNOTATION_ENDING = ".hea", ".dat", ".atr"
 ENDINGS = (HEADER_ENDING, SIGNAL_ENDING, ANNOTATION_ENDING)
 
 
+@functools.cache
+def _wfdb() -> Any:
+    """The package wfdb, which takes a second to import."""
+    with experiments_extra("reading the records"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # wfdb 4.3 uses keywords that pandas 3.1 deprecates
+        import wfdb  # noqa: PLC0415 — slow to import
+        import wfdb.io.annotation  # noqa: PLC0415
+    return wfdb
+
+
+@functools.cache
 def _class_of_code() -> np.ndarray:
     """Class of each annotation code (six bits), -1 for those that mark no beat."""
+    ann_label_table = _wfdb().io.annotation.ann_label_table
     code = dict(zip(ann_label_table["symbol"], ann_label_table["label_store"]))
     table = np.full(64, NOT_A_BEAT)
     for label, symbols in enumerate(SYMBOLS):
         table[[code[symbol] for symbol in symbols]] = label
     return table
-
-
-CLASS_OF_CODE = _class_of_code()
 
 
 # ---- from files to beats
@@ -212,7 +218,7 @@ def read_record(folder: str | os.PathLike[str], record: int) -> tuple[np.ndarray
     signal = _read_signal(folder, record)
     at, codes = _read_annotations(folder, record)
     _check_annotations(folder, record, at, header.sig_len)
-    return _cut(signal, at, CLASS_OF_CODE[codes])
+    return _cut(signal, at, _class_of_code()[codes])
 
 
 def _cut(signal: np.ndarray, at: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,8 +231,9 @@ def _cut(signal: np.ndarray, at: np.ndarray, label: np.ndarray) -> tuple[np.ndar
 
 def _read_header(folder: Path, record: int) -> Any:
     path = folder / f"{record}{HEADER_ENDING}"
+    wfdb = _wfdb()
     try:
-        header: Any = wfdb.rdheader(str(folder / str(record)))
+        header = wfdb.rdheader(str(folder / str(record)))
         form = (header.fs, set(header.fmt), set(header.file_name), bool(header.sig_len))
     except Exception as error:  # wfdb lets its parser's own errors through, of any type
         raise DataError(f"{path} (record {record}) is not a readable header: {error}. {_fetch_again(path)}") from error
@@ -255,13 +262,14 @@ def _check_signal_size(folder: Path, record: int, header: Any) -> None:
 def _read_signal(folder: Path, record: int) -> np.ndarray:
     """Integer values (samples,) of the first channel."""
     path = folder / str(record)
-    signal: Any = wfdb.rdrecord(str(path), channels=[0], physical=False, return_res=16)
+    signal = _wfdb().rdrecord(str(path), channels=[0], physical=False, return_res=16)
     return signal.d_signal[:, 0].astype(np.int64)
 
 
 def _read_annotations(folder: Path, record: int) -> tuple[np.ndarray, np.ndarray]:
     """Sample (m,) and code (m,) of every annotation of a record, in time order."""
     path = folder / f"{record}{ANNOTATION_ENDING}"
+    wfdb = _wfdb()
     try:
         # `label_store` (codes) and not `symbol`: the way to the latter uses deprecated pandas calls
         found = wfdb.rdann(str(folder / str(record)), path.suffix[1:], return_label_elements=["label_store"])

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from odenets.experiments import cubic, ecg
-from odenets.experiments.result import Result
+from odenets.extra import experiments_extra
+
+with experiments_extra("`odenets.experiments`"):
+    from odenets.experiments import cubic, ecg
+    from odenets.experiments.result import Result
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,23 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from odenets import figures
 from odenets.experiments.option import ADJOINTS, check_at_least, check_choices, option, solver_options
 from odenets.experiments.result import Picture, Result, Section, Table
 from odenets.methods import METHODS
 from odenets.nn.block import ODEBlock
 from odenets.nn.field import ACTIVATIONS, MLPField
 from odenets.nn.models import FieldSteps, count_parameters
+from odenets.progress import say
 from odenets.solve import solve
 from odenets.train import TrainConfig, evaluate, fit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAMES = {"resnet": "ResNet", "odenet": "ODE-Net"}
 DOCUMENT = {"ResNet": 4.673, "ODE-Net": 7.72}  # out-of-sample errors, one run each
@@ -147,6 +150,8 @@ def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = 
         for kind in NAMES
     }
     rows = [t.row for t in trained.values()]
+    if progress:
+        say("Drawing the figures …")
     sections = tuple(_section(setting, config, seeds, trained) for setting in settings)
     return Result(
         experiment="cubic",
@@ -234,6 +239,8 @@ def _lead(rows: Sequence[Mapping[str, Any]], settings: Sequence[str], seeds: int
 
 
 def _section(setting: str, config: Config, seeds: range, trained: Mapping[tuple[str, str, int], Trained]) -> Section:
+    from odenets import figures  # noqa: PLC0415 — Matplotlib takes seconds to import
+
     first = seeds[0]
     mine = {NAMES[kind]: trained[setting, kind, first] for kind in NAMES}
     x = torch.linspace(-3, 3, 121)[:, None]
@@ -295,7 +302,9 @@ _TEXTS = {
 }
 
 
-def _flow(block: nn.Module) -> figures.Figure:
+def _flow(block: nn.Module) -> "Figure":
+    from odenets import figures  # noqa: PLC0415 — Matplotlib takes seconds to import
+
     if not isinstance(block, ODEBlock):
         raise TypeError(f"`block` must be an ODEBlock, got {type(block).__name__}")
     t, starts = torch.linspace(0, 1, 61), torch.linspace(-2.5, 2.5, 15)[:, None]

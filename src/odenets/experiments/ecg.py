@@ -15,19 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 import torch
-from sklearn import metrics
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
-from odenets import figures
 from odenets.data.ecg import CLASS_NAMES, CLASSES, SOURCES, SPLITS, ECGData, load_ecg
-from odenets.data.progress import no_progress, progress_bar
 from odenets.experiments.option import ADJOINTS, check_at_least, check_choices, option, solver_options
 from odenets.experiments.result import Picture, Result, Section, Table
+from odenets.extra import experiments_extra
 from odenets.methods import METHODS
 from odenets.nn.models import count_parameters, twins
+from odenets.progress import no_progress, progress_bar, say
 from odenets.train import TrainConfig, evaluate, fit
 from odenets.train.config import DEVICES, PRECISIONS
 
@@ -115,6 +112,9 @@ class Trained(NamedTuple):
 
 def measure(y: Tensor, predicted: np.ndarray) -> dict[str, Any]:
     """Accuracy, macro-F1, sensitivity and precision per class, and the confusion matrix [true, predicted]."""
+    with experiments_extra("measuring"):
+        from sklearn import metrics  # noqa: PLC0415 — seconds to import
+
     truth, labels = y.numpy(), list(range(len(CLASSES)))
     common: dict[str, Any] = {"labels": labels, "average": None, "zero_division": 0}
     return {
@@ -159,17 +159,26 @@ def baselines(data: ECGData, config: Config) -> list[dict[str, Any]]:
     constant = {"network": ALWAYS, **measure(data.test.y, np.zeros(len(data.test.y), dtype=int))}
     if not config.baselines:
         return [constant]
+    with experiments_extra("measuring"):
+        from sklearn.neighbors import KNeighborsClassifier  # noqa: PLC0415 — seconds to import
+
     model = KNeighborsClassifier(n_neighbors=1, algorithm="brute")
     model.fit(data.train.x.numpy(), data.train.y.numpy())
     neighbour = {"network": NEIGHBOUR, **measure(data.test.y, model.predict(data.test.x.numpy()))}
     return [constant, neighbour]
 
 
+def _say_nothing(text: str) -> None:
+    """`say` where no progress is to be shown."""
+
+
 def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = True) -> Result:
     """Train the networks on each split for each seed; files go to `folder`, the findings are returned."""
+    tell = say if progress else _say_nothing
     splits = SPLITS if config.split == "both" else (config.split,)
     sections, rows, base, sources, synthetic = [], [], [], [], False
     for split in splits:
+        tell("Reading the heartbeats …")
         data = load_ecg(
             config.data, split, data_dir=config.data_dir, progress=progress_bar if progress else no_progress
         )
@@ -178,7 +187,9 @@ def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = 
             for seed in range(config.seed, config.seed + config.seeds)
             for name in PAIRS[config.pair]
         ]
+        tell("Measuring the baselines …" + " The nearest neighbours take half a minute." * config.baselines)
         base_rows = [{"split": split, **row} for row in baselines(data, config)]
+        tell("Drawing the figures …")
         sections.append(_section(data, config, trained, base_rows))
         rows += [t.row for t in trained]
         base += base_rows
@@ -296,8 +307,11 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float |
     """The confidence interval of a mean by Student's t; (None, None) from fewer than two values."""
     if len(values) < 2:
         return None, None
+    with experiments_extra("a confidence interval"):
+        from scipy.special import stdtrit  # noqa: PLC0415 — slow to import
+
     spread = statistics.stdev(values) / math.sqrt(len(values))
-    half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * spread
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * spread
     return statistics.fmean(values) - half, statistics.fmean(values) + half
 
 
@@ -471,6 +485,8 @@ def time_table(found: Sequence[Mapping[str, Any]]) -> Table:
 def _pictures(
     data: ECGData, config: Config, trained: Sequence[Trained], paired: Sequence[Mapping[str, Any]]
 ) -> Iterable[Picture]:
+    from odenets import figures  # noqa: PLC0415 — Matplotlib takes seconds to import
+
     names = dict.fromkeys(t.row["network"] for t in trained)
     histories = {n: [r for t in trained if t.row["network"] == n for r in t.history] for n in names}
     matrices = {n: np.sum([t.row["confusion"] for t in trained if t.row["network"] == n], axis=0) for n in names}

@@ -1,12 +1,15 @@
 """The one training loop, on accelerate: `fit` trains any network, `evaluate` measures it."""
 
+from odenets.extra import experiments_extra
 from odenets.files import RunFolderError
-from odenets.train.batches import epoch_order
-from odenets.train.checkpoint import CheckpointError
-from odenets.train.config import DEVICES, OPTIMIZERS, PRECISIONS, TrainConfig
-from odenets.train.evaluation import Loss, accuracy, evaluate
-from odenets.train.history import EpochRecord, History, read_metrics
-from odenets.train.loop import Interrupted, NonFiniteLoss, fit
+
+with experiments_extra("`odenets.train`"):
+    from odenets.train.batches import epoch_order
+    from odenets.train.checkpoint import CheckpointError
+    from odenets.train.config import DEVICES, OPTIMIZERS, PRECISIONS, TrainConfig
+    from odenets.train.evaluation import Loss, accuracy, evaluate
+    from odenets.train.history import EpochRecord, History, read_metrics
+    from odenets.train.loop import Interrupted, NonFiniteLoss, fit
 
 __all__ = [
     "DEVICES",

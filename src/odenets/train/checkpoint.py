@@ -1,5 +1,6 @@
 """Checkpoints, and the other files of one network in a run folder."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -22,6 +23,7 @@ from odenets.files import (
     check_writable,
     differences,
     folder_errors,
+    lock_folder,
     read_directory,
     remove_leftovers,
     write_atomically,
@@ -158,6 +160,10 @@ class Store:
     @property
     def weights(self) -> Path:
         return self.folder / f"{self.label}.safetensors"
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """The block in which no other process writes here; raises `RunFolderError` where one does."""
+        return lock_folder(self.folder) if self.main else contextlib.nullcontext()
 
     def prepare(self, resume: bool) -> None:
         """Make the folders, clean up after killed processes, and refuse to overwrite or to guess."""

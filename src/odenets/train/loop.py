@@ -15,17 +15,16 @@ Three promises shape the code:
   and a few times a second for the progress bar.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from odenets.train.batches import Share, epoch_order, shares
@@ -41,6 +40,9 @@ from odenets.train.process import (
     own_generators,
     set_generator_states,
 )
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["Interrupted", "NonFiniteLoss", "fit"]
 
@@ -95,9 +97,9 @@ def fit(
     those the result changes a little with the number of processes.
 
     Raises `ValueError` for unusable arguments, `RunFolderError` before the training where the folder
-    cannot be used and during it where a file cannot be written (the last checkpoint then is intact),
-    `CheckpointError`, `NonFiniteLoss`, and `Interrupted` after Ctrl-C or SIGTERM: a second Ctrl-C stops
-    at once.
+    cannot be used (or another process, which it names, trains in it) and during it where a file cannot be
+    written (the last checkpoint then is intact), `CheckpointError`, `NonFiniteLoss`, and `Interrupted` after
+    Ctrl-C or SIGTERM: a second Ctrl-C stops at once.
     """
     label = Label(name, config.seed)
     if resume and folder is None:
@@ -109,7 +111,8 @@ def fit(
         main = accelerator.is_main_process
         data = _Data(*(tensor.to(accelerator.device) for tensor in (*train, *test)))
         store = None if folder is None else Store(Path(folder), label, main)
-        with Display(progress and main, label, config.epochs) as display, StopSignals(display.say) as stop:
+        locked = contextlib.nullcontext() if store is None else store.locked()
+        with locked, Display(progress and main, label, config.epochs) as display, StopSignals(display.say) as stop:
             trainer = _Trainer(network, loss, data, config, label, accelerator, store, display, stop, on_epoch)
             return trainer.run(resume)
 
@@ -174,7 +177,7 @@ class _Trainer:
     data: _Data
     config: TrainConfig
     label: Label
-    accelerator: Accelerator
+    accelerator: "Accelerator"
     store: Store | None
     display: Display
     stop: StopSignals
@@ -435,6 +438,8 @@ class _Trainer:
         losses, position = self._totals()
         self._check_losses(losses)
         self._check_weights()
+        from accelerate.utils import gather_object  # noqa: PLC0415 — accelerate is imported where it is used
+
         generators = gather_object([generator_states(self.device)])
         if self.accelerator.is_main_process:
             about = self._about() | {"position": dataclasses.asdict(position)}

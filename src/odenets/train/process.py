@@ -7,15 +7,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 
+from odenets.extra import experiments_extra
 from odenets.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = [
     "StopSignals",
@@ -28,7 +29,7 @@ __all__ = [
 
 
 @contextlib.contextmanager
-def make_accelerator(config: TrainConfig) -> Iterator[Accelerator]:
+def make_accelerator(config: TrainConfig) -> Iterator["Accelerator"]:
     """An `Accelerator` for `config` in the block.
 
     accelerate keeps one state a process, fixed by the first `Accelerator`: a second one with another
@@ -36,6 +37,10 @@ def make_accelerator(config: TrainConfig) -> Iterator[Accelerator]:
     (accelerate 1.15). The process group of torch.distributed stays, for the next call.
     """
     device = _choose_device(config)
+    with experiments_extra("`fit`"):
+        from accelerate import Accelerator  # noqa: PLC0415 — seconds to import
+        from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: PLC0415
+        from accelerate.utils import GradientAccumulationPlugin  # noqa: PLC0415
     states = (PartialState, AcceleratorState, GradientState)
     before = [dict(state._shared_state) for state in states]
     for state in states:
@@ -77,7 +82,7 @@ def _launched_processes() -> int:
 
 
 @contextlib.contextmanager
-def own_generators(seed: int, accelerator: Accelerator) -> Iterator[None]:
+def own_generators(seed: int, accelerator: "Accelerator") -> Iterator[None]:
     """torch's random numbers in the block come from (seed, process); afterwards they are as it had not been."""
     before = generator_states(accelerator.device)
     torch.manual_seed(mixed_seed("dropout", seed, accelerator.process_index))
