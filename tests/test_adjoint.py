@@ -507,13 +507,6 @@ def test_encoder_parameters_are_not_counted_twice():
         torch.testing.assert_close(checkpointed, direct, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("adjoint", OTHERS, ids=repr)
-def test_times_that_span_nothing_have_no_gradient(adjoint):
-    t = torch.zeros(2, requires_grad=True)
-    with pytest.raises(ValueError, match="`t` requires grad but spans no time"):
-        solve(lambda t, y: -y, torch.ones(1), t, adjoint=adjoint)
-
-
 @pytest.mark.parametrize("adjoint", [Backsolve(), Interpolated(), Reversible()])
 def test_dense_output_is_refused_where_it_has_no_gradient(adjoint):
     with pytest.raises(TypeError, match="dense output"):

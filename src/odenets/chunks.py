@@ -158,7 +158,7 @@ def _capacity(plan: Plan, y: Tensor, states: int | None) -> int:
     if plan.keep and states is not None:
         return min(MOST, _shares(plan, states).rows)
     room = ROOM if plan.keep else CACHE
-    return max(FEWEST, min(MOST, room // plan.row_bytes(y)))
+    return max(FEWEST, min(MOST, room // max(1, plan.row_bytes(y))))
 
 
 def _numbers(problem: Problem, first: bool) -> Tensor:
@@ -293,7 +293,7 @@ def march_back(
     at_start = problem.times.count(problem.times[0])
     grad_y0 = lam + (grad_ys[0] if at_start == 1 else grad_ys[:at_start].sum(0))
     grad_t = _times_gradient(first, grad_times, state, grad_ys[:at_start]) if plan.timed else None
-    by_index = dict(zip(engine.wanted, sums))
+    by_index = dict(zip(engine.wanted, sums or [torch.zeros_like(tensors[i]) for i in engine.wanted]))
     return restored(plan, grad_y0), grad_t, *(by_index.get(i) for i in range(len(tensors)))
 
 

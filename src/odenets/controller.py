@@ -22,7 +22,7 @@ Read = Callable[[Tensor], Any]  # the entries of a tensor as numbers of the loop
 def rms(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     """The root mean square, real: over all elements, or over some dimensions, which are kept with size 1."""
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=dims is not None)
-    return norm / _root(x.numel() // norm.numel(), x)
+    return norm / _root(x.numel() if dims is None else math.prod(x.shape[i] for i in dims), x)
 
 
 def _root(count: Any, like: Tensor) -> Any:

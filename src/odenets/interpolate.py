@@ -17,7 +17,8 @@ class DenseOutput:
 
     Args:
         method: The method whose extension it is.
-        steps: For each step its t, dt, y and stages (s + 1, *y.shape), in order of t.
+        steps: For each step its t, dt, y and stages (s + 1, *y.shape), in order of t. A step of no length, of which
+            f(t, y) alone is known, is the whole of a solve of no length.
         sign: −1 where the caller's time runs against the solver's.
         unflatten: Gives the caller's structure to states (..., *y.shape).
     """
@@ -38,7 +39,7 @@ class DenseOutput:
         states = [self._at(value, times[i]) for i, value in enumerate(times.tolist())]
         y = self.steps[0][2]
         flat = torch.stack(states) if states else y.new_empty((0, *y.shape))
-        return self.unflatten(flat.reshape(*given.shape, *y.shape))
+        return self.unflatten(flat.reshape((*given.shape, *y.shape)))
 
     def _at(self, value: float, t: Tensor) -> Tensor:
         first, last = self.steps[0][0], self.steps[-1][0] + self.steps[-1][1]
@@ -48,5 +49,8 @@ class DenseOutput:
             raise ValueError(f"`t` must lie in the solved interval [{low:g}, {high:g}], got {self.sign * value:g}")
         index = max(bisect.bisect_right(self.steps, value, key=lambda step: step[0]) - 1, 0)
         start, dt, y, stages = self.steps[index]
-        theta = (t - start) / dt if t.requires_grad else (value - start) / dt
+        past = t - start if t.requires_grad else value - start
+        if dt == 0:
+            return y + past * stages[0]
+        theta = past / dt
         return self.method.interpolate(y, dt, list(stages), theta)

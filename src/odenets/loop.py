@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odenets.controller import PID, Controller, Number, Start, maximum, where
-from odenets.methods import Field, NotConverged, RungeKutta, Step, stage_times
+from odenets.methods import Field, NotConverged, RungeKutta, Step, real_dtype, stage_times
 from odenets.solution import Failure, Stats, Status
 
 Piece = TypeVar("Piece")  # what a tape keeps of each step
@@ -335,6 +335,33 @@ class Stepper:
             broken = next((k for k in step.stages if not bool(torch.isfinite(k).all())), step.y)
             return self._fail(Status.NON_FINITE_FIELD, dt, f"Just after this t, f: {locate_non_finite(broken)}. {seen}")
         return self._fail(Status.STEP_SIZE_UNDERFLOW, dt, seen)
+
+
+def evaluate_at_start(problem: Problem, y0: Tensor) -> Tensor:
+    """f(t0, y0); y0 is `problem.y0`, or a copy of it outside of autograd."""
+    if not problem.per_sample:
+        return Stepper(problem, y0, problem.times[0]).derivative()
+    t0 = torch.full(sample_shape(y0), problem.times[0], dtype=real_dtype(y0), device=y0.device)
+    return CountedField(problem.f, problem.stats)(t0, y0)
+
+
+def stand_still(problem: Problem) -> Trajectory:
+    """A solve of no length, all of whose times are one: no step, and y0 is the state at each.
+
+    Whatever the adjoint, gradients are those of y0 + (t − t0) f(t0, y0).
+    """
+    y0 = problem.y0
+    f0 = evaluate_at_start(problem, y0)
+    past = (problem.t - problem.t[0]).to(real_dtype(y0))
+    ys = y0 + past.reshape(-1, *(1,) * y0.dim()) * f0
+    stepper = Stepper(problem, y0.detach(), problem.times[0])
+    if not bool(torch.isfinite(ys[-1]).all()):
+        stepper._fail_at_start(f0.detach())
+    trajectory = Trajectory(ys, [DenseStep(problem.times[0], 0.0, y0, f0[None])], stepper.failure)
+    if problem.per_sample:
+        problem.stats.accepted, problem.stats.rejected = torch.zeros((2, len(y0)), dtype=torch.int64, device=y0.device)
+        trajectory.statuses = (Status.SUCCESS if stepper.failure is None else stepper.failure.status,) * len(y0)
+    return trajectory
 
 
 def run(

@@ -441,8 +441,8 @@ class _Outputs:
         return torch.arange(self.count, device=self.device).reshape(-1, *(1,) * len(self.shape))
 
     def step(self, buffers: Buffers, t_out: Tensor) -> _Within:
-        times = buffers.times.reshape(-1, *self.shape)
-        ends = times.reshape(-1, 4, *self.shape)[:, 2]
+        times = buffers.times.reshape(buffers.times.shape[0], *self.shape)
+        ends = times.unflatten(0, (buffers.y.shape[0], 4))[:, 2]
         row = (ends[:, None] < t_out).sum(0).clamp(max=ends.shape[0] - 1)  # the first step that ends at t_out or after
         start, dt = self.at(times, row * 4), self.at(times, row * 4 + 1)
         count = 0 if buffers.stages is None else len(self.plan.method.b) + 1
@@ -590,7 +590,7 @@ def _take_up_outputs(
     carry = (output.to(torch.int64).reshape(outputs.shape), rounds, torch.zeros_like(times))
     constants = (begin, times, grad_ys, steps, step_times, *buffers.tensors)
     place, _, grad_times = while_(condition, body, carry, constants, (3, 4))
-    step_times = step_times.reshape(-1, *time_shape(plan, y))
+    step_times = step_times.reshape(capacity * 2, *time_shape(plan, y))
     return _Bars(steps, step_times), place.reshape(output.shape).to(output.dtype), grad_times
 
 

@@ -13,7 +13,7 @@ from odenets import traced
 from odenets.adjoint import COMPILED, Adjoint, Checkpointed
 from odenets.controller import PID, Controller, check_pair
 from odenets.interpolate import DenseOutput
-from odenets.loop import Problem, Trajectory
+from odenets.loop import Problem, Trajectory, stand_still
 from odenets.methods import Field, ImplicitRungeKutta, RungeKutta, find
 from odenets.solution import Failure, Solution, SolveError, Stats, Status
 
@@ -40,10 +40,11 @@ def solve(
     Args:
         f: The vector field. Called as `f(t, y, *args)` with t 0-dimensional in y's (real) dtype and y of y0's
             structure; returns the derivative in the same structure, shapes and dtypes.
-        y0: The initial state: a floating-point or complex tensor of any shape, or any nest of tuples, lists and
-            dicts of such tensors of one dtype and device.
+        y0: The initial state: a floating-point or complex tensor of any shape (it may be empty), or any nest of tuples,
+            lists and dicts of such tensors of one dtype and device.
         t: The times, 1-D: the first is the start, the others are where the state is wanted. Increasing or
-            decreasing; repeated times are allowed. A tensor (which may require grad) or numbers.
+            decreasing; repeated times are allowed, and where all are one, y0 is the state at each. A tensor (which may
+            require grad) or numbers.
         args: Extra arguments of f. Tensors among them, in any nest, get their gradients.
         method: How one step is made: a name in `odenets.METHODS`, or an object: `ExplicitRungeKutta` or
             `ImplicitRungeKutta`.
@@ -129,6 +130,8 @@ def solve(
     )
     if torch.compiler.is_compiling():
         trajectory = traced.integrate(problem)
+    elif times[0] == times[-1]:
+        trajectory = stand_still(problem)
     else:
         trajectory = adjoint.integrate(problem)
     return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, sign, on_failure)
@@ -225,7 +228,8 @@ def _flatten_state(y0: Any, per_sample: bool) -> tuple[Tensor, Callable[[Tensor]
         parts = y.split(sizes, dim=-1)
         return pytree.tree_unflatten([p.reshape((*y.shape[:-1], *s)) for p, s in zip(parts, shapes)], spec)
 
-    return torch.cat([leaf.reshape(*leaf.shape[:batch], -1) for leaf in leaves], dim=-1), unflatten
+    flat = [leaf.reshape((*leaf.shape[:batch], size)) for leaf, size in zip(leaves, sizes)]  # −1 is no size if empty
+    return torch.cat(flat, dim=-1), unflatten
 
 
 def _check_leaf(leaf: Any, where: str) -> None:
@@ -233,8 +237,6 @@ def _check_leaf(leaf: Any, where: str) -> None:
         raise TypeError(f"`y0`{where} must be a tensor, got {type(leaf).__name__}: write torch.tensor(...)")
     if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
         raise TypeError(f"`y0`{where} must be floating-point or complex, got {leaf.dtype}: write y0.float()")
-    if leaf.numel() == 0:
-        raise ValueError(f"`y0`{where} is empty, of shape {tuple(leaf.shape)}: there is nothing to solve")
 
 
 def _same(y: Tensor) -> Tensor:
@@ -255,7 +257,9 @@ def _field(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], Any
         expected = pytree.tree_structure(state)
         if spec != expected:
             raise ValueError(f"`f` must return y's structure {expected}, returned {spec}")
-        return torch.cat([_as_tensor(leaf).reshape(*y.shape[:-1], -1) for leaf in leaves], dim=-1)
+        leaves = [_as_tensor(leaf) for leaf in leaves]
+        batch = y.shape[:-1]
+        return torch.cat([k.reshape((*batch, math.prod(k.shape[len(batch) :]))) for k in leaves], dim=-1)
 
     field = forward if unflatten is _same else nested
     if sign > 0:

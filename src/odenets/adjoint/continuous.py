@@ -92,7 +92,7 @@ def _backward(name: str, adjoint: Backsolve | Interpolated, forward: Problem) ->
 def _whole_interval(problem: Problem) -> Controller:
     """The forward controller, with `Fixed(steps=...)` meant for the whole interval and not for each part of it."""
     controller = problem.controller
-    if isinstance(controller, Fixed) and problem.times[-1] > problem.times[0]:
+    if isinstance(controller, Fixed):
         return Fixed(dt=controller.size(problem.times[0], problem.times[-1]))
     return controller
 

@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from odenets.captured import Reached, check_reached, reached_tensors, sequence_number
-from odenets.loop import CountedField, Problem, Stepper, Trajectory, run, sample_shape
-from odenets.methods import Pull, real_dtype
+from odenets.loop import CountedField, Problem, Trajectory, evaluate_at_start, run
+from odenets.methods import Pull
 
 
 @dataclass
@@ -45,8 +45,6 @@ def outside_autograd(problem: Problem, function: Any, extra: Any = None, plain: 
     if call is None:
         with torch.no_grad():
             return plain(problem, f0)
-    if problem.t.requires_grad and problem.times[0] == problem.times[-1]:
-        raise ValueError("`t` requires grad but spans no time: there is no gradient to times that are all equal")
     ys, *dense = function.apply(call, problem.y0, problem.t, *inputs)
     trajectory = call.trajectory
     if trajectory is None:
@@ -127,12 +125,7 @@ def _probe(problem: Problem) -> tuple[Tensor, Reached]:
     """f(t0, y0), which the solve needs anyway, evaluated so that its graph shows the tensors it reaches."""
     with torch.enable_grad():
         started = sequence_number()
-        y0 = problem.y0.detach()
-        if problem.per_sample:
-            t0 = torch.full(sample_shape(y0), problem.times[0], dtype=real_dtype(y0), device=y0.device)
-            f0 = CountedField(problem.f, problem.stats)(t0, y0)
-        else:
-            f0 = Stepper(problem, y0, problem.times[0]).derivative()
+        f0 = evaluate_at_start(problem, problem.y0.detach())
     return f0, reached_tensors(f0, started, (problem.watched, problem.args))
 
 

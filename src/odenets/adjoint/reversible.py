@@ -111,8 +111,7 @@ def _march(problem: Problem, coupling: float, f0: Tensor | None) -> _Marched:
     stepper = Stepper(paired, pair, times[0])
     start = Stepper(problem, y0, times[0])
     start.f0 = f0
-    if times[-1] > times[0]:
-        start.choose_first_step(times[-1])
+    start.choose_first_step(times[-1])
     stepper.dt, stepper.failure = start.dt, start.failure
     ys, steps = [y0], [[]]
     for t in times[1:]:
