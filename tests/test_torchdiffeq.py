@@ -3,7 +3,6 @@
 import inspect
 import itertools
 import math
-import re
 import sys
 import warnings
 
@@ -521,7 +520,7 @@ class Ball(nn.Module):
         ("odeint", {"rtol": 1e-9, "atol": 1e-9}, 1e-6),
         ("odeint_adjoint", {"rtol": 1e-9, "atol": 1e-9}, 1e-6),
         ("odeint_adjoint", {"rtol": 1e-9, "atol": 1e-9, "adjoint_rtol": 1e-9}, 1e-6),
-        ("odeint", {"method": "rk4", "options": {"step_size": 0.05}, "atol": 1e-8}, 1e-10),
+        ("odeint", {"method": "rk4", "options": {"step_size": 0.05}, "atol": 1e-8}, 1e-7),  # theirs is to atol
         ("odeint_adjoint", {"method": "rk4", "options": {"step_size": 0.05, "interp": "cubic"}, "atol": 1e-8}, 1e-5),
     ],
 )
@@ -714,16 +713,21 @@ def test_scipy_solver(state, sign):
         assert count == nfe + 1  # whether f reaches a tensor that requires grad
 
 
-def test_scipy_solver_refuses_to_lose_a_gradient():
+def test_scipy_solver_runs_and_refuses_to_lose_a_gradient_in_the_backward_pass():
     t = torch.tensor([0.0, 1.0], dtype=DOUBLE)
     y0 = torch.ones(3, dtype=DOUBLE)
-    with pytest.raises(LostGradientError, match="a tensor that `func` reaches requires grad"):
-        ours.odeint(Net(), y0, t, method="scipy_solver")
-    with pytest.raises(LostGradientError, match="`y0` and a tensor"):
-        ours.odeint_adjoint(Net(), y0.clone().requires_grad_(), t, method="scipy_solver")
     with torch.no_grad():
-        assert ours.odeint(Net(), y0, t, method="scipy_solver").shape == (2, 3)
+        expected = ours.odeint(Net(), y0, t, method="scipy_solver")
         assert torch.equal(ours.odeint(Net(), y0, t[:1], method="scipy_solver"), y0[None])
+    for name, start, lost in (
+        ("odeint", y0, "a tensor that `func` reaches requires grad"),
+        ("odeint_adjoint", y0.clone().requires_grad_(), "`y0` and a tensor"),
+    ):
+        y = getattr(ours, name)(Net(), start, t, method="scipy_solver")
+        assert torch.equal(y, expected)
+        with pytest.raises(LostGradientError, match=lost):
+            y.sum().backward()
+    assert not ours.odeint(lambda t, y: -y, y0, t, method="scipy_solver").requires_grad
     with pytest.raises(RuntimeError, match="SciPy's RK45 failed"):
         ours.odeint(lambda t, y: y**2, y0, 3 * t, method="scipy_solver", options={"solver": "RK45"})
 
@@ -997,12 +1001,12 @@ Y, T = torch.ones(2), torch.tensor([0.0, 1.0])
         (
             {"method": "gl4", "options": {"max_iters": 0}},
             ValueError,
-            r"'gl4': `max_iterations` must be ≥ 1",
+            r"'max_iters' must be an integer ≥ 1, got 0",
         ),
         ({"y0": [Y]}, TypeError, r"`y0` must be a tensor or a tuple of tensors.*write tuple\(y0\)"),
         ({"y0": ()}, TypeError, r"`y0` must be a tensor or a tuple of tensors"),
         ({"t": [0.0, 1.0]}, TypeError, r"`t` must be a tensor, got list: write torch.tensor\(t\)"),
-        ({"t": torch.tensor([0, 1])}, TypeError, r"`t` must be floating point, got torch.int64: write t.float\(\)"),
+        ({"t": torch.tensor([0, 1])}, TypeError, r"`t` must be floating point, got torch.int64: write t.double\(\)"),
         ({"t": T[None]}, ValueError, r"`t` must be 1-D.*\(1, 2\)"),
         ({"t": torch.tensor([0.0, 1.0, 1.0])}, ValueError, r"`t` must be strictly increasing or decreasing"),
         ({"t": torch.tensor([0.0, 1.0, 0.5])}, ValueError, r"`t` must be strictly increasing or decreasing"),
@@ -1021,13 +1025,18 @@ Y, T = torch.ones(2), torch.tensor([0.0, 1.0])
         (
             {"method": "euler", "options": {"grid_constructor": lambda f, y, t: t[:1]}},
             ValueError,
-            r"'grid_constructor' must return times from 0 to 1, returned \[0.0\]",
+            r"'grid_constructor' must return monotone times from 0 to 1, got 1 from 0 to 0",
         ),
-        ({"func": lambda t, y: 1.0}, TypeError, r"`func` must return a tensor for each tensor of y, returned float"),
+        ({"func": lambda t, y: "1"}, TypeError, r"`func` must return a tensor for each tensor of y, returned str"),
+        (
+            {"func": lambda t, y: None},
+            TypeError,
+            r"`func` must return a tensor for each tensor of y, returned NoneType",
+        ),
         ({"func": lambda t, y: y[None].expand(2, 2)}, ValueError, r"of y's shape \(2,\), returned \(2, 2\)"),
         ({"func": lambda t, y: 1j * y}, TypeError, r"`func` returned torch.complex64 for a y of torch.float32"),
         ({"y0": (Y, Y), "func": lambda t, y: y[0]}, ValueError, r"tuple of 2 tensors as y is, returned Tensor"),
-        ({"y0": (Y, Y), "func": lambda t, y: y[:1]}, ValueError, r"tuple of 2 tensors as y is, returned 1 of them"),
+        ({"y0": (Y, Y), "func": lambda t, y: y[:1]}, ValueError, r"tuple of 2 tensors as y is, returned tuple of 1"),
         ({"t": torch.ones(1), "event_fn": lambda t, y: y}, ValueError, r"`t` must have two times with `event_fn`"),
         ({"method": "rk4", "event_fn": lambda t, y: y}, ValueError, r"`event_fn` with `method` 'rk4' needs `options="),
         (
@@ -1036,7 +1045,11 @@ Y, T = torch.ones(2), torch.tensor([0.0, 1.0])
             r"`event_fn` does not go with the option 'perturb'",
         ),
         ({"method": "scipy_solver", "event_fn": lambda t, y: y}, ValueError, r"`event_fn` does not go with `method`"),
-        ({"method": "fixed_adams", "event_fn": lambda t, y: y}, ValueError, r"`event_fn` does not go with `method`"),
+        (
+            {"method": "fixed_adams", "event_fn": lambda t, y: y},
+            ValueError,
+            r"`event_fn` with fixed steps needs `options=",
+        ),
         (
             {"method": "fixed_adams", "options": {"max_order": 13}},
             ValueError,
@@ -1086,7 +1099,7 @@ def test_failures_say_what_happened_in_the_callers_time():
     with pytest.raises(SolveError, match="blows up") as caught:
         ours.odeint(lambda t, y: -(y**2), torch.ones(1, dtype=DOUBLE), torch.tensor([0.0, -2.0], dtype=DOUBLE))
     assert caught.value.t == pytest.approx(-1.0, abs=1e-3)
-    with pytest.raises(SolveError, match=re.escape("Here it is the option 'max_num_steps'")):
+    with pytest.raises(SolveError, match=r"the option 'max_num_steps' allows"):
         ours.odeint(Counted(), Y, 9 * T, options={"max_num_steps": 2})
     with pytest.raises(SolveError, match="NON_FINITE_FIELD"):
         ours.odeint(lambda t, y: y / 0, Y, T, options={"min_step": 0.1, "first_step": 0.1})

@@ -1,0 +1,208 @@
+"""The arguments of torchdiffeq in normal form: one tensor, increasing times, names resolved. All else assumes it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenets.controller import Norm, rms
+from odenets.methods import Field, real_dtype
+from odenets.torchdiffeq.watch import Watch, find_watch
+from odenets.torchdiffeq.words import brief, shown
+
+RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's defaults, which None stands for too
+
+
+@dataclass(frozen=True)
+class Call:
+    """A solve in normal form; what is the caller's is in the caller's terms."""
+
+    func: Callable[..., Any]
+    user_y0: Any
+    f: "CallersField"
+    y0: Tensor
+    t: Tensor  # (T,), increasing, of the caller's dtype; may require grad
+    sign: float  # −1 where the caller's time runs backward
+    split: Callable[[Tensor], Any]  # (..., *y0.shape) in the caller's structure
+    name: str  # of the method
+    norm: Norm  # of a state
+    rtol: Any  # a number, or a tensor that broadcasts against y0
+    atol: Any
+    options: dict[str, Any]
+    watch: Watch | None
+    scheme: Any = None  # how its method makes its steps: `schemes.resolve`
+
+
+def normalise(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Tensor,
+    rtol: Any,
+    atol: Any,
+    method: str | None,
+    options: dict[str, Any] | None,
+    params: tuple[Tensor, ...] = (),
+) -> Call:
+    """The arguments of `odeint`, checked, in normal form; `params` are the caller's `adjoint_params`.
+
+    Raises:
+        TypeError, ValueError: If an argument is not as `odeint` describes it.
+    """
+    _check_times(t)
+    flat, shapes = _flatten(y0)
+    split = same if shapes is None else Split(tuple(shapes))
+    sign = -1.0 if len(t) > 1 and bool(t[0] > t[1]) else 1.0
+    options = dict(options or {})
+    t = t.to(flat.device)
+    return Call(
+        func=func,
+        user_y0=y0,
+        f=CallersField(func, split, sign, params),
+        y0=flat,
+        t=t if sign > 0 else -t,
+        sign=sign,
+        split=split,
+        name="dopri5" if method is None else method,
+        norm=_state_norm(options.get("norm"), split),
+        rtol=tolerance("rtol", RTOL if rtol is None else rtol, flat, shapes),
+        atol=tolerance("atol", ATOL if atol is None else atol, flat, shapes),
+        options=options,
+        watch=find_watch(func, lambda t, y, dt: (sign * t, split(y), dt)),
+    )
+
+
+def _check_times(t: Any) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"`t` must be a tensor, got {type(t).__name__}: write torch.tensor(t)")
+    if not t.is_floating_point():
+        raise TypeError(f"`t` must be floating point, got {t.dtype}: write t.double()")
+    if t.dim() != 1 or len(t) == 0:
+        raise ValueError(f"`t` must be 1-D with at least one time, got shape {tuple(t.shape)}: write t.flatten()")
+    steps = t.detach().diff()
+    if bool((steps > 0).all() | (steps < 0).all()):
+        return
+    finite = torch.isfinite(t)
+    if not bool(finite.all()):
+        i = int(finite.logical_not().int().argmax())
+        raise ValueError(f"`t` must be finite, got t[{i}] = {t[i].item()}")
+    i = int((steps * steps[0] <= 0).int().argmax())
+    between = f"t[{i}] = {shown(t[i])} is followed by t[{i + 1}] = {shown(t[i + 1])}"
+    hint = " Times that close need float64." if t.dtype != torch.float64 and bool(steps[i] == 0) else ""
+    raise ValueError(f"`t` must be strictly increasing or decreasing, but {between}: leave one out.{hint}")
+
+
+def _flatten(y0: Any) -> tuple[Tensor, list[torch.Size] | None]:
+    if isinstance(y0, Tensor):
+        return y0, None
+    if not isinstance(y0, tuple) or not y0 or not all(isinstance(part, Tensor) for part in y0):
+        raise TypeError(f"`y0` must be a tensor or a tuple of tensors, got {brief(y0)}: write tuple(y0)")
+    return torch.cat([part.reshape(-1) for part in y0]), [part.shape for part in y0]
+
+
+def same(y: Tensor) -> Tensor:
+    """A state that is a tensor already."""
+    return y
+
+
+@dataclass(frozen=True)
+class Split:
+    """States (..., n) as tuples of states (..., *shape)."""
+
+    shapes: tuple[torch.Size, ...]
+
+    def __call__(self, y: Tensor) -> tuple[Tensor, ...]:
+        parts = y.split([shape.numel() for shape in self.shapes], dim=-1)
+        return tuple(part.reshape((*y.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes))
+
+
+class CallersField:
+    """The caller's func in normal form; `params` lie here to be found."""
+
+    def __init__(self, func: Callable[..., Any], split: Any, sign: float, params: tuple[Tensor, ...]) -> None:
+        self.func, self.split, self.sign, self.params = func, split, sign, params
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        if self.split is same:
+            out = fit(self.func(t if self.sign > 0 else -t, y), y)
+        else:
+            parts = self.split(y)
+            out = self.func(t if self.sign > 0 else -t, parts)
+            if not isinstance(out, tuple | list) or len(out) != len(parts):
+                raise ValueError(f"`func` must return a tuple of {len(parts)} tensors as y is, returned {brief(out)}")
+            out = torch.cat([fit(x, part).reshape(-1) for x, part in zip(out, parts)])
+        return out if self.sign > 0 else -out
+
+
+def fit(out: Any, y: Tensor) -> Tensor:
+    """A derivative in y's shape and dtype, where axes of size 1 and a real dtype are all that differs."""
+    if isinstance(out, Tensor) and out.shape == y.shape and out.dtype == y.dtype:
+        return out
+    if isinstance(out, int | float | complex):
+        out = torch.as_tensor(out, device=y.device)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"`func` must return a tensor for each tensor of y, returned {type(out).__name__}")
+    if out.dtype != y.dtype:
+        if out.dtype.is_complex and not y.dtype.is_complex:
+            raise TypeError(f"`func` returned {out.dtype} for a y of {y.dtype}: make `y0` complex")
+        out = out.to(y.dtype)
+    if out.shape == y.shape:
+        return out
+    if [n for n in out.shape if n != 1] == [n for n in y.shape if n != 1]:
+        return out.reshape(y.shape)
+    if out.dim() <= y.dim() and all(n in (1, m) for n, m in zip(reversed(out.shape), reversed(y.shape))):
+        return out.expand(y.shape)
+    raise ValueError(f"`func` must return a tensor of y's shape {tuple(y.shape)}, returned {tuple(out.shape)}")
+
+
+@dataclass(frozen=True)
+class Between:
+    """f inside of (low, high): at these ends, where f may jump, it gives the value on this side."""
+
+    f: Field
+    low: float
+    high: float
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        low, high = torch.full_like(t, self.low), torch.full_like(t, self.high)
+        inside = t.detach().clamp(torch.nextafter(low, high), torch.nextafter(high, low))
+        return self.f(t + (inside - t.detach()), y)
+
+
+def tolerance(name: str, value: Any, y0: Tensor, shapes: Sequence[torch.Size] | None = None) -> Any:
+    """A tolerance as a number, or as a tensor that broadcasts against the flat state.
+
+    Raises:
+        TypeError, ValueError: If it is neither, requires grad, is negative, or has another length than a tuple y0.
+    """
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"`{name}` must not require grad: write {name}.detach()")
+    dtype = real_dtype(y0)
+    if shapes is not None and (isinstance(value, tuple | list) or (isinstance(value, Tensor) and value.dim() > 0)):
+        if len(value) != len(shapes):
+            raise ValueError(f"`{name}` must have one entry for each tensor of `y0`, {len(shapes)}, got {len(value)}")
+        parts = [torch.as_tensor(v, dtype=dtype, device=y0.device) for v in value]
+        value = torch.cat([v.reshape(-1).expand(shape.numel()) for v, shape in zip(parts, shapes)])
+    if shapes is None and isinstance(value, tuple | list):
+        raise TypeError(f"`{name}` must be a number or a tensor where `y0` is a tensor, got {brief(value)}")
+    if isinstance(value, Tensor) and value.dim() > 0:
+        value = value.to(y0.device, dtype)
+    elif isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(f"`{name}` must be a number or a tensor, got {value!r}: write {name}=1e-3")
+    else:
+        value = float(value)
+    least = float(value.min()) if isinstance(value, Tensor) else value
+    if not least >= 0:
+        raise ValueError(f"`{name}` must be numbers ≥ 0, got {least}")
+    return value
+
+
+def _state_norm(norm: Callable[[Any], Any] | None, split: Callable[[Tensor], Any]) -> Norm:
+    """The caller's norm as one of the flat state; by default the root mean square, of a tuple the largest of them."""
+    if norm is None and split is same:
+        return rms
+    if norm is not None and not callable(norm):
+        raise TypeError(f"`options` 'norm' must be a function of the state, got {norm!r}")
+    given = norm if norm is not None else lambda parts: torch.stack([rms(part) for part in parts]).max()
+    return lambda x: torch.as_tensor(given(split(x)), device=x.device).abs()

@@ -1,0 +1,218 @@
+"""Solves until an event, and the gradients of its time."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenets.controller import Fixed
+from odenets.loop import CountedField, Problem, Stepper, Taken
+from odenets.methods import real_dtype
+from odenets.torchdiffeq.call import Between, Call, fit
+from odenets.torchdiffeq.grid import Grid
+from odenets.torchdiffeq.pieces import AdjointOf, states
+from odenets.torchdiffeq.roots import locate
+from odenets.torchdiffeq.scipy_solver import Scipy
+from odenets.torchdiffeq.solvers import MOST_STEPS, Own
+from odenets.torchdiffeq.words import raise_failure
+
+EventFunction = Callable[..., Tensor]
+
+
+def signs_at_start(event_fn: EventFunction, t0: Tensor, y0: Any) -> Tensor:
+    """The signs of the components of `event_fn` there."""
+    with torch.no_grad():
+        return torch.sign(torch.as_tensor(event_fn(t0, y0)))
+
+
+def until_event(call: Call, event_fn: EventFunction, adjoint: AdjointOf | None) -> tuple[Tensor, Any]:
+    """The time of the event, without gradient, and the states at the start and there.
+
+    Raises:
+        SolveError, ValueError: If the solve fails, or an argument does not go with an event.
+    """
+    _check(call)
+    t0 = call.t[0].to(torch.float64)
+    signs = signs_at_start(event_fn, call.sign * call.t[0].detach(), call.user_y0)
+
+    def value(t: Tensor, y: Tensor) -> Tensor:
+        """Positive until the event."""
+        found = (event_fn(call.sign * t, call.split(y)) * signs).min()
+        if bool(torch.isnan(found)):
+            raise ValueError(f"`event_fn` returned nan at t = {call.sign * float(t):g}")
+        return found
+
+    with torch.no_grad():
+        if not value(t0.detach(), call.y0) > 0:
+            return call.sign * call.t[0].detach(), call.split(torch.stack([call.y0, call.y0]))
+    if isinstance(call.scheme, Own):
+        event_t, ys = call.scheme.until_event(call, value)
+    else:
+        event_t, ys = _by_steps(call, t0, value, adjoint)
+    time = torch.full((), call.sign * event_t, dtype=call.t.dtype, device=call.t.device)
+    return time, call.split(ys)
+
+
+def _check(call: Call) -> None:
+    if len(call.t) != 2:
+        raise ValueError(
+            f"`t` must have two times with `event_fn`, a start and one on the side to go to, got {len(call.t)}"
+        )
+    if isinstance(call.scheme, Scipy):
+        raise ValueError(f'`event_fn` does not go with `method` {call.name!r}: take another, such as "dopri5"')
+    if isinstance(call.scheme, Grid) and call.scheme.perturb:
+        raise ValueError("`event_fn` does not go with the option 'perturb': leave it out")
+    if isinstance(call.scheme, Grid) and call.scheme.step_size is None:
+        raise ValueError(f'`event_fn` with `method` {call.name!r} needs `options={{"step_size": ...}}`')
+
+
+def _by_steps(
+    call: Call, t0: Tensor, value: Callable[[Tensor, Tensor], Tensor], adjoint: AdjointOf | None
+) -> tuple[float, Tensor]:
+    """With the steps of `odenets.solve`: the time of the event, and the states (2, *y0.shape)."""
+    through = torch.is_grad_enabled() and adjoint is None
+    with torch.set_grad_enabled(through):
+        stepper, taken, at_end = _step_past_event(call, t0, value)
+        step = taken.step.with_f1(stepper.f)
+
+        def state(theta: Any) -> Tensor:
+            return stepper.method.interpolate(taken.y, taken.dt_in, step.stages, theta)
+
+        with torch.no_grad():
+            theta = locate(lambda x: float(value(_time(taken.t + x * taken.dt, call), state(x))), at_end)
+        event_t = taken.t + theta * taken.dt
+        y = state(_with_gradient(theta, event_t, taken))
+    if adjoint is not None and torch.is_grad_enabled():
+        times = torch.cat([t0[None], t0.new_tensor([event_t, stepper.t])])
+        y = states(call, times, adjoint, event=True)[1]
+    return event_t, torch.stack([call.y0, y])
+
+
+def _with_gradient(theta: float, event_t: float, taken: Taken) -> Any:
+    """θ, and where the step's times have gradients, with theirs: the event's time is held."""
+    if not isinstance(taken.t_in, Tensor):
+        return theta
+    place = (event_t - taken.t_in) / taken.dt_in
+    return theta + (place - place.detach())
+
+
+def _time(t: float, call: Call) -> Tensor:
+    return torch.full((), t, dtype=torch.float64, device=call.y0.device)
+
+
+def _step_past_event(call: Call, t0: Tensor, value: Callable[[Tensor, Tensor], Tensor]) -> tuple[Stepper, Taken, float]:
+    """Step on until the event lies in the step just taken; and the value at the end of it."""
+    scheme, start = call.scheme, float(t0.detach())
+    fixed = isinstance(scheme, Grid)
+    if fixed:
+        controller = Fixed(dt=float(scheme.step_size))
+    else:
+        controller = scheme.controller(call, call.t, start, call.sign, call.watch, None)
+    problem = Problem(
+        bind=lambda args: call.f,
+        args=(),
+        f=call.f,
+        y0=call.y0,
+        t=call.t,
+        times=[start],
+        method=scheme.solver_method(call, call.watch, True),
+        controller=controller,
+        max_steps=MOST_STEPS if fixed else scheme.most_steps(call.t),
+        dense=False,
+        watched=call.func,
+    )
+    stepper = Stepper(problem, call.y0, start, (t0, t0) if t0.requires_grad and torch.is_grad_enabled() else None)
+    edges = [start, *([] if fixed else [edge for edge in scheme.edges(call, call.t) if edge > start]), math.inf]
+    for low, high in itertools.pairwise(edges):
+        if len(edges) > 2:
+            stepper.f, stepper.f0 = CountedField(Between(call.f, low, high), stepper.stats), None
+        if stepper.dt is None:
+            stepper.choose_first_step(math.inf)
+        while stepper.t < high:
+            # A goal far ahead, but not so far that a step could be too small beside it.
+            goal = min(high, stepper.t + 100 * (stepper.dt or 1.0))
+            taken = None if stepper.failure is not None else stepper.advance(goal)
+            if taken is None:
+                break
+            with torch.no_grad():
+                at_end = float(value(_time(stepper.t, call), stepper.y))
+            if not at_end > 0:
+                return stepper, taken, at_end
+        if stepper.failure is not None:
+            raise_failure(stepper.failure, stepper.stats, call.sign)
+    raise RuntimeError("time is unbounded")
+
+
+def with_gradients(
+    func: Callable[..., Any], event_fn: EventFunction, t: Tensor, y: Any, signs: Tensor
+) -> tuple[Tensor, Any]:
+    """The event's time and state, with their gradients where something asks for them."""
+    if not torch.is_grad_enabled():
+        return t, y
+    nested = isinstance(y, tuple)
+    parts = y if nested else (y,)
+
+    def rebuilt(tensors: Sequence[Tensor]) -> Any:
+        return tuple(tensors) if nested else tensors[0]
+
+    g = (event_fn(t.detach(), y) * signs).min()
+    if not any(tensor.requires_grad for tensor in (g, *parts)):
+        return t, y
+    with torch.no_grad():
+        slope = func(t.detach().to(real_dtype(parts[0])), rebuilt([part.detach().clone() for part in parts]))
+    slopes = [fit(s, part).clone() for s, part in zip(slope if nested else (slope,), parts)]
+    rate = _rate(event_fn, t, parts, slopes, signs, rebuilt)
+    t, *parts = _AtEvent.apply(t, g, rate, slopes, *parts)
+    return t, rebuilt(parts)
+
+
+def _rate(
+    event_fn: EventFunction, t: Tensor, parts: Sequence[Tensor], slopes: Sequence[Tensor], signs: Tensor, rebuilt: Any
+) -> float:
+    """dg/dt along the solution at the event."""
+    leaves = [part.detach().requires_grad_() for part in parts]
+    time = t.detach().to(real_dtype(parts[0])).requires_grad_()
+    g = (event_fn(time, rebuilt(leaves)) * signs).min()
+    along = torch.autograd.grad(g, [time, *leaves], allow_unused=True) if g.requires_grad else ()
+    speeds = (torch.ones_like(time), *slopes)
+    return sum(float((bar.conj() * s).sum().real) for bar, s in zip(along, speeds) if bar is not None)
+
+
+class _AtEvent(torch.autograd.Function):
+    """The event's time and state as they are, and what they depend on.
+
+    Where g(t, y(t)) = 0 defines the time, dt = −δg / (dg/dt), δg the change of g at a fixed time; the state moves with
+    the time along f.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, t: Tensor, g: Tensor, rate: float, slopes: Sequence[Tensor], *parts: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.rate, ctx.slopes, ctx.g = rate, slopes, g.detach()
+        return t.clone(), *(part.clone() for part in parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():  # only with create_graph=True
+            raise NotImplementedError("`odeint_event` has no second derivative (create_graph=True): leave it out")
+        t_bar, *bars = grad_outputs
+        moved = float(t_bar) + sum(float((bar.conj() * s).sum().real) for bar, s in zip(bars, ctx.slopes))
+        g_bar = torch.zeros_like(ctx.g)
+        if _is_usable(ctx.rate, ctx.g.dtype):
+            g_bar -= moved / ctx.rate
+        elif moved != 0:
+            warnings.warn(
+                f"`event_fn` has the slope {ctx.rate:g} at the event, so the gradient takes the event's time for a "
+                "constant: let `event_fn` go through 0 smoothly if its time depends on something",
+                stacklevel=2,
+            )
+        return None, g_bar, None, None, *bars
+
+
+def _is_usable(rate: float, dtype: torch.dtype) -> bool:
+    return math.isfinite(rate) and abs(rate) >= torch.finfo(dtype).tiny

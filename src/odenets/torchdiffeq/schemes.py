@@ -1,0 +1,106 @@
+"""The methods by their names: which scheme, and with which options."""
+
+import warnings
+from dataclasses import fields, replace
+from typing import Any
+
+from odenets.methods import METHODS, ImplicitRungeKutta, RungeKutta
+from odenets.torchdiffeq.adams import AdamsBashforth, AdamsBashforthMoulton
+from odenets.torchdiffeq.adaptive import Adaptive
+from odenets.torchdiffeq.call import Call
+from odenets.torchdiffeq.grid import Grid, Implicit
+from odenets.torchdiffeq.scipy_solver import Scipy
+from odenets.torchdiffeq.solvers import Own
+from odenets.torchdiffeq.watch import CALLBACKS
+from odenets.torchdiffeq.words import brief
+
+# torchdiffeq estimates the error of dopri5 by another formula of order 4 than the usual one:
+# Shampine, "Some practical Runge–Kutta formulas", Math. Comp. 46 (1986).
+_DOPRI5 = replace(
+    METHODS["dopri5"],
+    b_error=(
+        35 / 384 - 1951 / 21600,
+        0.0,
+        500 / 1113 - 22642 / 50085,
+        125 / 192 - 451 / 720,
+        -2187 / 6784 + 12231 / 42400,
+        11 / 84 - 649 / 6300,
+        -1 / 60,
+    ),
+)
+ADAPTIVE: dict[str, RungeKutta] = {
+    "dopri8": METHODS["dopri8"],
+    "dopri5": _DOPRI5,
+    "tsit5": METHODS["tsit5"],
+    "bosh3": METHODS["bosh3"],
+    "fehlberg2": METHODS["fehlberg2"],
+    "adaptive_heun": METHODS["heun"],
+}
+FIXED: dict[str, RungeKutta] = {
+    "euler": METHODS["euler"],
+    "midpoint": METHODS["midpoint"],
+    "heun2": METHODS["heun"],
+    "heun3": METHODS["heun3"],
+    "rk4": METHODS["rk4_38"],
+}
+IMPLICIT: dict[str, RungeKutta] = {
+    name: method for name, method in METHODS.items() if isinstance(method, ImplicitRungeKutta)
+}
+ADAMS: dict[str, type] = {
+    "explicit_adams": AdamsBashforth,
+    "implicit_adams": AdamsBashforthMoulton,
+    "fixed_adams": AdamsBashforthMoulton,
+}
+NAMES = (*ADAPTIVE, *FIXED, *IMPLICIT, *ADAMS, "scipy_solver")
+
+SOLVERS: dict[str, type] = {}  # torchdiffeq's table, into which programs put classes of their own; see `_impl.odeint`
+BUILT_IN: dict[str, type] = {}  # what stands there of itself
+
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(ADAPTIVE, Adaptive),
+    **dict.fromkeys(FIXED, Grid),
+    **dict.fromkeys(IMPLICIT, Implicit),
+    "scipy_solver": Scipy,
+}
+
+
+def resolve(call: Call) -> Call:
+    """The call with the scheme of its method.
+
+    Raises:
+        TypeError, ValueError: If there is no such method, or an option has a value that is not allowed.
+    """
+    scheme = find_scheme(call.name, {**call.options, "norm": call.norm}, call.rtol, call.atol, "method")
+    if call.watch is not None and not isinstance(scheme, Adaptive):
+        unsupported = [name for name in CALLBACKS[1:] if callable(getattr(call.func, name, None))]
+        if unsupported:
+            warnings.warn(
+                f"method {call.name!r} accepts every step and does not call {', '.join(unsupported)}", stacklevel=3
+            )
+    return replace(call, scheme=scheme)
+
+
+def find_scheme(name: Any, options: dict[str, Any], rtol: Any, atol: Any, argument: str) -> Any:
+    """The scheme of that name with those options; `argument` is what errors call the name.
+
+    Raises:
+        TypeError, ValueError: If there is no such method, or an option has a value that is not allowed.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"`{argument}` must be the name of a method, got {brief(name)}")
+    own = SOLVERS.get(name) if SOLVERS.get(name) is not BUILT_IN.get(name) else ADAMS.get(name)
+    if own is not None:
+        return Own(own, rtol, atol, {key: value for key, value in options.items() if key != "norm"})
+    kind = _KINDS.get(name)
+    if kind is None:
+        raise ValueError(f"`{argument}` must be one of {', '.join(dict.fromkeys((*NAMES, *SOLVERS)))}; got {name!r}")
+    known = {f.name for f in fields(kind) if f.name not in ("method", "rtol", "atol")}
+    unknown = sorted(set(options) - known - {"norm"})
+    if unknown:
+        warnings.warn(
+            f"method {name!r} ignores the unknown options {', '.join(unknown)}; known are {', '.join(sorted(known))}",
+            stacklevel=4,
+        )
+    given = {key: value for key, value in options.items() if key in known}
+    method = {**ADAPTIVE, **FIXED, **IMPLICIT}.get(name)
+    return kind(**({} if method is None else {"method": method}), rtol=rtol, atol=atol, **given)
