@@ -202,17 +202,16 @@ class _AtEvent(torch.autograd.Function):
             raise NotImplementedError("`odeint_event` has no second derivative (create_graph=True): leave it out")
         t_bar, *bars = grad_outputs
         moved = float(t_bar) + sum(float((bar.conj() * s).sum().real) for bar, s in zip(bars, ctx.slopes))
-        g_bar = torch.zeros_like(ctx.g)
         if _is_usable(ctx.rate, ctx.g.dtype):
-            g_bar -= moved / ctx.rate
-        elif moved != 0:
+            return None, torch.full_like(ctx.g, -moved / ctx.rate), None, None, *bars
+        if moved != 0:
             warnings.warn(
                 f"`event_fn` has the slope {ctx.rate:g} at the event, so the gradient takes the event's time for a "
                 "constant: let `event_fn` go through 0 smoothly if its time depends on something",
                 stacklevel=2,
             )
-        return None, g_bar, None, None, *bars
+        return None, None, None, None, *bars
 
 
 def _is_usable(rate: float, dtype: torch.dtype) -> bool:
-    return math.isfinite(rate) and abs(rate) >= torch.finfo(dtype).tiny
+    return dtype.is_floating_point and math.isfinite(rate) and abs(rate) >= torch.finfo(dtype).tiny
