@@ -51,9 +51,9 @@ def test_a_one_dimensional_flow_cannot_cross_itself_an_augmented_one_can():
 
     def trained(augment):
         torch.manual_seed(0)
-        block = ODEBlock(MLPField(1 + augment, (16,), "tanh"), augment=augment, rtol=1e-4, atol=1e-6)
-        optimizer = torch.optim.Adam(block.parameters(), lr=0.05)
-        for _ in range(120):
+        block = ODEBlock(MLPField(1 + augment, (16,), "tanh"), augment=augment, rtol=1e-3, atol=1e-4)
+        optimizer = torch.optim.Adam(block.parameters(), lr=0.1)
+        for _ in range(25):
             optimizer.zero_grad()
             loss = (block(x)[:, :1] + x).square().mean()
             loss.backward()

@@ -26,7 +26,7 @@ def gradients(network, x):
 @pytest.mark.parametrize(
     "options",
     [
-        {"method": "dopri5", "rtol": 1e-5, "atol": 1e-6},
+        {"method": "bosh3", "rtol": 1e-4, "atol": 1e-5},
         {"method": "rk4", "controller": Fixed(steps=3), "t": (0.0, 0.4, 1.0), "last": True},
     ],
 )
@@ -42,8 +42,13 @@ def test_a_model_with_an_ode_layer_compiles_to_one_graph(options):
 
 
 def test_adaptive_steps_inside_a_graph_of_inductor():
-    network, x = model(method="bosh3"), torch.randn(5, 3)
-    torch.testing.assert_close(torch.compile(network, fullgraph=True)(x), network(x))
+    """Without gradients and layers around it: most of the time is inductor's, for each operation."""
+
+    def last(y):
+        return solve(lambda t, y: -t * y, y, [0.0, 1.0], method="heun").ys[-1]
+
+    y0 = torch.ones(2)
+    torch.testing.assert_close(torch.compile(last, fullgraph=True)(y0), last(y0))
 
 
 def test_states_between_are_those_of_steps_that_end_there():

@@ -1,5 +1,6 @@
 """The training loop against plain PyTorch loops, against itself after every kind of stop, and its refusals."""
 
+import copy
 import errno
 import json
 import os
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
-from odenets import files
+from odenets import SolveError, files
 from odenets.files import read_directory, write_directory
+from odenets.nn import MLPField, ODEBlock
 from odenets.train import (
     CheckpointError,
     EpochRecord,
@@ -912,6 +915,113 @@ def test_no_data_are_refused():
 def test_data_that_are_no_tensors_are_refused():
     with pytest.raises(TypeError, match=r"`train\[0\]` is a ndarray; it must be a tensor: `torch.as_tensor`"):
         train(network(), train=(TRAIN[0].numpy(), TRAIN[1]))
+
+
+X, Y = TRAIN
+TINY = TensorDataset(X, Y)
+
+
+@pytest.mark.parametrize("which", ["train", "test"])
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (None, r"` is a NoneType; it must be a pair \(x, y\) of tensors"),
+        (X, r"` is a Tensor; it must be a pair"),
+        ((X, Y, Y), r"` is a tuple of 3; it must be a pair"),
+        (DataLoader(TINY, 10), r"` is a DataLoader; .* Write `tuple\(map\(torch.cat, zip\(\*loader\)\)\)`"),
+        (
+            TINY,
+            r"` is a TensorDataset; .* Write `dataset.tensors` of a `TensorDataset`, and `torch.utils.data.default_co",
+        ),
+        ((X, None), r"\[1\]` is a NoneType; it must be a tensor"),
+        ((X, Y[0]), r"\[1\]` is a single number; it must have an axis of samples first"),
+        ((X.clone().requires_grad_(), Y), r"\[0\]` requires grad, which nothing here would use. Give `.detach\(\)`"),
+        ((X, Y + 1), r"\[1\]` holds the class 2 in sample \d+, but the network has 2 outputs, for the classes 0 to 1"),
+        ((X, Y.int()), r"\[1\]` is int32; classes must be int64: `.long\(\)`"),
+    ],
+)
+def test_data_that_cannot_be_used_are_refused_by_name_before_a_step(which, pair, message):
+    net = network()
+    before = copy.deepcopy(net)
+    with pytest.raises((TypeError, ValueError), match=rf"^`{which}{message}"):
+        train(net, **{which: pair})
+    assert all(map(torch.equal, net.parameters(), before.parameters()))
+
+
+def test_what_the_refusals_say_to_write_works():
+    ours, theirs = network(), network()
+    train(theirs)
+    train(ours, train=tuple(map(torch.cat, zip(*DataLoader(TINY, 10)))), test=(*TEST,))
+    assert_same_bits(ours, theirs)
+    assert torch.equal(default_collate([*Subset(TINY, range(3))])[0], X[:3])
+
+
+def test_classes_that_the_loss_ignores_are_no_fault():
+    ignored = torch.where(torch.arange(len(Y)) % 2 == 0, Y, -100)
+    train(network(), train=(X, ignored))
+
+
+def regressor() -> nn.Module:
+    return nn.Linear(3, 1).double()
+
+
+BROADCASTS = [
+    nn.functional.mse_loss,
+    nn.L1Loss(),
+    lambda outputs, y: ((outputs - y) ** 2).mean(),
+]
+
+
+@pytest.mark.parametrize("loss", BROADCASTS, ids=["mse_loss", "L1Loss", "by hand"])
+def test_a_loss_that_compares_every_output_with_every_target_is_refused(loss):
+    y = X[:, 0]  # (N,), beside outputs (N, 1)
+    with pytest.raises(
+        ValueError, match=r"`train\[1\]` has shape \(10,\) and the outputs .* \(10, 1\), so `loss` comp"
+    ):
+        train(regressor(), loss=loss, train=(X, y), test=(X, y))
+    with pytest.raises(ValueError, match=r"`y` has shape \(47,\) .* Give both one shape: `y\[:, None\]`"):
+        evaluate(regressor(), loss, X, y)
+    with pytest.raises(ValueError, match=r"`y` has shape \(47, 1\) .* Give both one shape: `y.squeeze\(1\)`"):
+        evaluate(nn.Sequential(regressor(), nn.Flatten(0)), loss, X, y[:, None])
+    train(regressor(), loss=loss, train=(X, y[:, None]), test=(X, y[:, None]))
+
+
+def test_a_loss_that_brings_the_shapes_together_by_itself_is_taken():
+    def loss(outputs, y):
+        return nn.functional.mse_loss(outputs.squeeze(1), y)
+
+    train(regressor(), loss=loss, train=(X, X[:, 0]), test=(X, X[:, 0]))
+
+
+@pytest.mark.parametrize(
+    ("data", "note"),
+    [
+        ((X[:, :2], Y), r"`train\[0\]` is float64, samples \(2,\); `train\[1\]` is int64, samples \(\)"),
+        ((X.float(), Y), r"The network's weights are float64: give data of that dtype, `.to\(torch.float64\)`"),
+    ],
+)
+def test_an_error_in_the_first_epoch_has_a_note_on_the_data(data, note):
+    for which in ("train", "test"):
+        with pytest.raises((RuntimeError, ValueError)) as failed:
+            train(network(), **{which: data})
+        assert re.search(note.replace("train", which, 2), "".join(failed.value.__notes__))
+
+
+@pytest.mark.parametrize(("which", "value"), [("train", float("nan")), ("train", float("inf")), ("test", float("nan"))])
+def test_data_that_are_not_finite_are_named_where_the_loss_is_not(which, value):
+    x = X.clone()
+    x[7, 1] = value
+    with pytest.raises(NonFiniteLoss, match=rf"`{which}\[0\]` holds NaN or infinity in 1 of 47 samples, the first in "):
+        train(network(), **{which: (x, Y)})
+
+
+def test_data_that_are_not_finite_are_named_where_a_solve_fails():
+    x = X.clone()
+    x[0, 0] = float("nan")
+    net = nn.Sequential(ODEBlock(MLPField(3, (4,))), nn.Linear(3, 2)).double()
+    with pytest.raises(SolveError) as failed:
+        train(net, train=(x, Y))
+    assert "`train[0]` holds NaN or infinity in 1 of 47 samples" in "".join(failed.value.__notes__)
 
 
 def test_a_loss_that_is_no_mean_is_refused():

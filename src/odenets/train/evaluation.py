@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Loss", "accuracy", "check_data", "evaluate", "mean_loss"]
+from odenets.train.checks import check_data, check_outputs, check_targets
+
+__all__ = ["Loss", "accuracy", "evaluate", "mean_loss"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """`loss(outputs, y)` -> the mean over the samples, shape ()."""
@@ -28,6 +30,9 @@ def evaluate(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, batch_size: i
         for begin in range(0, len(x), batch_size):
             inputs, targets = (data[begin : begin + batch_size].to(parameter.device) for data in (x, y))
             outputs.append(network(inputs))
+            if begin == 0:
+                check_targets("y", loss, outputs[0], y)
+                check_outputs("y", loss, outputs[0], targets)
             losses.append(mean_loss(loss, outputs[-1], targets) * len(inputs))
     total = torch.stack(losses).cpu().double().sum()
     return float(total) / len(x), torch.cat(outputs)
@@ -64,14 +69,3 @@ def mean_loss(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
             "Use `reduction='mean'`, or end it with `.mean()`."
         )
     return value
-
-
-def check_data(x_name: str, y_name: str, x: Tensor, y: Tensor) -> None:
-    """Raise unless `x` and `y` are tensors with equally many samples, and not none."""
-    for name, value in {x_name: x, y_name: y}.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"`{name}` is a {type(value).__name__}; it must be a tensor: `torch.as_tensor`.")
-    if len(x) == 0:
-        raise ValueError(f"`{x_name}` has no samples; give at least one.")
-    if len(x) != len(y):
-        raise ValueError(f"`{x_name}` has {len(x)} samples and `{y_name}` {len(y)}; they must have as many.")

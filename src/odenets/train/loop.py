@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
@@ -27,11 +27,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from odenets.files import RunFolderError
 from odenets.train.batches import Share, epoch_order, shares
-from odenets.train.checkpoint import Checkpoint, Label, Store
+from odenets.train.checkpoint import Checkpoint, CheckpointError, Label, Store
+from odenets.train.checks import about_data, check_outputs, check_pair, check_targets, not_finite
 from odenets.train.config import OPTIMIZERS, TrainConfig
 from odenets.train.display import Display
-from odenets.train.evaluation import Loss, accuracy, check_data, evaluate, mean_loss
+from odenets.train.evaluation import Loss, accuracy, evaluate, mean_loss
 from odenets.train.history import EpochRecord, History
 from odenets.train.process import (
     StopSignals,
@@ -96,7 +98,8 @@ def fit(
     BatchNorm, and the step sizes of an adaptive solver, depend on the samples in one process, so with
     those the result changes a little with the number of processes.
 
-    Raises `ValueError` for unusable arguments, `RunFolderError` before the training where the folder
+    Raises `ValueError` and `TypeError` for unusable arguments; an error of the network or the loss in the first epoch
+    has a note on the data. Raises `RunFolderError` before the training where the folder
     cannot be used (or another process, which it names, trains in it) and during it where a file cannot be
     written (the last checkpoint then is intact), `CheckpointError`, `NonFiniteLoss`, and `Interrupted` after
     Ctrl-C or SIGTERM: a second Ctrl-C stops at once.
@@ -105,8 +108,7 @@ def fit(
     if resume and folder is None:
         raise ValueError("`resume` is True, but `folder` is None. Give the folder of the run to go on with.")
     _check_network(network, config)
-    check_data("train[0]", "train[1]", *train)
-    check_data("test[0]", "test[1]", *test)
+    train, test = check_pair("train", train), check_pair("test", test)
     with make_accelerator(config) as accelerator, own_generators(config.seed, accelerator):
         main = accelerator.is_main_process
         data = _Data(*(tensor.to(accelerator.device) for tensor in (*train, *test)))
@@ -123,6 +125,10 @@ class _Data:
     y: Tensor  # (N, ...)
     test_x: Tensor  # (M, ...)
     test_y: Tensor  # (M, ...)
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors under the names that the caller of `fit` gave them."""
+        return {"train[0]": self.x, "train[1]": self.y, "test[0]": self.test_x, "test[1]": self.test_y}
 
 
 class _Counts(Protocol):
@@ -194,13 +200,16 @@ class _Trainer:
         self.layers = _ode_layers(self.network)
         self.steps = math.ceil(len(self.data.x) / (self.config.batch_size * self.config.accumulate))
         self.records: list[EpochRecord] = []
+        self.checked = self.proven = False  # the first outputs are; a first epoch with these data went through
         self._start_epoch(0)
 
     def run(self, resume: bool) -> History:
         self._open(resume)
         while self.position.epoch < self.config.epochs:
-            self._train_epoch()
-            record = self._finish_epoch()
+            with self._note_on_data():
+                self._train_epoch()
+                record = self._finish_epoch()
+            self.proven = True
             self._save()
             self._report(record)
             if self.position.epoch < self.config.epochs:
@@ -211,6 +220,16 @@ class _Trainer:
         self.accelerator.wait_for_everyone()  # so that the files are there for every process
         self._obey_stop()
         return History(tuple(self.records))
+
+    @contextlib.contextmanager
+    def _note_on_data(self) -> Iterator[None]:
+        """Until an epoch went through, an error of the network or the loss gets a note on the data."""
+        try:
+            yield
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if not self.proven and not isinstance(error, RunFolderError | CheckpointError):
+                error.add_note(about_data(self.network, self.data.named()))
+            raise
 
     def _start_epoch(self, epoch: int) -> None:
         self.position = _Position(epoch)
@@ -249,11 +268,19 @@ class _Trainer:
     def _backward(self, order: Tensor, share: Share) -> None:
         rows = order[share.begin : share.end]
         # `index_select`, because `x[rows]` takes four times as long on the CPU.
-        outputs = self.model(self.data.x.index_select(0, rows))
-        value = mean_loss(self.loss, outputs, self.data.y.index_select(0, rows))  # ()
+        outputs, y = self.model(self.data.x.index_select(0, rows)), self.data.y.index_select(0, rows)
+        if not self.checked:
+            self._check_first(outputs, y)
+        value = mean_loss(self.loss, outputs, y)  # ()
         self.accelerator.backward(value if share.weight == 1.0 else value * share.weight)
         self.losses[self.position.step].add_(value.detach(), alpha=share.samples)
         self._count(share)
+
+    def _check_first(self, outputs: Tensor, y: Tensor) -> None:
+        check_targets("train[1]", self.loss, outputs, self.data.y)
+        check_targets("test[1]", self.loss, outputs, self.data.test_y)
+        check_outputs("train[1]", self.loss, outputs, y)
+        self.checked = True
 
     def _count(self, share: Share) -> None:
         self.position.samples += share.samples
@@ -411,9 +438,11 @@ class _Trainer:
 
     def _blame(self, what: str) -> NoReturn:
         saved = None if self.store is None else self.store.latest()
+        faults = [*filter(None, map(not_finite, self.data.named(), self.data.named().values()))]
         clip = "set `clip_norm`, for example to 1.0" if self.config.clip_norm is None else "lower `clip_norm`"
         kept = "" if saved is None else f" The last good checkpoint is {saved}."
-        raise NonFiniteLoss(f"{what} ({self.label}). Lower `lr` (it is {self.config.lr:g}), or {clip}.{kept}")
+        remedy = " ".join(faults) or f"Lower `lr` (it is {self.config.lr:g}), or {clip}."
+        raise NonFiniteLoss(f"{what} ({self.label}). {remedy}{kept}")
 
     # -- checkpoints
 
