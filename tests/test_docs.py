@@ -6,12 +6,14 @@ import runpy
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from odenets.cli import app
+from odenets.data.synthetic import make_synthetic
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,6 +50,7 @@ def test_commands_work(command, tmp_path, monkeypatch):
     match command:
         case ["odenets", *arguments]:
             monkeypatch.chdir(tmp_path)
+            monkeypatch.setattr("odenets.data.ecg.make_synthetic", partial(make_synthetic, 1200))
             tiny = TINY.get(arguments[1], []) if arguments[0] == "run" else []
             result = CliRunner().invoke(app, [*arguments, *tiny])
             assert result.exit_code == 0, result.output
