@@ -130,13 +130,40 @@ def test_the_table_leaves_out_what_would_say_nothing():
     assert chosen.title == "Mean squared error, one seed"
 
 
-def test_the_lead_names_the_better_network_of_each_setting():
+def test_the_lead_names_the_better_network_of_each_setting_first():
     errors = {("document", "ResNet"): 3.0, ("document", "ODE-Net"): 2.0}
     errors |= {("chosen", "ResNet"): 0.25, ("chosen", "ODE-Net"): 0.5}
     rows = [run_row(setting, name, 0, error) for (setting, name), error in errors.items()]
-    lead = cubic._lead(rows, ["document", "chosen"], 1)
-    assert "under the document settings ResNet 3.00, ODE-Net 2.00 (ODE-Net is better)" in lead
-    assert "under the chosen settings ResNet 0.25, ODE-Net 0.50 (ResNet is better)" in lead
+    finding, about = cubic._lead(rows, ["document", "chosen"], 1).split("\n\n")
+    error = "with an out-of-sample mean squared error of"
+    assert finding == (
+        f"The document's settings: the ODE-Net comes nearer to the function than the ResNet, {error} 2.00 against 3.00 "
+        f"(one seed). Settings of our choice: the ResNet comes nearer to the function than the ODE-Net, {error} 0.25 "
+        "against 0.50 (one seed)."
+    )
+    assert "S. Della Bona and E. Dumez (2021), “the document”" in about
+
+
+def test_the_lead_counts_the_seeds_of_the_better_network():
+    pairs = [(1.0, 2.0), (3.0, 1.0), (1.5, 4.0)]  # medians 1.5 and 2
+    rows = [
+        run_row("chosen", name, seed, error)
+        for seed, pair in enumerate(pairs)
+        for name, error in zip(cubic.NAMES.values(), pair)
+    ]
+    lead = cubic._lead(rows, ["chosen"], 3)
+    assert "the ResNet comes nearer" in lead
+    assert "1.50 against 2.00 (medians of 3 seeds; nearer in 2 of them)" in lead
+
+
+@pytest.mark.parametrize(("seeds", "several"), [(1, False), (2, True)])
+def test_one_seed_has_no_median_no_range_and_no_strip(tmp_path, seeds, several):
+    result = cubic.run(replace(TINY, seeds=seeds, settings="document"), tmp_path, progress=False)
+    (section,) = result.sections
+    (table,) = section.tables
+    words = f"{result.lead} {table.title} {table.note} {' '.join(p.caption for p in section.pictures)}"
+    assert any(word in words for word in ("median", "mean of", "range", "lowest")) == several
+    assert ("document-errors" in {picture.name for picture in section.pictures}) == several
 
 
 def test_the_trajectories_of_the_flow_never_cross():

@@ -28,6 +28,10 @@ def run_row(network, seed, losses=(0.3, 0.2), seconds=(1.0, 2.0), split="random"
     return row | changes
 
 
+def baseline(accuracy, network="nearest neighbour", split="random"):
+    return {"network": network, "split": split, "accuracy": accuracy, "macro_f1": accuracy}
+
+
 def random_rows(seeds=6, split="random"):
     rng = np.random.default_rng(0)
     names = [(seed, name) for seed in range(seeds) for name in (RESNET, ODENET, MATCHED)]
@@ -131,7 +135,7 @@ def test_the_documents_numbers_stand_only_beside_what_they_are_of(split, synthet
     columns = ecg.main_table(found, []).columns
     assert ("document" in columns) == any(expected)
     assert ("document %" in columns) == any(expected)
-    lead = ecg._lead(random_rows(2, split), synthetic)
+    lead = ecg._lead(random_rows(2, split), [baseline(0.5, split=split)], synthetic)
     assert ("0.10 (ResNet)" in lead) == any(expected)
     assert ("synthetic heartbeats" in lead) == synthetic
 
@@ -198,7 +202,7 @@ def test_a_collapsed_network_is_named_and_its_seed_also_left_out():
     assert found["without_collapsed"]["mean"] == pytest.approx(np.mean(rest))
     assert (found["without_collapsed"]["low"], found["without_collapsed"]["high"]) == pytest.approx(interval(rest))
     assert [row["collapsed"] for row in summarise(rows, synthetic=False)] == [[2], [], []]
-    assert "ResNet: seeds [2] collapsed." in ecg.main_table(summarise(rows, synthetic=False), []).note
+    assert "ResNet, seeds [2]: calls every beat the same." in ecg.main_table(summarise(rows, synthetic=False), []).note
     assert "the same without seeds [2]" in [row[0] for row in ecg.difference_table([found]).rows]
 
 
@@ -217,13 +221,78 @@ def test_class_means_are_means_over_the_seeds_and_the_baseline_is_itself():
 def test_the_main_table_has_the_baselines_below_the_networks():
     base = [{"network": "always N", "accuracy": 0.82, "macro_f1": 0.18}]
     table = ecg.main_table(summarise([run_row(ODENET, 0, accuracy=0.975)], synthetic=False), base)
-    assert table.columns == ("", "parameters", "cross entropy", "document", "accuracy %", "document %", "macro-F1")
+    assert table.columns == ("", "cross entropy", "document", "accuracy %", "document %", "macro-F1", "parameters")
     assert table.rows == (
-        (ODENET, 100, "0.200", 0.09, "97.50", 97.5, "0.800"),
-        ("always N", None, None, None, "82.00", None, "0.180"),
+        (ODENET, "0.200", 0.09, "97.50", 97.5, "0.800", 100),
+        ("always N", None, None, "82.00", None, "0.180", None),
     )
     many = ecg.main_table(summarise([run_row(ODENET, seed, accuracy=0.9 + seed / 10) for seed in (0, 1)], True), [])
-    assert many.rows[0][3] == "95.00 ± 7.07"
+    assert many.rows[0][2] == "95.00 ± 7.07"
+
+
+# -- words
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "rival", "finding"),
+    [
+        (0.97, 0.96, "the ODE-Net is right about 97.0 % of the test beats, more than {rival} (96.0 %)"),
+        (
+            0.95,
+            0.96,
+            "no network is right about more test beats than {rival} (96.0 %); the best of them, the ODE-Net, ",
+        ),
+        (0.96, 0.96, "no network is right about more test beats than {rival} (96.0 %)"),
+    ],
+)
+@pytest.mark.parametrize("name", ecg.IN_WORDS)
+def test_the_lead_begins_with_the_best_network_beside_the_best_trivial_answer(accuracy, rival, finding, name):
+    rows = [run_row(RESNET, 0, accuracy=0.9), run_row(ODENET, 0, accuracy=accuracy)]
+    base = [baseline(rival, name), baseline(0.5, *(other for other in ecg.IN_WORDS if other != name))]
+    lead = ecg._lead(rows, base, synthetic=False)
+    assert lead.startswith(f"Random split: {finding.format(rival=ecg.IN_WORDS[name])}")
+    assert "S. Della Bona and E. Dumez (2021), “the document”" in lead
+
+
+@pytest.mark.parametrize(
+    ("losses", "settled"),
+    [
+        ([0.5], "one seed, which settles nothing between them."),
+        ([0.5, 0.51, 0.49], "means of 3 seeds, by which ODE-Net is better than ResNet."),
+        ([0.5, 2.0, 0.9], "means of 3 seeds, by which no difference is settled."),
+        ([2.0, 2.01, 1.99], "means of 3 seeds, by which ResNet is better than ODE-Net."),
+    ],
+)
+def test_the_lead_says_what_the_seeds_settle(losses, settled):
+    rows = [run_row(RESNET, seed, losses=(1.0,)) for seed in range(len(losses))]
+    rows += [run_row(ODENET, seed, losses=(loss,)) for seed, loss in enumerate(losses)]
+    assert settled in ecg._lead(rows, [baseline(0.5)], synthetic=False)
+
+
+@pytest.fixture(scope="module")
+def section_of_one_seed():
+    rows = [
+        run_row(name, 0, nfe=nfe, confusion=np.eye(5, dtype=int).tolist())
+        for name, nfe in ((RESNET, None), (ODENET, 20.0))
+    ]
+    record = {"epoch": 1, "seed": 0, "train_loss": 0.3, "test_loss": 0.2, "seconds": 1.0}
+    trained = [ecg.Trained(row, [record | {"nfe": row["nfe"]}]) for row in rows]
+    return ecg._section(load_small("random"), Config(), trained, [rows[0] | {"network": ecg.ALWAYS}])
+
+
+def test_one_seed_is_not_called_a_mean(section_of_one_seed):
+    tables = [f"{table.title} {table.note} {table.columns}" for table in section_of_one_seed.tables]
+    words = f"{' '.join(tables)} {' '.join(picture.caption for picture in section_of_one_seed.pictures)}"
+    words = words.replace("Mean number of evaluations", "").replace("Macro-F1 is the mean over the classes", "")
+    assert not [word for word in ("mean", "median", "deviation", "seeds", "band") if word in words.lower()]
+
+
+def test_the_letters_of_the_classes_are_explained_in_the_text_and_below_the_matrices(section_of_one_seed):
+    for letter, name in zip(data_module.CLASSES, data_module.CLASS_NAMES):
+        assert f"{letter} {name}" in ecg.CLASS_TEXT
+    assert ecg.CLASS_TEXT in section_of_one_seed.text
+    (matrices,) = [picture for picture in section_of_one_seed.pictures if picture.name == "random-confusion"]
+    assert ecg.CLASS_TEXT in matrices.caption
 
 
 # -- configs and networks

@@ -48,7 +48,6 @@ ALL = {
     ),
     "flow": lambda: figures.flow([0.0, 1.0], np.ones((2, 3)), Slopes([0.0, 1.0], X, np.ones((5, 2)))),
     "learning_curves": lambda: figures.learning_curves(HISTORY),
-    "learning_curves, log": lambda: figures.learning_curves(HISTORY, log=True),
     "metric_over_epochs": lambda: figures.metric_over_epochs(HISTORY, "nfe", "evaluations"),
     "seconds_per_epoch": lambda: figures.seconds_per_epoch(HISTORY),
     "confusion": lambda: figures.confusion({"ResNet": COUNTS, "other": COUNTS}, CLASSES),
@@ -84,6 +83,11 @@ def test_drawn_without_warning_in_palette_colours_only_and_the_same_each_time(na
     assert used <= {colour.light for colour in PALETTE.values()}
     assert figures.to_svg(ALL[name]()) == svg
     assert figures.to_png(figure, dpi=30).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_figure_is_too_wide_for_a_telephone(name):
+    assert ALL[name]().get_size_inches()[0] <= figures.SINGLE[0]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -210,7 +214,7 @@ def test_learning_curves_draw_mean_and_range_on_one_axis():
     np.testing.assert_allclose(bands(resnet), [(0.5, 4.0), (0.6, 4.1)])
     assert line.get_color() == RESNET.colour
     assert resnet.get_ylim() == odenet.get_ylim()
-    assert resnet.get_ylim()[0] == 0.0
+    assert resnet.get_yscale() == "log"
     assert resnet.get_ylabel() == "cross entropy (nats)"
 
 
@@ -220,8 +224,12 @@ def test_learning_curves_of_one_seed_have_no_band_and_one_epoch_a_point():
     assert lines(axes)["test"][2].get_marker() == RESNET.marker
 
 
-def test_learning_curves_can_be_logarithmic():
-    assert figures.learning_curves(HISTORY, log=True).axes[0].get_yscale() == "log"
+@pytest.mark.parametrize("factor", [1.0, 1.001, 1.1, 3.0, 100.0, 1e6])
+def test_a_logarithmic_axis_has_two_numbers_at_least(factor):
+    losses = [{"epoch": i, "train_loss": 0.07 * factor**i, "test_loss": 0.07} for i in (0, 1)]
+    (axes,) = figures.learning_curves({"ResNet": losses}).axes
+    low, high = axes.get_ylim()
+    assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
 
 
 def test_mean_ends_where_a_seed_ends():
@@ -280,11 +288,12 @@ def test_confusion_draws_shares_and_counts():
     resnet, odenet = figures.confusion(matrices, CLASSES).axes
     assert texts(resnet) == ["90.0 %\n9", "10.0 %\n1", "–", "–"]
     assert texts(odenet) == ["75.0 %\n1,500", "25.0 %\n500", "0", "100.0 %\n4"]
-    shades = [shade.get_alpha() for shade in odenet.patches]
-    np.testing.assert_allclose(np.divide(shades, shades[3]), [0.75, 0.25, 0.0, 1.0])
+    shades = [[shade.get_alpha() for shade in panel.patches] for panel in (resnet, odenet)]
+    np.testing.assert_allclose(np.divide(shades, shades[1][3]), [[0.9, 0.1, 0.0, 0.0], [0.75, 0.25, 0.0, 1.0]])
+    assert len({shade.get_facecolor()[:3] for panel in (resnet, odenet) for shade in panel.patches}) == 1
     assert resnet.get_ylim() == (1.5, -0.5)  # true classes from top to bottom
-    assert (resnet.get_xlabel(), resnet.get_ylabel()) == ("predicted class", "true class")
-    assert [label.get_text() for label in resnet.get_xticklabels()] == list(CLASSES)
+    assert (odenet.get_xlabel(), resnet.get_ylabel()) == ("predicted class", "true class")
+    assert [label.get_text() for label in odenet.get_xticklabels()] == list(CLASSES)
 
 
 def test_confusion_refuses_another_shape():
@@ -305,13 +314,12 @@ def test_loss_over_time_sums_seconds_and_marks_the_arrival():
     np.testing.assert_allclose(drawn[f"ResNet, last: {level:.3f}"][1], level)
     np.testing.assert_allclose(drawn["ODE-Net"][:2], [[10.0, 12.0, 14.0], [0.6, 0.35, 0.225]])
     assert texts(axes) == ["12.0 s"]
-    assert axes.get_ylim()[0] == 0.0
+    assert (axes.get_xlim()[0], axes.get_yscale()) == (0.0, "log")
 
 
 def test_loss_over_time_marks_nothing_where_nothing_arrives():
-    (axes,) = figures.loss_over_time({"ResNet": rows(1.0), "ODE-Net": rows(9.0)}, log_time=True).axes
+    (axes,) = figures.loss_over_time({"ResNet": rows(1.0), "ODE-Net": rows(9.0)}).axes
     assert texts(axes) == []
-    assert axes.get_xscale() == "log"
 
 
 def test_loss_over_time_needs_its_reference():
@@ -357,16 +365,16 @@ def test_beats_refuse_another_number_of_labels():
         figures.beats(np.zeros((2, 187)), [0], CLASSES)
 
 
-def test_errors_by_seed_draw_points_median_and_what_was_reported():
+def test_errors_by_seed_draw_points_median_of_several_and_what_was_reported():
     figure = figures.errors_by_seed({"ResNet": [1.0, 9.0, 2.0], "ODE-Net": [5.0]}, reported={"ODE-Net": 7.72})
     (axes,) = figure.axes
-    points, median, _, _, reported = axes.get_lines()
+    points, median, _, reported = axes.get_lines()
     np.testing.assert_array_equal(points.get_xdata(), [1.0, 9.0, 2.0])
     assert np.abs(points.get_ydata()).max() < 0.3
     np.testing.assert_array_equal(median.get_xdata(), [2.0, 2.0])
     np.testing.assert_array_equal(reported.get_xydata(), [[7.72, 1]])
-    assert texts(axes) == ["median 2.00", "median 5.00"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["as printed in the document"]
+    assert texts(axes) == ["median 2.00"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["printed by Della Bona and Dumez (2021)"]
 
 
 def test_errors_by_seed_refuse_a_report_without_values():

@@ -4,6 +4,8 @@ import json
 import math
 import platform
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +17,7 @@ from matplotlib.figure import Figure
 
 from odenets import figures
 from odenets.experiments import result as result_module
-from odenets.experiments.result import Picture, Result, Section, Table
+from odenets.experiments.result import Picture, Result, Section, Table, made
 from odenets.files import RunFolderError
 from odenets.report import render, summary_json, versions, write_result
 
@@ -154,17 +156,15 @@ def test_figure_with_colours_of_its_own_stands_on_white():
     foreign = Figure()
     foreign.subplots().plot([0, 1])
     html = render(result(sections=(Section("Fits", "", pictures=(picture(figure=foreign),)),)))
-    assert 'class="plot wide foreign"' in html
+    assert 'class="plot foreign"' in html
     assert "#1f77b4" in html
 
 
-def test_only_wide_figures_scroll():
-    wide = figures.learning_curves({name: [{"epoch": 1, "train_loss": 1, "test_loss": 1}] for name in "abc"})
-    pictures = (picture(), picture("wide", figure=wide))
+def test_tall_figures_stand_beside_two_others():
+    tall = figures.learning_curves({name: [{"epoch": 1, "train_loss": 1, "test_loss": 1}] for name in "abc"})
+    pictures = (picture(), picture("tall", figure=tall))
     content = page(sections=(Section("Fits", "", pictures=pictures),))
-    plots = [box for box in content.all("div") if box.get("class", "").startswith("plot")]
-    assert [box["class"] for box in plots] == ["plot", "plot wide"]
-    assert plots[1]["tabindex"] == "0"  # a keyboard can scroll it
+    assert [shown.get("class") for shown in content.all("figure")] == [None, "tall"]
 
 
 def test_text_is_escaped_everywhere():
@@ -217,6 +217,13 @@ def test_footer_tells_source_seed_and_versions():
     footer = [word for word in page().words if word.strip()]
     assert "".join(footer[footer.index("data") + 1 :]).startswith("Ten points, see https://example.org/points.seed3")
     assert footer[footer.index("torch") + 1] == torch.__version__
+
+
+def test_footer_tells_command_date_and_commit():
+    made = {"command": "odenets run cubic", "date": "2026-11-25 12:00 UTC", "commit": "804c6230fe23"}
+    footer = [word for word in page(made=made).words if word.strip()]
+    for key, value in made.items():
+        assert footer[footer.index(key) + 1] == value
 
 
 def test_config_keeps_every_digit():
@@ -304,6 +311,7 @@ def test_summary_round_trip(tmp_path):
     assert read["summary"] == given.summary
     assert read["config"] == given.config
     assert read["versions"] == given.versions
+    assert read["made"] == given.made
     about = ("experiment", "title", "source", "synthetic")
     assert [read[name] for name in about] == [getattr(given, name) for name in about]
 
@@ -366,6 +374,45 @@ def test_two_pictures_of_one_name():
     sections = (Section("One", "", pictures=(picture(),)), Section("Two", "", pictures=(picture(),)))
     with pytest.raises(ValueError, match=r"`sections` have more than one picture named \['fit'\]"):
         result(sections=sections)
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/a/bin/odenets", "run", "cubic", "--out", "my runs"], "odenets run cubic --out 'my runs'"),
+        (["/lib/odenets/__main__.py", "list"], "python -m odenets list"),
+        (["my script.py"], "'my script.py'"),
+        ([""], "python"),
+    ],
+)
+def test_the_command_can_be_given_again(monkeypatch, argv, command):
+    monkeypatch.setattr(sys, "argv", argv)
+    assert made()["command"] == command
+
+
+def git(folder, *arguments):
+    names = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    subprocess.run(["git", *names, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_the_commit_is_that_of_the_codes_own_checkout(tmp_path, monkeypatch):
+    """None outside of a checkout, in somebody else's one, where an installed package may lie, and without git."""
+    package = tmp_path / "project" / "package"
+    package.mkdir(parents=True)
+    (package / "code.py").write_text("")
+    assert result_module._commit(package) is None
+    git(tmp_path / "project", "init")
+    git(tmp_path / "project", "commit", "--allow-empty", "--message", "theirs")
+    assert result_module._commit(package) is None
+    git(tmp_path / "project", "add", ".")
+    git(tmp_path / "project", "commit", "--message", "ours")
+    commit = result_module._commit(package)
+    assert commit is not None
+    assert re.fullmatch("[0-9a-f]{12}", commit)
+    (package / "code.py").write_text("changed = True")
+    assert result_module._commit(package) == f"{commit}, with changes"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert result_module._commit(package) is None
 
 
 def test_versions_say_what_ran():

@@ -5,9 +5,9 @@ belongs to nobody: no pyplot, no global figure, nothing to close. `to_svg` and `
 
 Colours come from `PALETTE` and mean the same thing in every figure: a network keeps its look
 (`network_looks`), the target function is blue and data are purple, as in the document's figures 4, 7 and 8.
-Each colour has a twin for dark pages, so a page that embeds the SVG can exchange them; that is why no figure
-may use a colour from anywhere else. What tells two things apart is never colour alone: lines also differ in
-dash, points in shape.
+Each colour has a twin for dark pages, so a page that embeds the SVG can exchange them, as `themed_svg` does by
+itself; that is why no figure may use a colour from anywhere else. What tells two things apart is never colour
+alone: lines also differ in dash, points in shape.
 
 A `history` is a mapping from the network's name to its rows, one for each seed and epoch: `EpochRecord`s of
 `odenets.train`, mappings, or a data frame, with `epoch`, `seed` (0 where there is none) and the numbers
@@ -80,8 +80,8 @@ OTHERS = (
     Look(PALETTE["plum"].light, (0, (5, 1, 1, 1, 1, 1)), "v"),
 )
 
-SINGLE = (5.4, 3.5)  # inches: one panel, legible on a telephone without scrolling
-PANEL = (3.7, 3.3)  # inches: one of several panels side by side
+SINGLE = (5.4, 3.5)  # inches: one panel. No figure is wider, so that a telephone shows each whole and legible
+PANEL = 2.3  # inches: the height of one of several panels, which stand below each other for that reason
 BAND: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}  # smallest to largest of the seeds
 REPORTED: dict[str, Any] = {
     "linestyle": "none",
@@ -168,6 +168,20 @@ def to_svg(figure: Figure) -> str:
     with rc_context(STYLE):  # ticks are made while drawing, so they need the style again
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+def themed_svg(figure: Figure) -> str:
+    """`to_svg` for a page of any colour: light or dark as its reader prefers, on a background of its own."""
+    light, dark = (" ".join(f"--{name}: {colour[i]};" for name, colour in PALETTE.items()) for i in (0, 1))
+    theme = f":root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
+    return with_variables(to_svg(figure)).replace("</style>", f"{theme}</style>", 1)
+
+
+def with_variables(svg: str) -> str:
+    """The SVG with the name of each colour of the palette, as a variable of CSS, in the place of the colour."""
+    for name, colour in PALETTE.items():
+        svg = svg.replace(colour.light, f"var(--{name})")
+    return svg
 
 
 def to_png(figure: Figure, dpi: int = 200) -> bytes:
@@ -257,13 +271,13 @@ def learning_curves(
     train: str = "train_loss",
     test: str = "test_loss",
     label: str = "loss",
-    log: bool = False,
 ) -> Figure:
     """Training and test loss over the epochs, one panel a network (the document's figures 9 and 10).
 
-    All panels have one y axis. Of several seeds the mean is drawn with a band from the smallest to the
-    largest; the mean ends where a seed has no number. `train` and `test` are the rows' keys, `label` says
-    what the loss is. Raises `ValueError` for a history without them.
+    All panels have the same axes, the losses on a logarithmic one: what happens after the first epochs would be flat on
+    any other. Of several seeds the mean is drawn with a band from the smallest to the largest; the mean ends where a
+    seed has no number. `train` and `test` are the rows' keys, `label` says what the loss is. Raises `ValueError` for a
+    history without them.
     """
     figure, panels = _panels(list(history), "epoch", label)
     for axes, (network, look) in zip(panels, network_looks(history).items()):
@@ -271,7 +285,7 @@ def learning_curves(
         _draw_band(axes, _over_epochs(history, network, test), look._replace(dash="-"), "test")
         axes.xaxis.set_major_locator(_whole_numbers())
         axes.legend()
-    _start_at_zero(panels[0], "y", log)
+    _logarithmic(panels[0], "y")
     return figure
 
 
@@ -288,7 +302,7 @@ def metric_over_epochs(history: Histories, metric: str, label: str) -> Figure:
         seeds = _over_epochs(history, network, metric)
         if seeds.notna().any(axis=None):
             _draw_band(axes, seeds, look, network)
-    _start_at_zero(axes, "y")  # so that a change of a hundredth does not look like one
+    axes.set(ylim=(0, None))  # so that a change of a hundredth does not look like one
     axes.xaxis.set_major_locator(_whole_numbers())
     axes.legend()
     return figure
@@ -330,17 +344,17 @@ def seconds_per_epoch(history: Histories, seconds: str = "seconds") -> Figure:
 def confusion(matrices: Mapping[str, Values], classes: Sequence[str]) -> Figure:
     """Confusion matrices, one panel a network: a cell has its share of the row (shade, %) and its count.
 
-    `matrices` maps a network's name to counts (k, k) with `[true, predicted]`, `classes` are k names. A true
-    class without any example shows dashes. Raises `ValueError` for another shape, or shares instead of
-    counts.
+    All panels have one hue and one scale of shades, so that equal shades are equal shares. `matrices` maps a
+    network's name to counts (k, k) with `[true, predicted]`, `classes` are k names. A true class without any
+    example shows dashes. Raises `ValueError` for another shape, or shares instead of counts.
     """
-    size = 1.8 + 0.62 * len(classes)
-    figure = Figure(figsize=(1.3 + 0.72 * len(classes) * len(matrices), size), layout="constrained")
-    panels = figure.subplots(1, len(matrices), sharey=True, squeeze=False)[0]
-    for axes, (network, look) in zip(panels, network_looks(matrices).items()):
-        _draw_confusion(axes, _array(matrices[network]), classes, look.colour)
-        axes.set(title=network, xlabel="predicted class")
-    panels[0].set_ylabel("true class")
+    size = 0.9 + (0.6 + 0.5 * len(classes)) * len(matrices)
+    figure = Figure(figsize=(SINGLE[0], size), layout="constrained")
+    panels = figure.subplots(len(matrices), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, network in zip(panels, matrices):
+        _draw_confusion(axes, _array(matrices[network]), classes)
+        axes.set(title=network, ylabel="true class")
+    panels[-1].set_xlabel("predicted class")
     return figure
 
 
@@ -351,9 +365,8 @@ def loss_over_time(
     loss: str = "test_loss",
     seconds: str = "seconds",
     label: str = "test loss",
-    log_time: bool = False,
 ) -> Figure:
-    """Loss against the seconds spent training, and when a network reaches the reference's last loss.
+    """Loss, on a logarithmic axis, against the seconds spent training, and when a network reaches the reference's last.
 
     A row's `seconds` are those of its own epoch; they are summed here. Thin lines are seeds, thick ones their
     mean in both directions. The horizontal line is the mean last loss of `reference`; a dot marks where
@@ -374,8 +387,8 @@ def loss_over_time(
         if network != reference:
             mean = losses.mean(axis=1, skipna=False).to_numpy()
             _mark_arrival(axes, times.mean(axis=1).to_numpy(), mean, level, look.colour)
-    _start_at_zero(axes, "y")
-    _start_at_zero(axes, "x", log_time)
+    _logarithmic(axes, "y")
+    axes.set(xlim=(0, None))
     axes.legend()
     return figure
 
@@ -423,7 +436,7 @@ def beats(x: Values, y: Values, classes: Sequence[str], examples: int = 3, rate:
     signals, labels = _array(x), _array(y)
     _check_lengths("y", labels, "x", signals)
     seconds = np.arange(signals.shape[1]) / rate
-    figure = Figure(figsize=(2.45 * examples, 1.0 + 0.95 * len(classes)), layout="constrained")
+    figure = Figure(figsize=(SINGLE[0], 1.0 + 0.95 * len(classes)), layout="constrained")
     grid = figure.subplots(len(classes), examples, sharex=True, sharey=True, squeeze=False)
     for number, (name, row) in enumerate(zip(classes, grid)):
         _draw_beats(row, seconds, signals[labels == number][:examples])
@@ -439,13 +452,12 @@ def errors_by_seed(
     values: Mapping[str, Values],
     label: str = "out-of-sample error (mean square)",
     reported: Mapping[str, float] | None = None,
-    log: bool = False,
 ) -> Figure:
-    """One point a seed for each network, with the median as a bar: how much one run can say.
+    """One point a seed for each network, with the median of several as a bar, on a logarithmic axis.
 
-    `values` maps a network's name to (seeds,). `reported` adds what a publication printed, for example the
-    document's 4.673 and 7.72, as a hollow diamond. Raises `ValueError` for a reported network that has no
-    values, a network without numbers, and NaN or infinite ones.
+    It shows how much one run can say. `values` maps a network's name to (seeds,). `reported` adds what a
+    publication printed, for example the document's 4.673 and 7.72, as a hollow diamond. Raises `ValueError` for a
+    reported network that has no values, a network without numbers, and NaN or infinite ones.
     """
     unknown = [name for name in reported or {} if name not in values]
     if unknown:
@@ -458,10 +470,10 @@ def errors_by_seed(
         axes.plot(number, list(values).index(name), **REPORTED)
     _name_rows(axes, list(values), room=0.65)
     axes.set_xlabel(label)
-    _start_at_zero(axes, "x", log)
+    _logarithmic(axes, "x")
     if reported:
         diamond = Line2D([], [], **REPORTED)
-        figure.legend([diamond], ["as printed in the document"], loc="outside upper right")
+        figure.legend([diamond], ["printed by Della Bona and Dumez (2021)"], loc="outside upper right")
     return figure
 
 
@@ -496,12 +508,12 @@ def _single(x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def _panels(titles: Sequence[str], x_label: str, y_label: str) -> tuple[Figure, list[Axes]]:
-    """Panels side by side with one y axis, each with its title."""
-    figure = Figure(figsize=(PANEL[0] * len(titles), PANEL[1]), layout="constrained")
-    panels = list(figure.subplots(1, len(titles), sharey=True, squeeze=False)[0])
+    """Panels below each other with the same axes, each with its title."""
+    figure = Figure(figsize=(SINGLE[0], 0.6 + PANEL * len(titles)), layout="constrained")
+    panels = list(figure.subplots(len(titles), 1, sharex=True, sharey=True, squeeze=False)[:, 0])
     for axes, title in zip(panels, titles):
-        axes.set(title=title, xlabel=x_label)
-    panels[0].set_ylabel(y_label)
+        axes.set(title=title, ylabel=y_label)
+    panels[-1].set_xlabel(x_label)
     return figure, panels
 
 
@@ -509,14 +521,13 @@ def _whole_numbers() -> MaxNLocator:
     return MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True)
 
 
-def _start_at_zero(axes: Axes, which: Literal["x", "y"], log: bool = False) -> None:
-    """Losses, errors and times start at zero, so that a length is the number; a log axis gets 1, 2, 5."""
-    if not log:
-        axes.set(**{f"{which}lim": (0, None)})
-        return
+def _logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5 of each decade; at rounder steps where it has less of one."""
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axis.get_view_interval()
+    narrow = high < 6 * low
+    axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]) if narrow else LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
 
@@ -609,7 +620,7 @@ def _mark_arrival(axes: Axes, times: np.ndarray, losses: np.ndarray, level: floa
     axes.annotate(f"{_number(point[0])} s", point, (3, 8), textcoords="offset points", color=colour)
 
 
-def _draw_confusion(axes: Axes, counts: np.ndarray, classes: Sequence[str], colour: str) -> None:
+def _draw_confusion(axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
     """Shaded squares rather than an image: their colour follows the page from light to dark."""
     expected = (len(classes), len(classes))
     if counts.shape != expected:
@@ -623,14 +634,15 @@ def _draw_confusion(axes: Axes, counts: np.ndarray, classes: Sequence[str], colo
     shares = np.divide(counts, totals, out=np.full(expected, np.nan), where=totals > 0)
     for (true, predicted), share in np.ndenumerate(shares):
         count = int(counts[true, predicted])
-        shade = {"color": colour, "alpha": 0.6 * np.nan_to_num(share), "linewidth": 0}
+        shade = {"color": TARGET, "alpha": 0.6 * np.nan_to_num(share), "linewidth": 0}
         axes.add_patch(Rectangle((predicted - 0.5, true - 0.5), 1, 1, **shade))
-        text = {"ha": "center", "va": "center", "fontsize": 8, "color": INK if count else MUTED}
+        text = {"ha": "center", "va": "center", "fontsize": 9, "color": INK if count else MUTED}
         axes.text(predicted, true, _cell(share, count), **text)
     wrapped = [textwrap.fill(name, 18) for name in classes]
-    axes.set_xticks(range(len(classes)), wrapped, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
+    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, classes)) > 2 else {}
+    axes.set_xticks(range(len(classes)), wrapped, fontsize=9, **turned)
     axes.set_yticks(range(len(classes)), wrapped, fontsize=9)
-    axes.set(xlim=(-0.5, len(classes) - 0.5), ylim=(len(classes) - 0.5, -0.5), aspect="equal")
+    axes.set(xlim=(-0.5, len(classes) - 0.5), ylim=(len(classes) - 0.5, -0.5))
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[:].set(visible=True, color=GRID)
@@ -658,6 +670,8 @@ def _spread(count: int) -> np.ndarray:
 def _draw_strip(axes: Axes, row: int, numbers: np.ndarray, look: Look) -> None:
     dots = {"linestyle": "none", "marker": look.marker, "color": look.colour, "alpha": 0.7}
     axes.plot(numbers, row + _spread(len(numbers)), **dots)
+    if len(numbers) == 1:
+        return
     median = float(np.median(numbers))
     axes.plot([median] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=2.4)
     above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}

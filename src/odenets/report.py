@@ -29,7 +29,6 @@ __all__ = ["render", "summary_json", "versions", "write_result"]
 
 DASH, MINUS = "–", "−"
 PIXELS_PER_INCH = 96  # a CSS inch
-WIDE = 560  # pixels: a wider figure scrolls in a narrow window, a narrower one shrinks with it
 INK = re.compile(r": (#[0-9a-f]{6})\b")  # a colour in the SVG that Matplotlib writes
 
 
@@ -61,12 +60,12 @@ def _files(result: Result) -> Iterator[tuple[str, str | bytes]]:
 
 
 def summary_json(result: Result) -> str:
-    """`result.summary` with what is needed to believe it: experiment, source, configuration, versions.
+    """`result.summary` with what is needed to believe it: experiment, source, configuration, command, date, versions.
 
     Tensors and arrays become lists, numbers that JSON cannot hold become "nan", "inf" and "-inf" (which
     `float` reads back), and any other object its `str`.
     """
-    kept = ("experiment", "title", "source", "synthetic", "config", "versions", "summary")
+    kept = ("experiment", "title", "source", "synthetic", "config", "made", "versions", "summary")
     content = {name: _plain(getattr(result, name)) for name in kept}
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -100,29 +99,27 @@ def _page(result: Result, drawn: Mapping[str, str]) -> str:
         plot=lambda picture, caption: Plot.of(picture, drawn[picture.name], caption),
         config=_pairs("Configuration", "setting", result.config),
         seeds={key: _exact(value) for key, value in result.config.items() if key in ("seed", "seeds")},
-        versions={key: _exact(value) for key, value in result.versions.items()},
+        made={key: _exact(value) for key, value in (result.made | result.versions).items()},
     )
 
 
 class Plot(NamedTuple):
-    """A picture ready for the page: its SVG element and its natural width in pixels.
+    """A picture ready for the page: its SVG element and its natural width in pixels; it shrinks with a narrow window.
 
-    `wide` says that it is too wide to shrink with a narrow window and scrolls there. `themed` says that the
-    SVG takes its colours from the page; a figure with other colours than `figures.PALETTE` needs white behind
-    it.
+    `tall` says that it is as high as two others. `themed` says that the SVG takes its colours from the page; a figure
+    with other colours than `figures.PALETTE` needs white behind it.
     """
 
     svg: Markup
     width: int
-    wide: bool
+    tall: bool
     themed: bool
 
     @classmethod
     def of(cls, picture: Picture, svg: str, caption: str) -> "Plot":
-        inches, _ = picture.figure.get_size_inches()
-        width = round(float(inches) * PIXELS_PER_INCH)
+        width, height = (round(float(inches) * PIXELS_PER_INCH) for inches in picture.figure.get_size_inches())
         themed = set(INK.findall(svg)) <= {colour.light for colour in figures.PALETTE.values()}
-        return cls(_inline(svg, picture.name, caption, themed), width, width > WIDE, themed)
+        return cls(_inline(svg, picture.name, caption, themed), width, height > 1.2 * width, themed)
 
 
 def _inline(svg: str, name: str, caption: str, themed: bool) -> Markup:
@@ -132,8 +129,7 @@ def _inline(svg: str, name: str, caption: str, themed: bool) -> Markup:
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body.replace("xlink:href", "href"))
     if themed:
-        for key, colour in figures.PALETTE.items():
-            body = body.replace(colour.light, f"var(--{key})")
+        body = figures.with_variables(body)
     head = Markup('<svg {} role="img" aria-label="{}">').format(Markup(box[0] if box else ""), caption)
     return head + Markup(body)
 
@@ -223,8 +219,8 @@ def _exact(value: Any) -> str:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """The paragraphs of a text; a number stays on one line with its ± and what follows."""
-    text = text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+    """The paragraphs of a text; a number stays on one line with its ± and what follows, or its %."""
+    text = text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%")
     return [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from odenets.data.ecg import CLASS_NAMES, CLASSES, SOURCES, SPLITS, ECGData, load_ecg
 from odenets.experiments.option import ADJOINTS, check_at_least, check_choices, option, solver_options
-from odenets.experiments.result import Picture, Result, Section, Table
+from odenets.experiments.result import INTRODUCTION, Picture, Result, Section, Table
 from odenets.extra import experiments_extra
 from odenets.methods import METHODS
 from odenets.nn.models import count_parameters, twins
@@ -198,7 +198,7 @@ def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = 
     return Result(
         experiment="ecg",
         title="ECG: ODE-Net and ResNet on MIT-BIH heartbeats",
-        lead=_lead(rows, synthetic),
+        lead=_lead(rows, base, synthetic),
         config=dataclasses.asdict(config),
         source=" ".join(dict.fromkeys(sources)),
         synthetic=synthetic,
@@ -318,47 +318,75 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float |
 # --- words, tables and pictures --------------------------------------------------------------------------------------
 
 
-def _lead(rows: Sequence[Mapping[str, Any]], synthetic: bool) -> str:
+def _lead(rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], synthetic: bool) -> str:
     kind = "synthetic heartbeats" if synthetic else "heartbeats of the MIT-BIH database"
-    parts = []
-    for split in dict.fromkeys(row["split"] for row in rows):
-        found = [row for row in summarise(rows, synthetic) if row["split"] == split]
-        listed = "; ".join(
-            f"{row['network']} {row['test_loss']:.3f} and {100 * row['accuracy']:.1f} %" for row in found
-        )
-        parts.append(f"{split.capitalize()} split: {listed}.")
-    seeds = len({row["seed"] for row in rows})
-    over = "one seed" if seeds == 1 else f"mean of {seeds} seeds"
-    if not synthetic and any(row["split"] == "random" for row in rows):
-        parts.append(
-            "The document reports, for one run on a random split, 0.10 (ResNet) and 0.09 (ODE-Net), "
+    splits = dict.fromkeys(row["split"] for row in rows)
+    parts = [_finding(*([row for row in group if row["split"] == split] for group in (rows, base))) for split in splits]
+    about = (
+        f"Networks that differ in their middle only classify {kind}, as in section 5 of {INTRODUCTION}, “the document” "
+        "below."
+    )
+    if not synthetic and "random" in splits:
+        about += (
+            " It reports, for one run on a random split, a cross entropy of 0.10 (ResNet) and 0.09 (ODE-Net), "
             "and 97.5 % for both."
         )
-    return (
-        f"Networks that differ in their middle only classify {kind}. Test cross entropy and accuracy, {over}. "
-        f"{' '.join(parts)}"
+    return f"{' '.join(parts)}\n\n{about}"
+
+
+IN_WORDS = {ALWAYS: "calling every beat normal", NEIGHBOUR: "taking the class of the nearest training beat"}
+
+
+def _finding(rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> str:
+    """What one split says: the best network beside the best trivial answer, then the networks beside each other."""
+    found = summarise(rows, synthetic=True)
+    best, rival = (max(group, key=lambda row: row["accuracy"]) for group in (found, base))
+    right, theirs = f"{100 * best['accuracy']:.1f} %", f"{IN_WORDS[rival['network']]} ({100 * rival['accuracy']:.1f} %)"
+    ahead = (
+        f"the {best['network']} is right about {right} of the test beats, more than {theirs}"
+        if best["accuracy"] > rival["accuracy"]
+        else f"no network is right about more test beats than {theirs}; the best of them, the {best['network']}, "
+        f"about {right}"
     )
+    losses = ", ".join(f"{row['network']} {row['test_loss']:.3f}" for row in found)
+    return f"{rows[0]['split'].capitalize()} split: {ahead}. Cross entropy: {losses}; {_settled(rows)}."
 
 
+def _settled(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the seeds can tell about the cross entropies of the networks."""
+    seeds = len({row["seed"] for row in rows})
+    if seeds == 1:
+        return "one seed, which settles nothing between them"
+    paired = [difference for difference in differences(rows) if difference["quantity"] == "test_loss"]
+    better = [f"{_verdict(d)} is better than {_other(d)}" for d in paired if _verdict(d) != UNSETTLED]
+    return f"means of {seeds} seeds, by which {' and '.join(better) or 'no difference is settled'}"
+
+
+def _other(difference: Mapping[str, Any]) -> str:
+    return RESNET if _verdict(difference) == difference["network"] else difference["network"]
+
+
+CLASS_TEXT = f"The five classes of beats: {'; '.join(f'{c} {name}' for c, name in zip(CLASSES, CLASS_NAMES))}."
 SPLIT_TEXTS = {
     "random": "Random split, as in the document: beats of one patient stand on both sides, so it mostly measures how "
     "well a network remembers patients; the class of the nearest training beat is already a strong answer.",
     "inter-patient": "Inter-patient split (de Chazal): no record stands on both sides, paced records are left out. It "
-    "measures what a clinic would want to know, and is far harder; beats of class Q are nearly absent.",
+    "measures what a clinic would want to know, and is far harder; paced and unclassifiable beats (class Q) are nearly "
+    "absent.",
 }
 
 
 def _section(data: ECGData, config: Config, trained: Sequence[Trained], base: Sequence[Mapping[str, Any]]) -> Section:
     rows = [t.row for t in trained]
     found = summarise(rows, data.synthetic)
-    tables = [main_table(found, base), class_table(class_means(rows, base)), time_table(found)]
+    tables = [main_table(found, base), class_table(class_means(rows, base), config.seeds), time_table(found)]
     paired = differences(rows)
     if config.seeds > 1:
         tables.insert(1, difference_table(paired))
     return Section(
         f"{data.split.capitalize()} split",
-        f"{SPLIT_TEXTS[data.split]}\n\n{len(data.train.y):,} beats to learn from, {len(data.test.y):,} to test on. "
-        f"{data.source}",
+        f"{SPLIT_TEXTS[data.split]}\n\n{CLASS_TEXT}\n\n"
+        f"{len(data.train.y):,} beats to learn from, {len(data.test.y):,} to test on. {data.source}",
         tuple(tables),
         tuple(_pictures(data, config, trained, paired)),
     )
@@ -366,25 +394,32 @@ def _section(data: ECGData, config: Config, trained: Sequence[Trained], base: Se
 
 MAIN_COLUMNS = {
     "network": "",
-    "parameters": "parameters",
     "test_loss": "cross entropy",
     "test_loss_document": "document",
     "accuracy": "accuracy %",
     "accuracy_document": "document %",
     "macro_f1": "macro-F1",
+    "parameters": "parameters",
 }
 
 
 def main_table(found: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> Table:
     """Cross entropy, accuracy and macro-F1 of networks and baselines, with the document's numbers if it has any."""
     rows = [*map(_network_cells, found), *map(_baseline_cells, base)]
+    seeds = found[0]["seeds"]
     shown = {key: head for key, head in MAIN_COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     return Table(
-        f"Test beats, {found[0]['split']} split, {found[0]['seeds']} seed{'s' * (found[0]['seeds'] != 1)}",
+        f"Test beats, {found[0]['split']} split, {'one seed' if seeds == 1 else f'{seeds} seeds'}",
         tuple(shown.values()),
         tuple(tuple(row.get(key) for key in shown) for row in rows),
-        note="Mean ± standard deviation over the seeds. The baselines below need no training."
-        + "".join(f" {row['network']}: seeds {row['collapsed']} collapsed." for row in found if row["collapsed"]),
+        note=("" if seeds == 1 else "Mean ± standard deviation over the seeds. ")
+        + "Macro-F1 is the mean over the classes. “Always N” calls every beat normal; “nearest neighbour” takes the "
+        "class of the nearest training beat."
+        + "".join(
+            f" {row['network']}, seeds {row['collapsed']}: calls every beat the same."
+            for row in found
+            if row["collapsed"]
+        ),
     )
 
 
@@ -433,13 +468,14 @@ def _difference_cells(difference: Mapping[str, Any], estimate: Mapping[str, Any]
     return _QUANTITIES[difference["quantity"]], estimate["mean"], estimate["low"], estimate["high"], verdict
 
 
+UNSETTLED = "not settled"
 _QUANTITIES = {"test_loss": "cross entropy", "accuracy": "accuracy", "macro_f1": "macro-F1"}
 
 
 def _verdict(difference: Mapping[str, Any]) -> str:
     low, high = difference["low"], difference["high"]
     if low is None or low <= 0 <= high:
-        return "not settled"
+        return UNSETTLED
     higher_is_better = difference["quantity"] != "test_loss"
     return difference["network"] if (low > 0) == higher_is_better else RESNET
 
@@ -456,30 +492,24 @@ def class_means(rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, A
     return out
 
 
-def class_table(means: Sequence[Mapping[str, Any]]) -> Table:
-    """Sensitivity and precision of every class, mean over the seeds."""
-    rows = tuple((f"{m['network']}, {m['quantity']}", *(100 * value for value in m["values"])) for m in means)
-    return Table("Sensitivity and precision per class, %", ("", *CLASSES), rows)
+def class_table(means: Sequence[Mapping[str, Any]], seeds: int) -> Table:
+    """Sensitivity and precision of every class."""
+    rows = tuple((f"{m['network']}, {m['quantity']}", *(f"{100 * value:.1f}" for value in m["values"])) for m in means)
+    over = "" if seeds == 1 else f", mean of {seeds} seeds"
+    note = "Sensitivity: of the beats of a class, the share found. Precision: of those called so, the share that are."
+    return Table(f"Sensitivity and precision per class, %{over}", ("", *CLASSES), rows, note)
 
 
 def time_table(found: Sequence[Mapping[str, Any]]) -> Table:
     """What training cost."""
-    rows = [
-        (
-            row["network"],
-            row["nfe"],
-            row["seconds_per_epoch"],
-            row["seconds_to_resnet"],
-            f"{row['reached']} of {row['seeds']}",
-        )
-        for row in found
-    ]
-    return Table(
-        "Time",
-        ("", "nfe a batch, last epoch", "seconds an epoch", "seconds to the ResNet's final test loss", "seeds there"),
-        tuple(rows),
-        note="Medians over the seeds; the ResNet's own row says when it first had the loss that it ends with.",
-    )
+    head = ("", "nfe a batch, last epoch", "seconds an epoch", "seconds to the ResNet's final test loss", "seeds there")
+    note = "nfe: evaluations of f. The ResNet's own row says when it first had the loss that it ends with."
+    keys = ("network", "nfe", "seconds_per_epoch", "seconds_to_resnet")
+    rows = [tuple(row[key] for key in keys) for row in found]
+    if found[0]["seeds"] == 1:
+        return Table("Time", head[:-1], tuple(rows), note)
+    there = [f"{row['reached']} of {row['seeds']}" for row in found]
+    return Table("Time", head, tuple((*row, n) for row, n in zip(rows, there)), f"Medians over the seeds. {note}")
 
 
 def _pictures(
@@ -490,11 +520,12 @@ def _pictures(
     names = dict.fromkeys(t.row["network"] for t in trained)
     histories = {n: [r for t in trained if t.row["network"] == n for r in t.history] for n in names}
     matrices = {n: np.sum([t.row["confusion"] for t in trained if t.row["network"] == n], axis=0) for n in names}
-    prefix = data.split
+    prefix, several = data.split, config.seeds > 1
     yield Picture(
         f"{prefix}-learning-curves",
         "Cross entropy over the epochs (the document's figures 9 and 10)",
-        "Training and test cross entropy of each network; the band spans the seeds.",
+        "Training and test cross entropy of each network"
+        + (": the mean of the seeds and, as a band, their range." if several else "."),
         figures.learning_curves(histories, label="cross entropy"),
     )
     yield Picture(
@@ -518,7 +549,8 @@ def _pictures(
     yield Picture(
         f"{prefix}-confusion",
         "Confusion matrices",
-        "Rows are the true class, with the share of the row and the count, all seeds together.",
+        f"Rows are the true class, with the share of the row and the count{', all seeds together' * several}. "
+        f"{CLASS_TEXT}",
         figures.confusion(matrices, CLASSES),
     )
     for difference in paired:

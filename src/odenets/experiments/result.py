@@ -6,8 +6,12 @@ knows about files or HTML.
 
 import platform
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 Cell: TypeAlias = str | float | int | None
 
 CPU_INFO = Path("/proc/cpuinfo")
+# What the experiments are taken from: the documentation calls it "the document"; a report is read without that.
+INTRODUCTION = "“Introduction to Neural Ordinary Differential Equation” by S. Della Bona and E. Dumez (2021)"
 
 
 def versions() -> dict[str, Any]:
@@ -32,6 +38,33 @@ def versions() -> dict[str, Any]:
         "cpu": _processor(),
         "threads": torch.get_num_threads(),
     }
+
+
+def made() -> dict[str, str]:
+    """How and when a result was made: the command, the time, and the commit where the code is in a checkout."""
+    program, *arguments = sys.argv
+    name = Path(program).name or "python"  # an interactive session has no name
+    name = "python -m odenets" if name == "__main__.py" else shlex.quote(name)
+    found = {
+        "command": f"{name} {shlex.join(arguments)}".rstrip(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    commit = _commit(Path(__file__).parent)
+    return found if commit is None else {**found, "commit": commit}
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit of the checkout that `folder` belongs to, marked where a file was changed; None outside of one.
+
+    An installed package may lie inside of somebody else's checkout: there, git does not know its files.
+    """
+    git = ["git", "-C", str(folder)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", "."], check=True, capture_output=True, timeout=10)
+        describe = [*git, "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=, with changes"]
+        return subprocess.run(describe, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _processor() -> str:
@@ -101,7 +134,8 @@ class Result:
     `lead` answers in one paragraph what was run and what came out. `config` is the configuration as a
     mapping. `source` is a sentence on where the data came from, and `synthetic` says that they are made up:
     then the report says so everywhere. `summary` holds the numbers worth keeping, either name → number or
-    network → name → number. `versions` is filled in. Raises `ValueError` where two pictures have one name.
+    network → name → number. `made` (command, date, commit) and `versions` are filled in. Raises `ValueError` where two
+    pictures have one name.
     """
 
     experiment: str
@@ -112,6 +146,7 @@ class Result:
     synthetic: bool
     sections: tuple[Section, ...]
     summary: Mapping[str, Any]
+    made: Mapping[str, str] = field(default_factory=made)
     versions: Mapping[str, Any] = field(default_factory=versions)
 
     def __post_init__(self):
