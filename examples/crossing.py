@@ -7,11 +7,12 @@ Both blocks are trained to exchange the points −1 and 1.
 from pathlib import Path
 
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from odenets import solve
-from odenets.figures import PALETTE, to_svg
+from odenets.figures import PALETTE, STYLE, themed_svg
 from odenets.files import write_atomically
 from odenets.nn import MLPField, ODEBlock
 
@@ -38,6 +39,7 @@ def trajectories(block: ODEBlock) -> tuple[Tensor, Tensor]:
         return t, solve(block.field, z0, t, rtol=1e-6).ys[..., 0]
 
 
+@rc_context(STYLE)
 def draw() -> Figure:
     """Both flows, side by side."""
     figure = Figure(figsize=(7.5, 3.0), layout="constrained")
@@ -54,5 +56,5 @@ def draw() -> Figure:
 
 if __name__ == "__main__":
     out = Path(__file__).parent.parent / "docs" / "figures" / "crossing.svg"
-    write_atomically(out, to_svg(draw()))
+    write_atomically(out, themed_svg(draw()))
     print(f"wrote {out}")

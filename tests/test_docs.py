@@ -1,6 +1,6 @@
 """Every snippet and every command of the README and the docs works; every link leads somewhere; tables are current."""
 
-import importlib.util
+import importlib
 import re
 import runpy
 import shlex
@@ -93,11 +93,76 @@ def test_named_tests_and_files_exist(page):
         assert (ROOT / name).exists(), name
 
 
-def test_tables_are_those_of_the_results():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+@PAGE
+def test_the_document_is_named_wherever_a_page_speaks_of_it(page):
+    text = " ".join(page.read_text().split())
+    if re.search(r"\b[Tt]he (document|introduction)\b", text):
+        assert '"Introduction to Neural Ordinary Differential Equation" (S. Della Bona and E. Dumez, 2021)' in text
+
+
+@PAGE
+def test_a_page_that_speaks_of_adjoints_leads_to_the_table_of_all(page):
+    if page.name not in ("CHANGELOG.md", "gradients.md") and "adjoint" in page.read_text():
+        assert re.search(r"\]\((docs/)?gradients\.md[)#]", page.read_text())
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    yield importlib.import_module("tables")
+    for name in [name for name in sys.modules if name == "tables" or name.partition(".")[0] == "pages"]:
+        del sys.modules[name]
+
+
+def test_tables_are_those_of_the_results(tables):
     text = "".join(page.read_text() for page in tables.PAGES)
     assert sorted(re.findall(r"<!-- table: ([a-z-]+) -->", text)) == sorted(tables.TABLES)
     assert tables.filled(text) == text
     assert not any("<!-- table:" in page.read_text() for page in set(PAGES) - set(tables.PAGES))
+
+
+def test_figures_are_those_of_the_results(tables):
+    for path, draw in tables.FIGURES.items():
+        assert path.read_text() == draw(), f"{path.name} is out of date: run python benchmarks/tables.py"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(60.31, "60.3"), (1.04, "1.0"), (0.96, "1.0"), (0.948, "0.95"), (0.5, "0.50"), (0.0263, "0.026")],
+)
+def test_a_ratio_has_digits_that_suit_its_size(tables, value, text):
+    assert tables.speed.ratio(value) == text
+
+
+@pytest.mark.parametrize("name", ["bench-best", "bench-summary", "bench"])
+def test_no_ratio_prints_as_zero(tables, name):
+    assert not re.search(r"\| 0\.0+( ×)? \|", tables.TABLES[name]())
+
+
+def test_what_the_readme_says_about_speed_is_true(tables):
+    speed, faster = tables.speed, []
+    for name, work in speed.load("bench")["works"].items():
+        ours = speed.best(work, "odenets")
+        assert ours < min(speed.best(work, "torchdiffeq"), speed.best(work, "torchode"))
+        if speed.best(work, "diffrax") < ours:
+            faster.append(name)
+    assert faster == ["cubic", "spiral", "vanderpol"]
+
+
+def test_what_the_readme_says_about_the_twins_is_true(tables):
+    result = tables.findings.load("ecg")
+    right = {
+        (row["split"], row["network"]): row.get("accuracy_median", row["accuracy"])
+        for row in (*result["baselines"], *result["table"])
+    }
+    for (split, network), accuracy in right.items():
+        if network in ("always N", "nearest neighbour"):
+            continue
+        if split == "random":
+            assert abs(accuracy - right[split, "nearest neighbour"]) < 0.005
+        else:
+            assert accuracy < right[split, "always N"]

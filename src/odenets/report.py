@@ -99,7 +99,7 @@ def _page(result: Result, drawn: Mapping[str, str]) -> str:
         plot=lambda picture, caption: Plot.of(picture, drawn[picture.name], caption),
         config=_pairs("Configuration", "setting", result.config),
         seeds={key: _exact(value) for key, value in result.config.items() if key in ("seed", "seeds")},
-        made={key: _exact(value) for key, value in (result.made | result.versions).items()},
+        made={key: _exact(value) for key, value in {**result.made, **result.versions}.items()},
     )
 
 

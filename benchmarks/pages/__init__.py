@@ -1,0 +1,1 @@
+"""The generated parts of README.md and docs/: one function a table or figure, from the files of results/."""
