@@ -91,7 +91,7 @@ def render(result: Result) -> str:
 def _page(result: Result, drawn: Mapping[str, str]) -> str:
     """The page, with the SVG text of each picture given: to draw is what takes the time."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"grid": grid, "paragraphs": _paragraphs, "slug": _slug}
+    environment.filters |= {"grid": grid, "paragraphs": _paragraphs, "held": _held, "slug": _slug}
     template = resources.files("odenets").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         result=result,
@@ -219,9 +219,13 @@ def _exact(value: Any) -> str:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """The paragraphs of a text; a number stays on one line with its ± and what follows, or its %."""
-    text = text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%")
-    return [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
+    """The paragraphs of a text."""
+    return [_held(paragraph.strip()) for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
+
+
+def _held(text: str) -> str:
+    """The text, in which a number stays on one line with its ± and what follows, or its %."""
+    return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _slug(title: str) -> str:

@@ -194,10 +194,10 @@ COLUMNS = {
     "network": "network",
     "in_sample": "in-sample error",
     "out_of_sample": "out-of-sample error",
+    "document": "document",
     "lowest": "lowest",
     "highest": "highest",
     "extrapolation": "error on [−3, 3]",
-    "document": "document",
     "seconds": "seconds",
     "parameters": "parameters",
 }
@@ -231,7 +231,7 @@ def _same(values: Iterable[Any]) -> bool:
 
 
 def _lead(rows: Sequence[Mapping[str, Any]], settings: Sequence[str], seeds: int) -> str:
-    found = " ".join(_finding([row for row in rows if row["settings"] == setting], seeds) for setting in settings)
+    found = "\n\n".join(_finding([row for row in rows if row["settings"] == setting], seeds) for setting in settings)
     return (
         f"{found}\n\nA ResNet and an ODE-Net with {rows[0]['parameters']} and {rows[1]['parameters']} parameters learn "
         f"x³ + 0.1x from ten noisy points, as in sections 2.6 and 4.4 of {INTRODUCTION}, “the document” below. "

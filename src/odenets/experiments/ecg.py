@@ -331,7 +331,7 @@ def _lead(rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], 
             " It reports, for one run on a random split, a cross entropy of 0.10 (ResNet) and 0.09 (ODE-Net), "
             "and 97.5 % for both."
         )
-    return f"{' '.join(parts)}\n\n{about}"
+    return "\n\n".join([*parts, about])
 
 
 IN_WORDS = {ALWAYS: "calling every beat normal", NEIGHBOUR: "taking the class of the nearest training beat"}
@@ -456,7 +456,7 @@ def difference_table(paired: Sequence[Mapping[str, Any]]) -> Table:
             rows.append((f"the same without seeds {d['collapsed']}", *_difference_cells(d, d["without_collapsed"])))
     return Table(
         "Paired differences over the seeds, with 95 % confidence interval",
-        ("pair", "quantity", "mean", "low", "high", "better"),
+        ("pair", "quantity", "better", "mean", "low", "high"),
         tuple(rows),
         note="Student's t on the differences of equal seeds. An interval that holds zero settles nothing. A collapsed "
         "network calls every beat normal; seeds with one are also left out, since one such number hides all others.",
@@ -465,7 +465,7 @@ def difference_table(paired: Sequence[Mapping[str, Any]]) -> Table:
 
 def _difference_cells(difference: Mapping[str, Any], estimate: Mapping[str, Any]) -> tuple[str | float | None, ...]:
     verdict = _verdict({**difference, **estimate})
-    return _QUANTITIES[difference["quantity"]], estimate["mean"], estimate["low"], estimate["high"], verdict
+    return _QUANTITIES[difference["quantity"]], verdict, estimate["mean"], estimate["low"], estimate["high"]
 
 
 UNSETTLED = "not settled"
