@@ -466,6 +466,80 @@ def test_gradients_that_theirs_loses_are_found():
         assert float(found) == pytest.approx(-math.exp(-0.5), rel=1e-6)
 
 
+class Unused(nn.Module):
+    """A field with parameters that it does not use, or only at the start of the solve."""
+
+    def __init__(self, uses):
+        super().__init__()
+        self.uses, self.rate = uses, nn.Parameter(torch.tensor(0.5, dtype=DOUBLE))
+        self.spare, self.frozen = nn.Linear(3, 2), nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, t, y):
+        return tuple(-self.rate * part for part in y) if isinstance(y, tuple) else -(self.rate if self.uses else 1) * y
+
+
+@pytest.mark.parametrize("state", ["vector", "tuple"])
+@pytest.mark.parametrize("method", ["dopri5", "euler", "implicit_adams"])
+@pytest.mark.parametrize("asked", [{}, {"adjoint_rtol": 1e-6}])
+def test_parameters_without_influence_get_zeros_as_theirs_do(state, method, asked):
+    for uses in (True, False) if state == "vector" else (True,):
+        found = []
+        for module in BOTH:
+            f = Unused(uses)
+            y = module.odeint_adjoint(f, STATES[state](DOUBLE), times(DOUBLE, 1, n=9), method=method, **asked)
+            assert all(part.requires_grad for part in (y if isinstance(y, tuple) else (y,)))
+            (y[0].sum() if isinstance(y, tuple) else y.sum()).backward()
+            found.append([p.grad for p in f.parameters() if p.requires_grad])
+            assert f.frozen.grad is None
+        for mine, known in zip(*found):
+            assert torch.allclose(mine, known, rtol=1e-2)
+            assert mine.dtype == known.dtype
+
+
+def test_zeros_for_given_parameters_and_in_events_and_none_without_grad():
+    spare, y0 = torch.ones(2, requires_grad=True), torch.ones(1, dtype=DOUBLE)
+    t = torch.tensor([0.0, 1.0], dtype=DOUBLE)
+    for module in BOTH:
+        y = module.odeint_adjoint(lambda t, y: -y, y0, t, adjoint_params=(spare,))
+        assert torch.equal(torch.autograd.grad(y.sum(), spare)[0], torch.zeros(2))
+        when, y = module.odeint_adjoint(
+            lambda t, y: -y, y0, t, adjoint_params=(spare,), event_fn=lambda t, y: y.sum() - 0.5
+        )
+        assert not when.requires_grad
+        assert torch.equal(torch.autograd.grad(y.sum(), spare)[0], torch.zeros(2))
+        with torch.no_grad():
+            assert not module.odeint_adjoint(lambda t, y: -y, y0, t, adjoint_params=(spare,)).requires_grad
+    (grad,) = torch.autograd.grad(
+        ours.odeint(Unused(False), y0, t).sum() + spare.sum(), spare
+    )  # `odeint` alone is plain autograd, as theirs
+    assert torch.equal(grad, torch.ones(2))
+
+
+@pytest.mark.parametrize("method", ["dopri5", "euler", "gl4", "fixed_adams", "scipy_solver"])
+def test_tolerances_that_are_none_are_the_defaults(method):
+    y0, t = STATES["matrix"](DOUBLE), times(DOUBLE, 1)
+    known = run(ours, Counted(), y0, t, method=method)
+    assert torch.equal(run(ours, Counted(), y0, t, method=method, rtol=None, atol=None)[0], known[0])
+    if method == "euler":  # where theirs does without tolerances too
+        assert torch.allclose(run(theirs, Counted(), y0, t, method=method, rtol=None, atol=None)[0], known[0])
+
+
+@pytest.mark.parametrize("method", ["dopri5", "euler", "gl4", "fixed_adams", "scipy_solver"])
+@pytest.mark.parametrize("number", [2.0, 2, True, 2 + 0j])
+def test_a_field_that_returns_a_number(method, number):
+    t = torch.tensor([0.0, 1.0, 2.0])
+    states = {"vector": torch.zeros(3), "scalar": torch.zeros(()), "tuple": (torch.zeros(2, 1), torch.zeros(()))}
+    for y0 in states.values():
+        if isinstance(number, complex):
+            y0 = tuple(p.cfloat() for p in y0) if isinstance(y0, tuple) else y0.cfloat()
+            if method == "scipy_solver":
+                continue
+        f = lambda t, y: (number, number) if isinstance(y, tuple) else number  # noqa: E731
+        y = ours.odeint(f, y0, t, method=method)
+        for part in y if isinstance(y, tuple) else (y,):
+            assert torch.allclose(part[-1], torch.full_like(part[-1], 2 * number), atol=1e-5)
+
+
 def test_adjoint_params_are_found_where_they_are_given():
     hidden = torch.tensor(0.5, dtype=DOUBLE, requires_grad=True)
     tensors = {"scale": hidden}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from odenets.controller import Decision, FirstStep, Norm, Number, Start, choose_first_step, rms
 from odenets.methods import RungeKutta
-from odenets.torchdiffeq.call import Call
+from odenets.torchdiffeq.call import Call, number
 from odenets.torchdiffeq.stops import Stops
 from odenets.torchdiffeq.watch import Watch, watched
 
@@ -46,10 +46,13 @@ class Adaptive:
 
     def __post_init__(self) -> None:
         for name in ("safety", "ifactor", "dfactor", "min_step", "max_step"):
-            value = float(getattr(self, name))
-            if not value >= 0:
-                raise ValueError(f"`options` {name!r} must be a number ≥ 0, got {value}")
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        if self.first_step is not None and not 0 < number("first_step", self.first_step) < math.inf:
+            raise ValueError(f"`options` 'first_step' must be above 0 and finite, got {float(self.first_step)}")
+        if not number("max_num_steps", self.max_num_steps) >= 1:
+            raise ValueError(f"`options` 'max_num_steps' must be at least 1, got {self.max_num_steps}")
+        if not bool((torch.as_tensor(self.rtol + self.atol) > 0).all()):
+            raise ValueError("`rtol` and `atol` must not both be 0: write atol=1e-9")
         for name in ("step_t", "jump_t"):
             given = getattr(self, name)
             times = [] if given is None else torch.as_tensor(given, dtype=torch.float64).flatten().tolist()

@@ -1,17 +1,72 @@
-"""The backward solve of torchdiffeq's `odeint_adjoint`, where its arguments ask for one."""
+"""The gradient of torchdiffeq's `odeint_adjoint`: exact, or by the backward solve that its arguments ask for."""
 
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odenets.adjoint import Backsolve
+from odenets.adjoint import Backsolve, Checkpointed
+from odenets.adjoint.checkpointed import _Replay
+from odenets.adjoint.continuous import _Backward, _backward, _SolveBack
+from odenets.adjoint.outside import outside_autograd
 from odenets.controller import Norm
+from odenets.loop import Problem, Trajectory
 from odenets.torchdiffeq.call import Call, tolerance
 from odenets.torchdiffeq.schemes import find_scheme
 from odenets.torchdiffeq.scipy_solver import Scipy
 from odenets.torchdiffeq.solvers import Own
 from odenets.torchdiffeq.watch import Watch, watched
+from odenets.torchdiffeq.words import callers_words, words_of_the_backward_solve
+
+
+class _ReplayInWords(_Replay):
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        with callers_words():
+            return _Replay.backward(ctx, *grad_outputs)
+
+
+class _SolveBackInWords(_SolveBack):
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        call = ctx.call
+        call.problem = replace(call.problem, max_steps=call.extra.max_steps)
+        with words_of_the_backward_solve(call.extra.sign):
+            return _SolveBack.backward(ctx, *grad_outputs)
+
+
+@dataclass(frozen=True)
+class Exact(Checkpointed):
+    """`Checkpointed`, whose errors name what callers of `odeint_adjoint` have."""
+
+    def integrate(self, problem: Problem) -> Trajectory:
+        with callers_words():
+            return outside_autograd(problem, _ReplayInWords)
+
+
+@dataclass(frozen=True)
+class _Limited(_Backward):
+    """How to solve backward, in how many steps, and which way the caller's time runs."""
+
+    max_steps: int
+    sign: float
+
+
+@dataclass(frozen=True)
+class AskedFor(Backsolve):
+    """`Backsolve`, whose errors name what callers of `odeint_adjoint` have, with a limit of its own."""
+
+    max_steps: int = 2**62
+    sign: float = 1.0
+
+    def integrate(self, problem: Problem) -> Trajectory:
+        plain = _backward("Backsolve", self, problem)
+        how = {field.name: getattr(plain, field.name) for field in fields(plain)}
+        with callers_words():
+            return outside_autograd(
+                problem, _SolveBackInWords, _Limited(**how, max_steps=self.max_steps, sign=self.sign)
+            )
 
 
 def backward_scheme(
@@ -46,10 +101,11 @@ def backward_scheme(
     return scheme
 
 
-def backsolve(call: Call, scheme: Any, watch: Watch | None, t: Tensor) -> Backsolve:
+def backsolve(call: Call, scheme: Any, watch: Watch | None, t: Tensor) -> AskedFor:
     """The adjoint of the solve for the times t."""
     controller = scheme.controller(call, t, -t[-1].item(), -call.sign, watch, None)
-    return Backsolve(method=watched(scheme.method, watch), controller=controller)
+    method, most = watched(scheme.method, watch), scheme.most_steps(t)
+    return AskedFor(method, controller, most, call.sign)
 
 
 def _norm(call: Call, norm: Any, params: tuple[Tensor, ...]) -> Norm:

@@ -50,6 +50,10 @@ def normalise(
     Raises:
         TypeError, ValueError: If an argument is not as `odeint` describes it.
     """
+    if not callable(func):
+        raise TypeError(f"`func` must be a function of (t, y), got {brief(func)}")
+    if not isinstance(options, dict | None):
+        raise TypeError(f"`options` must be a dict, got {brief(options)}")
     _check_times(t)
     flat, shapes = _flatten(y0)
     split = same if shapes is None else Split(tuple(shapes))
@@ -195,6 +199,20 @@ def tolerance(name: str, value: Any, y0: Tensor, shapes: Sequence[torch.Size] | 
     least = float(value.min()) if isinstance(value, Tensor) else value
     if not least >= 0:
         raise ValueError(f"`{name}` must be numbers ≥ 0, got {least}")
+    return value
+
+
+def number(option: str, value: Any) -> float:
+    """An option as a number.
+
+    Raises:
+        TypeError, ValueError: If it is none, or negative.
+    """
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(f"`options` {option!r} must be a number, got {brief(value)}")
+    value = float(value)
+    if not value >= 0:
+        raise ValueError(f"`options` {option!r} must be a number ≥ 0, got {value}")
     return value
 
 

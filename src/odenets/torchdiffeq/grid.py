@@ -22,10 +22,12 @@ def check_options(step_size: Any, grid_constructor: Any, interp: Any) -> None:
     """Refuse options of fixed steps that exclude each other, or whose values are not allowed.
 
     Raises:
-        ValueError: Naming the option.
+        TypeError, ValueError: Naming the option.
     """
     if step_size is not None and grid_constructor is not None:
         raise ValueError("`options` 'step_size' and 'grid_constructor' exclude each other: leave one out")
+    if step_size is not None and isinstance(step_size, str):
+        raise TypeError(f"`options` 'step_size' must be a number, got {step_size!r}")
     if step_size is not None and not 0 < float(step_size) < math.inf:
         raise ValueError(f"`options` 'step_size' must be above 0 (backward in time too) and finite, got {step_size}")
     if interp not in ("linear", "cubic"):

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.adjoint import Checkpointed, Direct
-from odenets.torchdiffeq.backward import backsolve, backward_scheme
+from odenets.adjoint import Direct
+from odenets.torchdiffeq.backward import Exact, backsolve, backward_scheme
 from odenets.torchdiffeq.call import ATOL, RTOL, Call, normalise
 from odenets.torchdiffeq.events import signs_at_start, until_event, with_gradients
 from odenets.torchdiffeq.pieces import AdjointOf, pieces, states
@@ -112,11 +112,12 @@ def odeint_adjoint(
     call = resolve(normalise(func, y0, t, rtol, atol, method, options, given or ()))
     asked = any(x is not None for x in (adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options))
     watch = find_watch(func, lambda t, y, dt: (-call.sign * t, (t.new_zeros(()), *y.unbind()), dt), "_adjoint")
-    adjoint: AdjointOf = lambda piece: Checkpointed()  # noqa: E731
+    adjoint: AdjointOf = lambda piece: Exact()  # noqa: E731
     if asked or watch is not None:
         scheme = backward_scheme(call, params, adjoint_method, adjoint_rtol, adjoint_atol, adjoint_options)
         adjoint = lambda piece: backsolve(call, scheme, watch, piece)  # noqa: E731
-    return _with_zeros(_answer(call, event_fn, adjoint), params)
+    once = not isinstance(call.scheme, Scipy | Own)
+    return _with_zeros(_answer(call, event_fn, adjoint), [p for p in params if p.requires_grad], once)
 
 
 def odeint_event(
@@ -231,24 +232,30 @@ def find_parameters(func: Any) -> tuple[Tensor, ...]:
     return tuple(value for value in attributes if isinstance(value, Tensor) and value.requires_grad)
 
 
-def _with_zeros(answer: Any, params: tuple[Tensor, ...]) -> Any:
-    """The answer, with gradients of 0 for parameters that it does not depend on: autograd alone would give None."""
-    wanting = [p for p in params if p.requires_grad]
-    if not wanting or not torch.is_grad_enabled():
+def _with_zeros(answer: Any, params: list[Tensor], once: bool) -> Any:
+    """The answer, with gradients of 0 for parameters that it does not depend on: autograd alone would give None.
+
+    Args:
+        once: Whether it has no second derivative.
+    """
+    if isinstance(answer, tuple):
+        return (*answer[:-1], _with_zeros(answer[-1], params, once))
+    if not torch.is_grad_enabled() or not (params or answer.requires_grad):
         return answer
-    if isinstance(answer, Tensor):
-        return _Zeros.apply(answer, *wanting)
-    return (*answer[:-1], _with_zeros(answer[-1], params))
+    return _Adjoint.apply(answer, once, *params)
 
 
-class _Zeros(torch.autograd.Function):
-    """A tensor as it is; its backward pass gives zeros to some others."""
+class _Adjoint(torch.autograd.Function):
+    """States as they are; the backward pass gives zeros to the parameters too."""
 
     @staticmethod
-    def forward(ctx: Any, ys: Tensor, *params: Tensor) -> Tensor:
-        ctx.like = [(p.shape, p.dtype, p.device) for p in params]
+    def forward(ctx: Any, ys: Tensor, once: bool, *params: Tensor) -> Tensor:
+        ctx.once, ctx.like = once, [(p.shape, p.dtype, p.device) for p in params]
         return ys.view_as(ys)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
-        return *grad_outputs, *(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.once and torch.is_grad_enabled():  # only with create_graph=True
+            raise NotImplementedError("`odeint_adjoint` has no second derivative (create_graph=True): use `odeint`")
+        zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like)
+        return *grad_outputs, None, *zeros

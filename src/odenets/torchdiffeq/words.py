@@ -1,10 +1,14 @@
-"""What the drop-in says: values in brief, and failures of the solver in the words of torchdiffeq's arguments."""
+"""What the drop-in says: values in brief, and errors of the solver in the words of torchdiffeq's arguments."""
 
+import contextlib
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from torch import Tensor
 
+from odenets.captured import LostGradientError
 from odenets.solution import Failure, SolveError, Stats, Status
 
 
@@ -35,9 +39,42 @@ ADVICE = {
 }
 
 
+_ADVICE_BEGINS = re.compile(r"[:;,]? (?:pass|name|write|use) ")
+
+
 def raise_failure(failure: Failure, stats: Stats, sign: float = 1.0) -> NoReturn:
     """Raise the `SolveError` of a failed solve, in the caller's time and words."""
-    error = SolveError(replace(failure, t=sign * failure.t, dt=sign * failure.dt), stats)
-    advice = ADVICE.get(failure.status, failure.status.value)
-    error.args = (str(error).replace(failure.status.value, advice),)
-    raise error
+    raise _reworded(SolveError(replace(failure, t=sign * failure.t, dt=sign * failure.dt), stats))
+
+
+def _reworded(error: SolveError, detail: str = "") -> SolveError:
+    status = error.status
+    text = str(error).replace(status.value, ADVICE.get(status, status.value))
+    error.args = (f"{text}{detail}",)
+    return error
+
+
+@contextlib.contextmanager
+def callers_words() -> Iterator[None]:
+    """Errors raised inside name what callers of `odeint_adjoint` have."""
+    try:
+        yield
+    except LostGradientError as error:
+        found = _ADVICE_BEGINS.split(str(error))[0].replace("`f`", "`func`")
+        advice = "name it in `adjoint_params`, detach it, or use `odeint`, which differentiates through every operation"
+        raise LostGradientError(f"{found}: {advice}") from None
+
+
+@contextlib.contextmanager
+def words_of_the_backward_solve(sign: float) -> Iterator[None]:
+    """The same of the backward pass of `odeint_adjoint` where its arguments ask for a solve."""
+    try:
+        with callers_words():
+            yield
+    except SolveError as error:
+        stats, failed = error.stats, Failure(error.status, sign * error.t, error.dt, "")
+        detail = (
+            " This was the backward solve that an `adjoint_…` argument or a callback of func asked for: without them "
+            "the gradient is exact and needs none."
+        )
+        raise _reworded(SolveError(failed, stats), detail) from None
