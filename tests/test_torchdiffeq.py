@@ -486,12 +486,14 @@ def test_parameters_without_influence_get_zeros_as_theirs_do(state, method, aske
         found = []
         for module in BOTH:
             f = Unused(uses)
-            y = module.odeint_adjoint(f, STATES[state](DOUBLE), times(DOUBLE, 1, n=9), method=method, **asked)
+            y = module.odeint_adjoint(
+                f, STATES[state](DOUBLE), times(DOUBLE, 1, n=9), method=method, rtol=1e-4, **asked
+            )
             assert all(part.requires_grad for part in (y if isinstance(y, tuple) else (y,)))
             (y[0].sum() if isinstance(y, tuple) else y.sum()).backward()
             found.append([p.grad for p in f.parameters() if p.requires_grad])
             assert f.frozen.grad is None
-        for mine, known in zip(*found):
+        for known, mine in zip(*found):
             assert torch.allclose(mine, known, rtol=1e-2)
             assert mine.dtype == known.dtype
 
@@ -505,7 +507,7 @@ def test_zeros_for_given_parameters_and_in_events_and_none_without_grad():
         when, y = module.odeint_adjoint(
             lambda t, y: -y, y0, t, adjoint_params=(spare,), event_fn=lambda t, y: y.sum() - 0.5
         )
-        assert not when.requires_grad
+        assert module is theirs or not when.requires_grad
         assert torch.equal(torch.autograd.grad(y.sum(), spare)[0], torch.zeros(2))
         with torch.no_grad():
             assert not module.odeint_adjoint(lambda t, y: -y, y0, t, adjoint_params=(spare,)).requires_grad
@@ -515,7 +517,7 @@ def test_zeros_for_given_parameters_and_in_events_and_none_without_grad():
     assert torch.equal(grad, torch.ones(2))
 
 
-@pytest.mark.parametrize("method", ["dopri5", "euler", "gl4", "fixed_adams", "scipy_solver"])
+@pytest.mark.parametrize("method", ["dopri5", "euler", "gl4", "explicit_adams", "scipy_solver"])
 def test_tolerances_that_are_none_are_the_defaults(method):
     y0, t = STATES["matrix"](DOUBLE), times(DOUBLE, 1)
     known = run(ours, Counted(), y0, t, method=method)

@@ -116,8 +116,12 @@ def odeint_adjoint(
     if asked or watch is not None:
         scheme = backward_scheme(call, params, adjoint_method, adjoint_rtol, adjoint_atol, adjoint_options)
         adjoint = lambda piece: backsolve(call, scheme, watch, piece)  # noqa: E731
-    once = not isinstance(call.scheme, Scipy | Own)
-    return _with_zeros(_answer(call, event_fn, adjoint), [p for p in params if p.requires_grad], once)
+    answer, once = _answer(call, event_fn, adjoint), not isinstance(call.scheme, Scipy | Own)
+    wanting = [p for p in params if p.requires_grad]
+    if event_fn is None:
+        return _with_zeros(answer, wanting, once)
+    event_t, ys = answer
+    return event_t, _with_zeros(ys, wanting, once)
 
 
 def odeint_event(
@@ -232,30 +236,31 @@ def find_parameters(func: Any) -> tuple[Tensor, ...]:
     return tuple(value for value in attributes if isinstance(value, Tensor) and value.requires_grad)
 
 
-def _with_zeros(answer: Any, params: list[Tensor], once: bool) -> Any:
-    """The answer, with gradients of 0 for parameters that it does not depend on: autograd alone would give None.
+def _with_zeros(ys: Any, params: list[Tensor], once: bool) -> Any:
+    """The states, with gradients of 0 for parameters that they do not depend on: autograd alone would give None.
 
     Args:
-        once: Whether it has no second derivative.
+        once: Whether they have no second derivative.
     """
-    if isinstance(answer, tuple):
-        return (*answer[:-1], _with_zeros(answer[-1], params, once))
-    if not torch.is_grad_enabled() or not (params or answer.requires_grad):
-        return answer
-    return _Adjoint.apply(answer, once, *params)
+    parts = ys if isinstance(ys, tuple) else (ys,)
+    if not torch.is_grad_enabled() or not (params or parts[0].requires_grad):
+        return ys
+    parts = _Adjoint.apply(once, len(parts), *parts, *params)
+    return parts if isinstance(ys, tuple) else parts[0]
 
 
 class _Adjoint(torch.autograd.Function):
     """States as they are; the backward pass gives zeros to the parameters too."""
 
     @staticmethod
-    def forward(ctx: Any, ys: Tensor, once: bool, *params: Tensor) -> Tensor:
-        ctx.once, ctx.like = once, [(p.shape, p.dtype, p.device) for p in params]
-        return ys.view_as(ys)
+    def forward(ctx: Any, once: bool, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.once, ctx.like = once, [(p.shape, p.dtype, p.device) for p in tensors[count:]]
+        ctx.set_materialize_grads(False)
+        return tuple(part.view_as(part) for part in tensors[:count])
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.once and torch.is_grad_enabled():  # only with create_graph=True
             raise NotImplementedError("`odeint_adjoint` has no second derivative (create_graph=True): use `odeint`")
         zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like)
-        return *grad_outputs, None, *zeros
+        return None, None, *grad_outputs, *zeros
