@@ -40,7 +40,7 @@ demo: .venv/ready  ## set up, then train both twins on both problems and write t
 	touch $@
 
 .PHONY: bench
-bench: .venv/bench  ## every peer on every work, scaling, memory, then the README's tables (about 25 minutes)
+bench: .venv/bench  ## every peer on every work, scaling, memory, then the tables of the pages (about 25 minutes)
 	$(BIN)/python benchmarks/bench.py run
 	$(BIN)/python benchmarks/bench.py scaling
 	$(BIN)/python benchmarks/bench.py memory

@@ -1,4 +1,4 @@
-"""Ten seeds of an experiment, divided among processes; the numbers of the README.
+"""Ten seeds of an experiment, divided among processes; the numbers of the pages.
 
 Run it:  python benchmarks/study.py cubic        (about 2 minutes on 2 cores; writes results/cubic.json)
          python benchmarks/study.py ecg          (about an hour on 2 cores; needs the real records: ODENETS_DATA)

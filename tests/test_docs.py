@@ -166,3 +166,12 @@ def test_what_the_readme_says_about_the_twins_is_true(tables):
             assert abs(accuracy - right[split, "nearest neighbour"]) < 0.005
         else:
             assert accuracy < right[split, "always N"]
+
+
+def test_what_the_findings_say_about_the_cubic_is_true(tables):
+    rows = {(row["settings"], row["network"]): row for row in tables.findings.load("cubic")["table"]}
+    error = {key: row["out_of_sample"] for key, row in rows.items()}
+    assert error["document", "ODE-Net"] < error["document", "ResNet"]
+    assert error["chosen", "ResNet"] < error["chosen", "ODE-Net"]
+    assert rows["document", "ODE-Net"]["document"] > rows["document", "ResNet"]["document"]
+    assert rows["document", "ODE-Net"]["document"] > rows["document", "ODE-Net"]["highest"]
