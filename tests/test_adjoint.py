@@ -56,9 +56,9 @@ def gradients(adjoint, times=TIMES, weigh=None, **solve_options):
 @METHOD
 @pytest.mark.parametrize("times", [[0.0, 1.2], TIMES, [1.2, 0.55, 0.0], [0.0, 0.55, 0.55, 1.2, 1.2]], ids=str)
 def test_checkpointed_equals_direct_to_rounding(method, times):
-    direct, sol_direct = gradients(Direct(), times, **options(method))
+    direct, sol_direct = gradients(Direct(), times, **options(method, rtol=1e-4))
     for adjoint in (Checkpointed(), Checkpointed(memory=3)):
-        checkpointed, sol = gradients(adjoint, times, **options(method))
+        checkpointed, sol = gradients(adjoint, times, **options(method, rtol=1e-4))
         torch.testing.assert_close(sol.ys, sol_direct.ys, rtol=1e-13, atol=1e-14)
         for name in direct:
             torch.testing.assert_close(checkpointed[name], direct[name], rtol=1e-9, atol=1e-11, msg=name)
@@ -87,7 +87,7 @@ def test_reversible_is_exact_for_what_it_computes(method, times):
 
     def states(y0, t, *parameters):
         f = lambda t, y: torch.func.functional_call(net, dict(zip(weights, parameters)), (t, y))  # noqa: E731
-        return solve(f, y0, t, adjoint=Reversible(0.9), method=method, controller=Fixed(dt=0.14)).ys
+        return solve(f, y0, t, adjoint=Reversible(0.9), method=method, controller=Fixed(dt=0.34)).ys
 
     torch.autograd.gradcheck(
         states, (y0, t.detach(), *weights.values()), eps=1e-5, atol=1e-7, rtol=1e-6, fast_mode=True
@@ -338,7 +338,7 @@ def test_a_coupling_that_cannot_be_inverted_is_refused(coupling):
 
 
 @EVERY
-def test_a_thousand_solves_leave_nothing_behind(adjoint):
+def test_two_hundred_solves_leave_nothing_behind(adjoint):
     """No reference cycle, no list that grows: the number of living tensors stays the same, without the collector."""
     net = Net()
     y0 = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
