@@ -3,12 +3,13 @@
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from odenets import transforms
 from odenets.controller import PID
 from odenets.loop import Problem, Tape, Trajectory, is_tame, locate_non_finite, reversal
 from odenets.march import CLOCK, Activation, Buffers, Plan, arranged, numbers_of, restored, time_shape
@@ -81,7 +82,7 @@ class _Forward:
         self.program = engine.forward(plan)
 
     def begin(self) -> Start:
-        plan, y = self.plan, arranged(self.plan, self.problem.y0.detach())
+        plan, y = self.plan, arranged(self.plan, self.problem.y0)
         clock = constant((0.0,) * (CLOCK + len(plan.controller.start)), torch.float64, y.device)
         if plan.per_sample:
             clock = clock.reshape(-1, *(1,) * y.dim()).expand(-1, *time_shape(plan, y)).contiguous()
@@ -96,14 +97,14 @@ class _Forward:
         numbers = _numbers(self.problem, first)
         written = (*(() if ys is None else (ys,)), *(buffers.tensors if buffers else ()))
         report_, clock, y, *f0 = self.program(numbers, self.times, *start.tensors, *written, *self.tensors)
-        report = report_.tolist()  # the one host read of a chunk
+        report = transforms.numbers(report_)  # the one host read of a chunk
         return report, self.plan.nfe_start + int(report[2]) * self.plan.nfe_step, Start(clock, y, tuple(f0))
 
 
 def march(
     problem: Problem, plan: Plan, engine: Engine, tensors: Sequence[Tensor], states: int | None = None
 ) -> Marched:
-    """Solve from the first time to the last, outside of autograd.
+    """Solve from the first time to the last.
 
     Args:
         states: How many states may be kept for the backward pass; None for any number.
@@ -134,7 +135,7 @@ def march(
     clock, y = start.clock, start.y
     reached = report[3] >= problem.times[-1] if not plan.per_sample else clock[0] >= problem.times[-1]
     if ys is None:
-        ys = torch.stack([*[arranged(plan, problem.y0.detach())] * at_start, y])
+        ys = torch.stack([*[arranged(plan, problem.y0)] * at_start, y])
     else:
         ys[-1] = y
     if reached is not True:
@@ -187,7 +188,7 @@ class March(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: "Call", y0: Tensor, t: Tensor, *tensors: Tensor) -> Tensor:
-        result = march(call.problem, call.plan, call.engine, tensors, call.states)
+        result = march(replace(call.problem, y0=y0.detach()), call.plan, call.engine, tensors, call.states)
         call.result = result
         ctx.call, ctx.rows, ctx.count = call, result.tape.steps, len(tensors)
         starts = {} if call.states is None else result.tape.states
@@ -205,6 +206,7 @@ class March(torch.autograd.Function):
             raise NotImplementedError(
                 f"`{what}=True` has no second derivative (create_graph=True); use `adjoint=Direct()` without it"
             )
+        transforms.refuse_in_backward(grad_outputs, "use `adjoint=Direct()` without `compile` and `per_sample`")
         t, clock, *saved = ctx.saved_tensors
         tensors, kept = saved[: ctx.count], iter(saved[ctx.count :])
         call: Call = ctx.call

@@ -11,6 +11,7 @@ from torch import Tensor
 from odenets.controller import PID, Controller, Number, Start, maximum, where
 from odenets.methods import Field, NotConverged, RungeKutta, Step, real_dtype, stage_times
 from odenets.solution import Failure, Stats, Status
+from odenets.transforms import all_finite, number, numbers, unwrapped
 
 Piece = TypeVar("Piece")  # what a tape keeps of each step
 State = TypeVar("State")  # and what it starts from
@@ -240,12 +241,12 @@ class Stepper:
         """Let the controller choose the first step of a solve to t_end, and check the start while at it."""
         if not self.controller.chooses_first_step:
             self.dt = self.controller.given_step(self.t, t_end)
-            if self.controller.adaptive and not bool(torch.isfinite(self.derivative()).all()):
+            if self.controller.adaptive and not all_finite(self.derivative()):
                 self._fail_at_start(self.derivative())
             return
         f0 = self.derivative()
         with torch.no_grad():
-            start = Start(self.f, self.y, f0, self.t, t_end, self.method.order)
+            start = Start(self.f, self.y, f0, self.t, t_end, self.method.order, read=numbers)
             self.dt, size = self.controller.first_step(start)
             if self.dt is None or not math.isfinite(self.dt):
                 self._fail_at_start(f0)
@@ -285,7 +286,7 @@ class Stepper:
         with torch.no_grad():
             error = self.method.error(dt, step.stages)
             ratio = self.controller.error_ratio(self.y, step.y, error)
-        return step, ratio.item()  # the one host read of a step
+        return step, number(ratio)  # the one host read of a step
 
     def _differentiable(self, dt: float, final: bool) -> tuple[float | Tensor, float | Tensor]:
         """t and dt as the step gets them: as tensors where gradients flow through the times."""
@@ -314,25 +315,24 @@ class Stepper:
         self.failure = Failure(status, self.t, dt, detail)
 
     def _fail_at_start(self, f0: Tensor) -> None:
-        if not bool(torch.isfinite(self.y).all()):
+        if not all_finite(self.y):
             self._fail(Status.NON_FINITE_START, 0.0, f"y0: {locate_non_finite(self.y)}.")
         else:
             self._fail(Status.NON_FINITE_FIELD, 0.0, f"f(t0, y0): {locate_non_finite(f0)}.")
 
     def _fail_in_step(self, error: NotConverged, dt: float) -> None:
-        if not bool(torch.isfinite(self.y).all()):
+        if not all_finite(self.y):
             return self._fail(Status.NON_FINITE_START, dt, f"y: {locate_non_finite(self.y)}.")
         self._fail(Status.NON_FINITE_FIELD if error.undefined else Status.NOT_CONVERGED, dt, str(error))
 
     @torch.no_grad()
     def _diagnose_underflow(self, step: Step, dt: float, ratio: float) -> None:
-        seen = f"The largest |y| is {float(self.y.abs().max()):.3g}, the last error was {ratio:.3g} tolerances."
+        y = unwrapped(self.y)
+        seen = f"The largest |y| is {float(y.abs().max()):.3g}, the last error was {ratio:.3g} tolerances."
         if not is_tame(self.y, self._y0):
-            return self._fail(
-                Status.DIVERGED, dt, f"{seen} Largest at {_position(self.y, int(self.y.abs().argmax()))}."
-            )
+            return self._fail(Status.DIVERGED, dt, f"{seen} Largest at {_position(y, int(y.abs().argmax()))}.")
         if not math.isfinite(ratio):
-            broken = next((k for k in step.stages if not bool(torch.isfinite(k).all())), step.y)
+            broken = next((k for k in step.stages if not all_finite(k)), step.y)
             return self._fail(Status.NON_FINITE_FIELD, dt, f"Just after this t, f: {locate_non_finite(broken)}. {seen}")
         return self._fail(Status.STEP_SIZE_UNDERFLOW, dt, seen)
 
@@ -355,7 +355,7 @@ def stand_still(problem: Problem) -> Trajectory:
     past = (problem.t - problem.t[0]).to(real_dtype(y0))
     ys = y0 + past.reshape(-1, *(1,) * y0.dim()) * f0
     stepper = Stepper(problem, y0.detach(), problem.times[0])
-    if not bool(torch.isfinite(ys[-1]).all()):
+    if not all_finite(ys[-1]):
         stepper._fail_at_start(f0.detach())
     trajectory = Trajectory(ys, [DenseStep(problem.times[0], 0.0, y0, f0[None])], stepper.failure)
     if problem.per_sample:
@@ -450,18 +450,18 @@ def interpolate(
 
 def find_non_finite(problem: Problem, y0: Tensor, y_end: Tensor) -> Failure | None:
     """After fixed steps, which read nothing back: is the end finite? If not, walk the steps again to say where."""
-    if bool(torch.isfinite(y_end).all()):
+    if all_finite(y_end):
         return None
     with torch.no_grad():
         stepper = Stepper(replace(problem, stats=Stats()), y0.detach(), problem.times[0])
-        if not bool(torch.isfinite(y0).all()):
+        if not all_finite(y0):
             return Failure(Status.NON_FINITE_START, stepper.t, 0.0, f"y0: {locate_non_finite(y0)}.")
-        while bool(torch.isfinite(stepper.y).all()) and stepper.t < problem.times[-1]:
+        while all_finite(stepper.y) and stepper.t < problem.times[-1]:
             taken = stepper.advance(problem.times[-1])
             if taken is None:
                 return stepper.failure
             for k in taken.step.stages:
-                if not bool(torch.isfinite(k).all()):
+                if not all_finite(k):
                     status = Status.NON_FINITE_FIELD if is_tame(taken.y, y0) else Status.NON_FINITE_STATE
                     return Failure(status, taken.t, taken.dt, f"f: {locate_non_finite(k)}.")
         return Failure(Status.NON_FINITE_STATE, stepper.t, stepper.dt or 0.0, f"y: {locate_non_finite(y_end)}.")
@@ -469,11 +469,12 @@ def find_non_finite(problem: Problem, y0: Tensor, y_end: Tensor) -> Failure | No
 
 def is_tame(y: Tensor, y0: Tensor) -> bool:
     """Whether the state has stayed within six orders of magnitude of its start."""
-    return float(y.abs().max()) <= 1e6 * (1 + float(y0.abs().max()))
+    return float(unwrapped(y).abs().max()) <= 1e6 * (1 + float(unwrapped(y0).abs().max()))
 
 
 def locate_non_finite(x: Tensor) -> str:
     """Say where x is not finite, and in how many places."""
+    x = unwrapped(x)
     bad = ~torch.isfinite(x)
     index = int(bad.flatten().to(torch.int8).argmax())
     return (

@@ -57,6 +57,7 @@ class Plan:
     stages: bool  # keep the stages, so that the backward pass need not make them again
     timed: bool  # gradients to the times are wanted
     batch_last: bool = False  # the samples lie along the last axis of y, so that small states make long loops
+    open: bool = False  # autograd sees each operation: what it has read must not be written into
     activations: Sequence[Activation] | None = None  # what each evaluation keeps beside the stages; None: nothing is
 
     @property
@@ -453,6 +454,8 @@ class _Outputs:
         """These rows of a buffer (rows, …): each sample's own where it has its own times."""
         if not self.plan.per_sample:
             return buffer.index_select(0, row.flatten())
+        if self.plan.open:
+            buffer = buffer.clone()  # which the derivative of `gather` keeps
         return buffer.gather(0, row.expand(-1, *buffer.shape[1:]))
 
     def put(self, buffer: Tensor, row: Tensor, values: Tensor) -> None:

@@ -3,13 +3,14 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odenets import traced
+from odenets import traced, transforms
 from odenets.adjoint import COMPILED, Adjoint, Checkpointed
 from odenets.controller import PID, Controller, check_pair
 from odenets.interpolate import DenseOutput
@@ -132,6 +133,10 @@ def solve(
         trajectory = traced.integrate(problem)
     elif times[0] == times[-1]:
         trajectory = stand_still(problem)
+    elif transforms.is_recorded():
+        trajectory = _record(problem, adjoint)
+    elif transforms.active():
+        trajectory = adjoint.integrate_openly(replace(problem, compile=False))
     else:
         trajectory = adjoint.integrate(problem)
     return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, sign, on_failure)
@@ -141,6 +146,16 @@ def solve(
 def _solve_outside(*args: Any, **kwargs: Any) -> Solution:
     """`solve`, between two graphs where somebody else's compiler runs."""
     return solve(*args, **kwargs)
+
+
+def _record(problem: Problem, adjoint: Adjoint) -> Trajectory:
+    """The solve as operations that are written down: `torch.func.linearize`, `make_fx`."""
+    if problem.controller.adaptive or isinstance(problem.method, ImplicitRungeKutta):
+        raise NotImplementedError(
+            "`linearize` and `make_fx` record no loop that ends by values: pass `controller=Fixed(...)` and an "
+            "explicit `method`, or use `torch.func.jvp`"
+        )
+    return adjoint.integrate_openly(replace(problem, compile=False))
 
 
 def _solution(
@@ -281,7 +296,11 @@ def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]
         if t.dtype.is_complex or t.dtype == torch.bool:
             raise TypeError(f"`t` must be real numbers, got dtype {t.dtype}")
         ts = t.to(device=y0.device, dtype=dtype)
-        values = ts.detach().reshape(-1).tolist()
+        if transforms.is_mapped(ts):
+            raise TypeError(
+                "`t` cannot be mapped over by `vmap`: solve for each `t`, or write f's time as t0 + s * (t1 - t0)"
+            )
+        values = transforms.unwrapped(ts.detach()).reshape(-1).tolist()
     else:
         values = [float(value) for value in t]
         ts = torch.tensor(values, dtype=dtype, device=y0.device)

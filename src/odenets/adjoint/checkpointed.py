@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenets.adjoint.direct import integrate_openly
 from odenets.adjoint.marched import march_compiled, march_samples
 from odenets.adjoint.outside import (
     ByAutograd,
@@ -17,7 +18,7 @@ from odenets.adjoint.outside import (
     inner_product,
     outside_autograd,
     plus,
-    refuse_second_derivative,
+    refuse_backward,
 )
 from odenets.loop import CountedField, Kept, Problem, Tape, Trajectory, reversal, run
 from odenets.solution import Stats
@@ -74,6 +75,9 @@ class Checkpointed:
             return march_samples(problem, states)
         return outside_autograd(problem, _Replay, states)
 
+    def integrate_openly(self, problem: Problem) -> Trajectory:
+        return integrate_openly(problem)
+
     def _states(self, y: Tensor) -> int | None:
         """How many states may be kept."""
         if not isinstance(self.memory, str):
@@ -119,7 +123,7 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("Checkpointed")
+        refuse_backward("Checkpointed", grad_outputs)
         grad_ys, *grad_dense = grad_outputs
         t, *saved = ctx.saved_tensors
         states = dict(zip(ctx.places, saved[ctx.count :]))

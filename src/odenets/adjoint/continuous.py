@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.adjoint.outside import Call, GradientSum, Wanted, inner_product, outside_autograd, refuse_second_derivative
+from odenets.adjoint.direct import integrate_openly
+from odenets.adjoint.outside import Call, GradientSum, Wanted, inner_product, outside_autograd, refuse_backward
 from odenets.controller import Controller, Fixed, check_pair
 from odenets.interpolate import DenseOutput
 from odenets.loop import DenseStep, Problem, Stepper, Taken, Trajectory, run
@@ -41,6 +42,9 @@ class Backsolve:
     def integrate(self, problem: Problem) -> Trajectory:
         return outside_autograd(problem, _SolveBack, _backward("Backsolve", self, problem))
 
+    def integrate_openly(self, problem: Problem) -> Trajectory:
+        return integrate_openly(problem)
+
 
 @dataclass(frozen=True)
 class Interpolated:
@@ -70,6 +74,9 @@ class Interpolated:
 
     def integrate(self, problem: Problem) -> Trajectory:
         return outside_autograd(problem, _SolveBack, _backward("Interpolated", self, problem))
+
+    def integrate_openly(self, problem: Problem) -> Trajectory:
+        return integrate_openly(problem)
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class _SolveBack(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         call: Call = ctx.call
-        refuse_second_derivative(call.extra.name)
+        refuse_backward(call.extra.name, grad_outputs)
         (grad_ys,) = grad_outputs
         ys, t, *saved = ctx.saved_tensors
         kept = saved[ctx.count :]

@@ -5,15 +5,23 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from odenets.adjoint.marched import march_compiled
+from odenets import transforms
+from odenets.adjoint.marched import march_compiled, march_openly
 from odenets.loop import Problem, Trajectory, run
 
 
 class Adjoint(Protocol):
-    """What `solve` asks of an adjoint: run the loop so that autograd can differentiate it."""
+    """What `solve` asks of an adjoint."""
 
-    def integrate(self, problem: Problem) -> Trajectory: ...
+    def integrate(self, problem: Problem) -> Trajectory:
+        """Run the loop so that autograd can differentiate it."""
+        ...
+
+    def integrate_openly(self, problem: Problem) -> Trajectory:
+        """The same numbers by operations that a transform of torch sees, each: forward mode, `torch.func`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,5 +40,20 @@ class Direct:
         trajectory = march_compiled(problem, None, math.inf) if problem.compile else None
         if trajectory is not None:
             return trajectory
-        clock = problem.t if problem.t.requires_grad and torch.is_grad_enabled() else None
-        return run(problem, problem.y0, None, clock=clock)
+        return self.integrate_openly(problem)
+
+    def integrate_openly(self, problem: Problem) -> Trajectory:
+        return integrate_openly(problem)
+
+
+def integrate_openly(problem: Problem) -> Trajectory:
+    """The loop as it is, in the reach of whatever differentiates or maps over it."""
+    if problem.per_sample:
+        return march_openly(problem)
+    return run(problem, problem.y0, None, clock=clock_of(problem))
+
+
+def clock_of(problem: Problem) -> Tensor | None:
+    """The times, where their derivatives are wanted."""
+    wanted = problem.t.requires_grad and torch.is_grad_enabled()
+    return problem.t if wanted or transforms.carries_derivative(problem.t) else None

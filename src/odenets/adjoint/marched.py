@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odenets import compiled
+from odenets import compiled, transforms
 from odenets.adjoint.outside import ByAutograd, Call, autocast_state, prepare
 from odenets.chunks import Call as MarchCall
 from odenets.chunks import Engine, March, march, sample_trajectory, shared_trajectory
@@ -24,6 +24,32 @@ def march_samples(problem: Problem, states: int | None) -> Trajectory:
     problem, _, call, inputs = prepare(problem)
     engine = _Python(problem, call, inputs, () if call is None else tuple(range(len(inputs))))
     return _marched(problem, engine, call is not None, states)
+
+
+def march_openly(problem: Problem) -> Trajectory:
+    """A step size for each sample, in the reach of whatever transforms it.
+
+    Raises:
+        NotImplementedError: If the times carry a tangent, or `vmap` maps over the solve.
+    """
+    if transforms.carries_derivative(problem.t):
+        raise NotImplementedError(
+            "`per_sample=True` has no derivative to `t` in forward mode and under `torch.func`: leave `per_sample` out"
+        )
+    outputs = _has_outputs(problem)
+    plan = Plan(
+        problem.method,
+        problem.controller,
+        per_sample=True,
+        keep=False,
+        outputs=outputs,
+        stages=outputs,
+        timed=False,
+        open=True,
+    )
+    result = march(problem, plan, _Python(problem, None, (), ()), ())
+    seen = replace(result, clock=transforms.unwrapped(result.clock).detach(), y=transforms.unwrapped(result.y).detach())
+    return sample_trajectory(problem, result.ys, seen)
 
 
 def march_compiled(problem: Problem, states: int | None, most: float) -> Trajectory | None:
@@ -51,7 +77,7 @@ _SHORT = 16  # numbers in a sample: below, a compiled loop is faster along the s
 def _marched(
     problem: Problem, engine: Engine, differentiable: bool, states: int | None, most: float = 0.0
 ) -> Trajectory:
-    outputs = len(problem.times) > 1 + problem.times.count(problem.times[0])
+    outputs = _has_outputs(problem)
     stages = differentiable and _step_bytes(problem, ()) <= most
     activations = engine.activations() if stages and not problem.per_sample else None
     plan = Plan(
@@ -72,11 +98,16 @@ def _marched(
         result, marching.result = marching.result, None
     else:
         with torch.no_grad():
-            result = march(problem, plan, engine, engine.tensors)
+            result = march(replace(problem, y0=problem.y0.detach()), plan, engine, engine.tensors)
         ys = result.ys
     if result is None:
         raise RuntimeError("the forward pass left no result")
     return sample_trajectory(problem, ys, result) if problem.per_sample else shared_trajectory(problem, ys, result)
+
+
+def _has_outputs(problem: Problem) -> bool:
+    """Whether states are wanted between the first and the last time."""
+    return len(problem.times) > 1 + problem.times.count(problem.times[0])
 
 
 def _step_bytes(problem: Problem, activations: Sequence[Activation]) -> int:
@@ -122,6 +153,15 @@ class _Python:
 
 
 def _while(condition: Any, body: Any, carry: tuple, constants: tuple, mutated: tuple) -> tuple:
-    while bool(condition(*carry, *constants)):
+    while _holds(condition(*carry, *constants)):
         carry = body(*carry, *constants)
     return carry
+
+
+def _holds(condition: Tensor) -> bool:
+    if transforms.is_mapped(condition):
+        raise NotImplementedError(
+            "`per_sample=True` ends its loop by values, which `vmap` cannot map over: leave `per_sample` out, or put "
+            "the samples into the first axis of `y0` instead of `vmap`"
+        )
+    return bool(condition)

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from odenets.captured import Reached, check_reached, reached_tensors, sequence_number
 from odenets.loop import CountedField, Problem, Trajectory, evaluate_at_start, run
 from odenets.methods import Pull
+from odenets.transforms import refuse_in_backward
 
 
 @dataclass
@@ -210,7 +211,9 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
     return (a.conj() * b).sum().real
 
 
-def refuse_second_derivative(name: str) -> None:
+def refuse_backward(name: str, cotangents: Sequence[Tensor | None]) -> None:
+    """Refuse what a backward pass outside of autograd cannot do."""
+    refuse_in_backward(cotangents, "use `adjoint=Direct()`")
     if torch.is_grad_enabled():  # only with create_graph=True
         raise NotImplementedError(
             f"`adjoint={name}()` has no second derivative (create_graph=True); use `adjoint=Direct()`"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from odenets.adjoint.direct import clock_of
 from odenets.adjoint.outside import (
     ByAutograd,
     Call,
@@ -14,10 +15,10 @@ from odenets.adjoint.outside import (
     LinearizeAndSum,
     inner_product,
     outside_autograd,
-    refuse_second_derivative,
+    refuse_backward,
 )
 from odenets.loop import CountedField, Problem, Stepper, Trajectory, find_non_finite
-from odenets.methods import Field, RungeKutta, Step, combine
+from odenets.methods import Field, RungeKutta, Step, combine, stage_times
 from odenets.solution import Stats
 
 
@@ -54,12 +55,20 @@ class Reversible:
             raise ValueError(f"`coupling` must lie in (0, 1], got {self.coupling!r}; 0.999 suits up to 1000s of steps")
 
     def integrate(self, problem: Problem) -> Trajectory:
-        if problem.dense:
-            raise TypeError("`adjoint=Reversible()` keeps no dense output: pass the times that are wanted in `t`")
+        _refuse_dense(problem)
         return outside_autograd(problem, _Reverse, self.coupling, self._without_gradient)
+
+    def integrate_openly(self, problem: Problem) -> Trajectory:
+        _refuse_dense(problem)
+        return _march(problem, self.coupling, None, clock_of(problem)).trajectory
 
     def _without_gradient(self, problem: Problem, f0: Tensor | None) -> Trajectory:
         return _march(problem, self.coupling, f0).trajectory
+
+
+def _refuse_dense(problem: Problem) -> None:
+    if problem.dense:
+        raise TypeError("`adjoint=Reversible()` keeps no dense output: pass the times that are wanted in `t`")
 
 
 @dataclass(frozen=True)
@@ -103,19 +112,21 @@ class _Marched:
     pair: Tensor
 
 
-def _march(problem: Problem, coupling: float, f0: Tensor | None) -> _Marched:
-    """Solve from output to output."""
-    y0, times = problem.y0.detach(), problem.times
+def _march(problem: Problem, coupling: float, f0: Tensor | None, clock: Tensor | None = None) -> _Marched:
+    """Solve from output to output; `clock` are the times, where derivatives to them go through the loop itself."""
+    y0, times = problem.y0, problem.times
     pair = torch.stack([y0, y0])
     paired = replace(problem, method=cast(RungeKutta, _Pair(problem.method, coupling)))
-    stepper = Stepper(paired, pair, times[0])
+    stepper = Stepper(paired, pair, times[0], None if clock is None else (clock[0], clock[0]))
     start = Stepper(problem, y0, times[0])
     start.f0 = f0
     start.choose_first_step(times[-1])
     stepper.dt, stepper.failure = start.dt, start.failure
     ys, steps = [y0], [[]]
-    for t in times[1:]:
+    for j, t in enumerate(times[1:], 1):
         steps.append([])
+        if clock is not None:
+            _set_off(problem, stepper, clock, j)
         while stepper.t < t and stepper.failure is None:
             taken = stepper.advance(t)
             if taken is not None:
@@ -129,12 +140,22 @@ def _march(problem: Problem, coupling: float, f0: Tensor | None) -> _Marched:
     return _Marched(Trajectory(torch.stack(ys), [], failure), steps, stepper.y)
 
 
+def _set_off(problem: Problem, stepper: Stepper, clock: Tensor, j: int) -> None:
+    """Let the derivatives of the times go on to output j: by a step of no length where it is at the present time."""
+    start, _ = stepper.clock or (clock[0], clock[0])
+    if problem.times[j] == stepper.t:
+        (t,) = stage_times(start, 0.0, (0.0,), stepper.y)
+        stepper.y = stepper.y + (clock[j] - start) * stepper.f(t, stepper.y[0])
+        start = clock[j]
+    stepper.clock = (start, clock[j])
+
+
 class _Reverse(torch.autograd.Function):
     """The loop without a memory, and its steps taken back."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, y0: Tensor, t: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        marched = _march(call.problem, call.extra, call.f0)
+        marched = _march(replace(call.problem, y0=y0.detach()), call.extra, call.f0)
         call.trajectory = marched.trajectory
         ctx.call, ctx.steps = call, marched.steps
         ctx.save_for_backward(marched.pair, t, *tensors)
@@ -142,7 +163,7 @@ class _Reverse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("Reversible")
+        refuse_backward("Reversible", grad_outputs)
         (grad_ys,) = grad_outputs
         call: Call = ctx.call
         pair, t = ctx.saved_tensors[:2]

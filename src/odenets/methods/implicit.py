@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.methods.newton import newton, solve_linear
+from odenets import transforms
+from odenets.methods.newton import as_real_vector, newton, solve_linear
 from odenets.methods.runge_kutta import (
     Field,
     Inner,
@@ -88,7 +89,7 @@ class ImplicitRungeKutta(RungeKutta):
             before = [combine(y, dt, self.a[i][:first], stages) for i in block]
             equations = _Equations(self, block, f, [times[i] for i in block], before, dt)
             found = equations.solve(y, self.max_iterations)
-            stages += (equations.attach(found) if torch.is_grad_enabled() else found).unbind()
+            stages += (equations.attach(found) if _is_differentiated() else found).unbind()
         y1 = combine(y, dt, self.b, stages)
         ends = (stages[-1],) if self.stiffly_accurate else ()
         return Step(y1, (*stages, *ends), times[-1], self.stiffly_accurate)
@@ -206,6 +207,11 @@ class _Equations:
         def function(k: Tensor) -> Tensor:
             return torch.stack(self._values(self._inputs(k, dt)))
 
+        if transforms.active() and transforms.is_mapped(function(start)):
+            raise NotImplementedError(
+                "an implicit `method` iterates until it has converged, which `vmap` cannot map over: pass an explicit "
+                "`method`, or put the samples into the first axis of `y0` instead of `vmap`"
+            )
         return newton(function, start, float(y.abs().max()) / abs(dt), most)
 
     def _inputs(self, k: Tensor, dt: float | Tensor) -> list[Tensor]:
@@ -218,6 +224,8 @@ class _Equations:
         From the solution, a constant, they move nothing; the first makes the first derivatives right, the second the
         second ones.
         """
+        if transforms.active():
+            return self._attach_openly(found.detach())
         k, matrix = found, None
         for _ in range(2):
             inputs = self._inputs(k, self.dt)
@@ -228,6 +236,34 @@ class _Equations:
             k = k + _AtTheSolution.apply(matrix, torch.stack(values) - k)
         return k
 
+    def _attach_openly(self, found: Tensor) -> Tensor:
+        """The same where a transform of torch has to see each operation: with the inverse of the matrix itself."""
+        inverse = self._inverse(found)
+        flat, shaped = as_real_vector(found)
+        k = found
+        for _ in range(2):
+            k = k + shaped(inverse @ flat(torch.stack(self._values(self._inputs(k, self.dt))) - k))
+        return k
+
+    def _inverse(self, found: Tensor) -> Tensor:
+        """That of the matrix of Newton's method, I − dt A ⊗ J, on the stages as one real vector.
+
+        Raises:
+            NotImplementedError: If it is too large.
+        """
+        flat, shaped = as_real_vector(found)
+        function = lambda k: flat(torch.stack(self._values(self._inputs(shaped(k), _number(self.dt)))))  # noqa: E731
+        start = flat(found)
+        if start.numel() > _MOST_ENTRIES:
+            raise NotImplementedError(
+                f"an implicit method in forward mode or under `torch.func` forms a matrix of its stages, here of "
+                f"{start.numel()} numbers, at most {_MOST_ENTRIES}: pass an explicit `method`, or use autograd's "
+                "reverse mode outside of transforms"
+            )
+        pull = torch.func.vjp(function, start)[1]
+        unit = torch.eye(start.numel(), dtype=start.dtype, device=start.device)
+        return torch.linalg.inv(torch.stack([e - pull(e)[0] for e in unit])).detach()
+
     def _values(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         return [self.f(t, x) for t, x in zip(self.times, inputs)]
 
@@ -236,6 +272,13 @@ class _Equations:
             inputs = [x.detach().requires_grad_() for x in inputs]
             values = self._values(inputs)
         return _Matrix(inputs, values, _number(self.dt), self.weights)
+
+
+_MOST_ENTRIES = 2048  # of the stages of a block, where their matrix is formed
+
+
+def _is_differentiated() -> bool:
+    return torch.is_grad_enabled() or transforms.active()
 
 
 class _Matrix:
@@ -293,6 +336,7 @@ class _AtTheSolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor]:
+        transforms.refuse_in_backward(grad_outputs, "pass an explicit `method`")
         return None, _Solve.apply(ctx.matrix, True, grad_outputs[0])
 
 
@@ -306,6 +350,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, Tensor]:
+        transforms.refuse_in_backward(grad_outputs, "pass an explicit `method`")
         return None, None, _Solve.apply(ctx.matrix, not ctx.transposed, grad_outputs[0])
 
 

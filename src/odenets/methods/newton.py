@@ -96,7 +96,7 @@ def gmres(operator: Function, rhs: Tensor, tolerance: float) -> tuple[Tensor, fl
 
     It ends earlier where no progress is made any more. One host read for each application of the linear operator.
     """
-    flat, shaped = _as_real_vector(rhs)
+    flat, shaped = as_real_vector(rhs)
 
     def apply(v: Tensor) -> Tensor:
         return flat(operator(shaped(v)))
@@ -118,7 +118,7 @@ def gmres(operator: Function, rhs: Tensor, tolerance: float) -> tuple[Tensor, fl
     return shaped(x), left / size if size else 0.0
 
 
-def _as_real_vector(like: Tensor) -> tuple[Function, Function]:
+def as_real_vector(like: Tensor) -> tuple[Function, Function]:
     """There and back. A complex tensor is one of real and imaginary parts: f need not be analytic."""
     if like.is_complex():
         shape = torch.view_as_real(like).shape
