@@ -103,6 +103,27 @@ def test_an_event_function_that_is_no_number_and_second_derivatives_raise():
         torch.autograd.grad(t, y0, create_graph=True)
 
 
+@INTERFACES
+def test_a_field_that_differentiates_by_its_state(interface):
+    """As energies do; the field of an event is evaluated once more than the steps need."""
+
+    def f(t, y):
+        with torch.enable_grad():
+            y = y if y.requires_grad else y.detach().requires_grad_()
+            return -torch.autograd.grad(y.square().sum() / 2, y, create_graph=True)[0]
+
+    def strict(t, y):  # takes it for granted that its state requires grad, as torchdiffeq's `odeint` lets it
+        with torch.enable_grad():
+            return -torch.autograd.grad(y.square().sum() / 2, y, create_graph=True)[0]
+
+    y0 = torch.tensor([1.0, 0.5], dtype=DOUBLE, requires_grad=True)
+    for field in (f, strict) if interface is ours.odeint else (f,):
+        t, y = ours.odeint_event(field, y0, ZERO, event_fn=lambda t, y: y[0] - 0.25, odeint_interface=interface)
+        assert t.item() == pytest.approx(math.log(4), abs=1e-6)
+        assert y[-1].tolist() == pytest.approx([0.25, 0.125], abs=1e-6)
+        assert torch.autograd.grad(t, y0)[0].tolist() == pytest.approx([1.0, 0.0], abs=1e-5)
+
+
 # Where in time.
 
 

@@ -112,8 +112,11 @@ class ErrorControl:
         return self._within(self.start, self.planned or 0.0)
 
     def first_step(self, start: Start) -> FirstStep:
+        def f(t: Tensor, y: Tensor) -> Tensor:  # of a state that requires grad where y0 does: f may differentiate by it
+            return start.f(t, y.requires_grad_(start.y0.requires_grad))
+
         scale = self.scheme.scale(start.y0.abs())
-        dt, size = choose_first_step(start._replace(norm=self.scheme.norm), scale, math.inf)
+        dt, size = choose_first_step(start._replace(f=f, norm=self.scheme.norm), scale, math.inf)
         return FirstStep(self._within(self.start, dt), size)
 
     def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = rms) -> Tensor:

@@ -163,8 +163,10 @@ def with_gradients(
     if not any(tensor.requires_grad for tensor in (g, *parts)):
         return t, y
     with torch.no_grad():
-        slope = func(t.detach().to(real_dtype(parts[0])), rebuilt([part.detach().clone() for part in parts]))
-    slopes = [fit(s, part).clone() for s, part in zip(slope if nested else (slope,), parts)]
+        # Copies that require grad: func may differentiate by its state, or change it.
+        copies = [part.detach().clone().requires_grad_() for part in parts]
+        slope = func(t.detach().to(real_dtype(parts[0])), rebuilt(copies))
+    slopes = [fit(s, part).detach().clone() for s, part in zip(slope if nested else (slope,), parts)]
     rate = _rate(event_fn, t, parts, slopes, signs, rebuilt)
     t, *parts = _AtEvent.apply(t, g, rate, slopes, *parts)
     return t, rebuilt(parts)
