@@ -197,7 +197,7 @@ COLUMNS = {
     "document": "document",
     "lowest": "lowest",
     "highest": "highest",
-    "extrapolation": "error on [−3, 3]",
+    "extrapolation": "error within ±3",
     "seconds": "seconds",
     "parameters": "parameters",
 }

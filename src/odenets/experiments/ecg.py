@@ -197,7 +197,7 @@ def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = 
         synthetic = synthetic or data.synthetic
     return Result(
         experiment="ecg",
-        title="ECG: ODE-Net and ResNet on MIT-BIH heartbeats",
+        title=f"ECG: ODE-Net and ResNet on {'synthetic' if synthetic else 'MIT-BIH'} heartbeats",
         lead=_lead(rows, base, synthetic),
         config=dataclasses.asdict(config),
         source=" ".join(dict.fromkeys(sources)),
@@ -323,7 +323,7 @@ def _lead(rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], 
     splits = dict.fromkeys(row["split"] for row in rows)
     parts = [_finding(*([row for row in group if row["split"] == split] for group in (rows, base))) for split in splits]
     about = (
-        f"Networks that differ in their middle only classify {kind}, as in section 5 of {INTRODUCTION}, “the document” "
+        f"Networks that differ only in their middle classify {kind}, as in section 5 of {INTRODUCTION}, “the document” "
         "below."
     )
     if not synthetic and "random" in splits:
@@ -395,10 +395,10 @@ def _section(data: ECGData, config: Config, trained: Sequence[Trained], base: Se
 MAIN_COLUMNS = {
     "network": "",
     "test_loss": "cross entropy",
-    "test_loss_document": "document",
     "accuracy": "accuracy %",
-    "accuracy_document": "document %",
     "macro_f1": "macro-F1",
+    "test_loss_document": "document: cross entropy",
+    "accuracy_document": "document: accuracy %",
     "parameters": "parameters",
 }
 
