@@ -37,6 +37,7 @@ def commands():
 
 
 @PAGE
+@pytest.mark.filterwarnings("ignore:`torch.jit.script. is deprecated")  # from torch.func.jvp, when it is first called
 def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
     code = "\n\n".join(blocks(page, "python"))
     if code:
