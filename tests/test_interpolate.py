@@ -63,7 +63,7 @@ def test_bad_input():
     with pytest.raises(TypeError, match="no dense output: pass `dense=True`"):
         solve(MLPField(2), y0, [0.0, 1.0])(0.5)
     sol = solve(MLPField(2), y0, [1.0, 0.0], dense=True)
-    with pytest.raises(ValueError, match=r"`t` must lie in the solved interval \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"`t` must lie in the solved interval \[0.0, 1.0\], got 1.5"):
         sol(1.5)
     with pytest.raises(TypeError, match="`t` must be real numbers"):
         sol(torch.tensor(1j))

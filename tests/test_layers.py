@@ -10,7 +10,8 @@ import odenets
 
 ROOT = Path(odenets.__file__).parent
 ORDER = [
-    ("solution",),
+    ("arguments",),
+    ("returned", "solution"),
     ("methods",),
     ("interpolate", "controller", "captured"),
     ("loop",),

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, Reversible
+from odenets.arguments import given_times, shown
 from odenets.captured import LostGradientError, reached_tensors, sequence_number
 from odenets.solution import Solution, SolveError
 from odenets.solve import solve
@@ -184,8 +185,10 @@ class _Lab:
         self.f, self.args, self.loss, self.options = f, args, loss, options
         leaves, self.spec = pytree.tree_flatten(y0)
         self.y0 = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-        times = t.detach() if isinstance(t, Tensor) else torch.tensor([float(x) for x in t], dtype=torch.float64)
-        self.t = times.to(torch.float64).clone().requires_grad_()
+        times = given_times(t)
+        if not isinstance(times, Tensor):
+            times = torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in times])
+        self.t = times.detach().to(torch.float64).clone().requires_grad_()
         self.tensors = self._reached()
         self.rounding = _EXACT * torch.finfo(self.y0[0].dtype).eps
 
@@ -211,7 +214,7 @@ class _Lab:
         with torch.enable_grad():
             loss, solution = self.solve(adjoint, self.options if options is None else options)
             if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
-                raise ValueError(f"`loss` must return a scalar made from the states, returned {loss!r}")
+                raise ValueError(f"`loss` must return a scalar made from the states, returned {shown(loss)}")
             wanted = [*self.y0, *self.tensors, self.t]
             grads = torch.autograd.grad(loss, wanted, allow_unused=True)
         full = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads)]
@@ -241,7 +244,7 @@ def _row(lab: _Lab, adjoint: Adjoint, reference: _Gradients, repeats: int) -> Ro
         seconds = statistics.median(_seconds(lab, adjoint) for _ in range(repeats))
         return Row(adjoint, errors, stats.nfe, stats.nfe_backward or 0, seconds, _kept(lab, adjoint))
     except SolveError as error:
-        return Row(adjoint, {}, failure=f"SolveError: {error.status.name} at t = {error.t:.3g}")
+        return Row(adjoint, {}, failure=f"SolveError: {error.status.name} at t = {error.t!r}")
     except LostGradientError as error:
         return Row(adjoint, {}, failure=f"LostGradientError: {str(error).partition(';')[0]}")
 

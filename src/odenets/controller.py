@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from odenets.arguments import count, number, shown
 from odenets.methods import Field, RungeKutta, combine, stage_times
 
 Number = Any  # a Python float, or a float64 tensor: 0-dimensional, or (batch, 1, …, 1) with a step size each
@@ -22,7 +23,7 @@ Read = Callable[[Tensor], Any]  # the entries of a tensor as numbers of the loop
 def rms(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     """The root mean square, real: over all elements, or over some dimensions, which are kept with size 1."""
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=dims is not None)
-    return norm / _root(x.numel() if dims is None else math.prod(x.shape[i] for i in dims), x)
+    return norm / _root(x.numel() // max(norm.numel(), 1), x)
 
 
 def _root(count: Any, like: Tensor) -> Any:
@@ -181,13 +182,16 @@ class PID:
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
-            _require(name, getattr(self, name), getattr(self, name) >= 0, "a number ≥ 0")
-        _require("rtol", self.rtol, self.rtol > 0 or self.atol > 0, "above 0 where `atol` is 0")
-        _require("safety", self.safety, 0 < self.safety <= 1, "in (0, 1]")
-        _require("factor_min", self.factor_min, 0 < self.factor_min < 1, "in (0, 1)")
-        _require("factor_max", self.factor_max, self.factor_max > 1, "above 1")
-        _require("dt0", self.dt0, self.dt0 is None or self.dt0 > 0, "None or a number above 0")
-        _require("dt_max", self.dt_max, self.dt_max > 0, "a number above 0")
+            _number(self, name, "a number ≥ 0", lambda x: 0 <= x < math.inf)
+        _number(self, "rtol", "above 0 where `atol` is 0", lambda x: x > 0 or self.atol > 0)
+        for name in ("p", "i", "d"):
+            _number(self, name, "a finite number", math.isfinite)
+        _number(self, "safety", "in (0, 1]", lambda x: 0 < x <= 1)
+        _number(self, "factor_min", "in (0, 1)", lambda x: 0 < x < 1)
+        _number(self, "factor_max", "above 1", lambda x: x > 1)
+        if self.dt0 is not None:
+            _number(self, "dt0", "None or a number above 0", lambda x: 0 < x < math.inf)
+        _number(self, "dt_max", "a number above 0", lambda x: x > 0)
 
     @property
     def start(self) -> tuple[float, ...]:
@@ -258,9 +262,11 @@ class Fixed:
 
     def __post_init__(self) -> None:
         if (self.dt is None) == (self.steps is None):
-            raise TypeError(f"Fixed takes either `dt` or `steps`, got dt={self.dt}, steps={self.steps}")
-        _require("dt", self.dt, self.dt is None or self.dt > 0, "a number above 0 (backward in time too)")
-        _require("steps", self.steps, self.steps is None or self.steps >= 1, "an integer ≥ 1")
+            raise TypeError(f"Fixed takes either `dt` or `steps`, got dt={shown(self.dt)}, steps={shown(self.steps)}")
+        if self.dt is not None:
+            _number(self, "dt", "a number above 0 (backward in time too)", lambda x: 0 < x < math.inf)
+        elif type(self.steps) is not int or self.steps < 1:
+            object.__setattr__(self, "steps", count("steps", self.steps))
 
     def size(self, t0: float, t1: float) -> float:
         """The step size on an interval from t0 to t1 > t0."""
@@ -288,6 +294,9 @@ def check_pair(method: RungeKutta, controller: Controller) -> None:
         )
 
 
-def _require(name: str, value: object, condition: bool, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
+def _number(controller: object, name: str, allowed: str, holds: Callable[[float], bool]) -> None:
+    """Check a number of a controller, which keeps it as Python's."""
+    given = getattr(controller, name)
+    value = number(name, given, allowed, holds)
+    if value is not given:
+        object.__setattr__(controller, name, value)  # the controller is frozen, and still being made

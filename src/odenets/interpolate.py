@@ -46,7 +46,7 @@ class DenseOutput:
         slack = 1e-9 * (last - first)
         if not first - slack <= value <= last + slack:
             low, high = sorted((self.sign * first + 0.0, self.sign * last + 0.0))  # + 0.0: never "-0"
-            raise ValueError(f"`t` must lie in the solved interval [{low:g}, {high:g}], got {self.sign * value:g}")
+            raise ValueError(f"`t` must lie in the solved interval [{low!r}, {high!r}], got {self.sign * value!r}")
         index = max(bisect.bisect_right(self.steps, value, key=lambda step: step[0]) - 1, 0)
         start, dt, y, stages = self.steps[index]
         past = t - start if t.requires_grad else value - start

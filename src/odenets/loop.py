@@ -10,6 +10,7 @@ from torch import Tensor
 
 from odenets.controller import PID, Controller, Number, Start, maximum, where
 from odenets.methods import Field, NotConverged, RungeKutta, Step, real_dtype, stage_times
+from odenets.returned import refuse_shape
 from odenets.solution import Failure, Stats, Status
 from odenets.transforms import all_finite, number, numbers, unwrapped
 
@@ -28,10 +29,9 @@ class CountedField:
         self.stats.nfe += 1
         out = self.f(t, y)
         if out.shape != y.shape:
-            raise ValueError(
-                f"`f` must return a tensor of y's shape {tuple(y.shape)}, returned {tuple(out.shape)} "
-                f"at t = {float(t):g}"
-            )
+            refuse_shape(out, t, y)
+        if out.device != y.device:
+            raise ValueError(f"`f` must return a tensor on y's device {y.device}, returned one on {out.device}")
         if out.dtype != y.dtype:
             if not torch.is_autocast_enabled(y.device.type):
                 raise TypeError(

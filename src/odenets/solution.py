@@ -52,18 +52,23 @@ class Failure:
 
 
 class SolveError(RuntimeError):
-    """A solve that did not reach its last time. `status`, `t`, `dt` and `stats` say more than the text.
+    """A solve that did not reach its last time. `status`, `t`, `dt`, `failure` and `stats` say more than the text.
 
     Pass `on_failure="status"` to get the partial solution instead.
     """
 
     def __init__(self, failure: Failure, stats: "Stats") -> None:
-        self.status, self.t, self.dt, self.stats = failure.status, failure.t, failure.dt, stats
+        self.failure, self.stats = failure, stats
+        self.status, self.t, self.dt = failure.status, failure.t, failure.dt
         steps, rejected = (int(torch.as_tensor(count).max()) for count in (stats.steps, stats.rejected))
         super().__init__(
-            f"{failure.status.name} at t = {failure.t:.9g} with dt = {failure.dt:.3g}: {failure.status.value}. "
+            f"{failure.status.name} at t = {failure.t!r} with dt = {failure.dt:.3g}: {failure.status.value}. "
             f"{failure.detail} ({steps} steps, {rejected} rejected, nfe {stats.nfe})"
         )
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        """Made again from its parts, so that it comes out of a worker process."""
+        return type(self), (self.failure, self.stats)
 
 
 @dataclass

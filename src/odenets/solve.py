@@ -12,10 +12,12 @@ from torch.utils import _pytree as pytree
 
 from odenets import traced, transforms
 from odenets.adjoint import COMPILED, Adjoint, Checkpointed
+from odenets.arguments import count, given_times, shown
 from odenets.controller import PID, Controller, check_pair
 from odenets.interpolate import DenseOutput
 from odenets.loop import Problem, Trajectory, stand_still
 from odenets.methods import Field, ImplicitRungeKutta, RungeKutta, find
+from odenets.returned import as_tensor, explain, leaves_like
 from odenets.solution import Failure, Solution, SolveError, Stats, Status
 
 
@@ -91,21 +93,23 @@ def solve(
             compile=compile,
         )
     controller = _controller(method, controller, rtol, atol)
-    if on_failure not in ("raise", "status"):
-        raise ValueError(f'`on_failure` must be "raise" or "status", got {on_failure!r}')
-    if not (isinstance(max_steps, int) and max_steps >= 1):
-        raise ValueError(f"`max_steps` must be an integer ≥ 1, got {max_steps!r}")
+    if not isinstance(on_failure, str) or on_failure not in ("raise", "status"):
+        raise ValueError(f'`on_failure` must be "raise" or "status", got {shown(on_failure)}')
+    max_steps = count("max_steps", max_steps)
+    if not callable(f):
+        raise TypeError(f"`f` must be a function f(t, y), got {shown(f)}: the order is solve(f, y0, t)")
     if not isinstance(args, tuple):
-        raise TypeError(f"`args` must be a tuple, got {type(args).__name__}: write `args=(value,)`")
+        raise TypeError(f"`args` must be a tuple, got {shown(args)}: write `args=(value,)`")
     if not _is_object_with("integrate", adjoint):
-        raise TypeError(f"`adjoint` must be an object such as Checkpointed(), got {adjoint!r}")
+        raise TypeError(f"`adjoint` must be an object such as Checkpointed(), got {shown(adjoint)}")
     if per_sample:
         _check_per_sample(controller, adjoint, dense)
     if compile and dense:
         raise TypeError("`compile=True` keeps no dense output: pass the times that are wanted in `t`, or leave one out")
     if compile and not isinstance(adjoint, COMPILED):
         raise TypeError(
-            f"`compile=True` goes with `adjoint=Checkpointed()` or `Direct()`, got {adjoint!r}: leave `compile` out"
+            "`compile=True` goes with `adjoint=Checkpointed()` or `Direct()`, "
+            f"got {shown(adjoint)}: leave `compile` out"
         )
     if compile and isinstance(method, ImplicitRungeKutta):
         raise TypeError(f"`compile=True` goes with explicit methods, got {method.name!r}: leave `compile` out")
@@ -187,7 +191,7 @@ def _check_per_sample(controller: Controller, adjoint: Adjoint, dense: bool) -> 
             "pass `controller=PID(...)`"
         )
     if not isinstance(adjoint, Checkpointed):
-        raise TypeError(f"`per_sample=True` goes with `adjoint=Checkpointed()`, got {adjoint!r}")
+        raise TypeError(f"`per_sample=True` goes with `adjoint=Checkpointed()`, got {shown(adjoint)}")
     if dense:
         raise TypeError("`per_sample=True` keeps no dense output: pass the times that are wanted in `t`")
 
@@ -208,7 +212,7 @@ def _controller(
         )
     controller = controller if controller is not None else PID(**given)
     if not _is_object_with("decide", controller):
-        raise TypeError(f"`controller` must be an object such as PID() or Fixed(dt=...), got {controller!r}")
+        raise TypeError(f"`controller` must be an object such as PID() or Fixed(dt=...), got {shown(controller)}")
     check_pair(method, controller)
     return controller
 
@@ -222,7 +226,7 @@ def _flatten_state(y0: Any, per_sample: bool) -> tuple[Tensor, Callable[[Tensor]
         return y0, _same
     leaves, spec = pytree.tree_flatten(y0)
     if not leaves:
-        raise ValueError(f"`y0` holds no tensor: {y0!r}")
+        raise ValueError(f"`y0` must hold a tensor, got {shown(y0)}: write torch.tensor(...)")
     for i, leaf in enumerate(leaves):
         _check_leaf(leaf, f" (leaf {i})")
         if (leaf.dtype, leaf.device) != (leaves[0].dtype, leaves[0].device):
@@ -249,7 +253,7 @@ def _flatten_state(y0: Any, per_sample: bool) -> tuple[Tensor, Callable[[Tensor]
 
 def _check_leaf(leaf: Any, where: str) -> None:
     if not isinstance(leaf, Tensor):
-        raise TypeError(f"`y0`{where} must be a tensor, got {type(leaf).__name__}: write torch.tensor(...)")
+        raise TypeError(f"`y0`{where} must be a tensor, got {shown(leaf)}: write torch.as_tensor(...)")
     if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
         raise TypeError(f"`y0`{where} must be floating-point or complex, got {leaf.dtype}: write y0.float()")
 
@@ -261,18 +265,21 @@ def _same(y: Tensor) -> Tensor:
 def _field(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], Any], sign: float) -> Field:
     """f in normal form: of one tensor, in increasing time."""
 
+    def called(t: Tensor, y: Any) -> Any:
+        try:
+            return f(t, y, *args)
+        except Exception as error:  # f may raise anything
+            explain(error, f, t, y, args)
+            raise
+
     def forward(t: Tensor, y: Tensor) -> Tensor:
-        return _as_tensor(f(t, y, *args))
+        return as_tensor(called(t, y))
 
     def nested(t: Tensor, y: Tensor) -> Tensor:
         state = unflatten(y)
         if t.dim() > 0:  # with `per_sample`: as many axes as the tensors of the state have
             t = t.reshape(-1, *(1,) * (pytree.tree_leaves(state)[0].dim() - 1))
-        leaves, spec = pytree.tree_flatten(f(t, state, *args))
-        expected = pytree.tree_structure(state)
-        if spec != expected:
-            raise ValueError(f"`f` must return y's structure {expected}, returned {spec}")
-        leaves = [_as_tensor(leaf) for leaf in leaves]
+        leaves = leaves_like(called(t, state), state)
         batch = y.shape[:-1]
         return torch.cat([k.reshape((*batch, math.prod(k.shape[len(batch) :]))) for k in leaves], dim=-1)
 
@@ -282,19 +289,14 @@ def _field(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], Any
     return lambda t, y: -field(-t, y)
 
 
-def _as_tensor(out: Any) -> Tensor:
-    if not isinstance(out, Tensor):
-        raise TypeError(f"`f` must return a tensor for each tensor of y, returned {type(out).__name__}")
-    return out
-
-
 def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]]:
     """The times as a tensor and on the host, checked."""
     # MPS has no float64; everywhere else times are kept in it, whatever the state's dtype.
     dtype = torch.float32 if y0.device.type == "mps" else torch.float64
+    t = given_times(t)
+    if not isinstance(t, Tensor) and any(isinstance(value, Tensor) for value in t):
+        t = torch.stack([torch.as_tensor(value, dtype=dtype, device=y0.device) for value in t])
     if isinstance(t, Tensor):
-        if t.dtype.is_complex or t.dtype == torch.bool:
-            raise TypeError(f"`t` must be real numbers, got dtype {t.dtype}")
         ts = t.to(device=y0.device, dtype=dtype)
         if transforms.is_mapped(ts):
             raise TypeError(
@@ -304,8 +306,6 @@ def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]
     else:
         values = [float(value) for value in t]
         ts = torch.tensor(values, dtype=dtype, device=y0.device)
-    if ts.dim() != 1 or len(values) < 1:
-        raise ValueError(f"`t` must be 1-D with at least one time, got shape {tuple(ts.shape)}: write t.flatten()")
     if not all(math.isfinite(value) for value in values):
         raise ValueError(f"`t` must be finite, got {next(v for v in values if not math.isfinite(v))}")
     steps = [b - a for a, b in itertools.pairwise(values)]
@@ -313,7 +313,7 @@ def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]
         forward = values[-1] >= values[0]
         i = next(i for i, d in enumerate(steps) if d != 0 and (d > 0) != forward)
         raise ValueError(
-            f"`t` must be monotone, increasing or decreasing; t[{i}] = {values[i]:g} is followed by "
-            f"{values[i + 1]:g}: sort it"
+            f"`t` must be monotone, increasing or decreasing; t[{i}] = {values[i]!r} is followed by "
+            f"{values[i + 1]!r}: sort it"
         )
     return ts, values

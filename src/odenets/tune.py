@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from odenets import compiled
 from odenets.adjoint import COMPILED, Adjoint, Checkpointed, Direct
+from odenets.arguments import count, number, shown
 from odenets.controller import PID, Fixed
 from odenets.methods import ImplicitRungeKutta, RungeKutta, find
 from odenets.nn import ODEBlock
@@ -252,7 +253,7 @@ class _Lab:
         with torch.enable_grad():
             loss = self.loss(self.module(*self.batch))
             if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
-                raise ValueError(f"`loss` must return a scalar made from the module's output, returned {loss!r}")
+                raise ValueError(f"`loss` must return a scalar made from the module's output, returned {shown(loss)}")
             return loss, torch.autograd.grad(loss, self.wanted, allow_unused=True)
 
     def measure(self, options: dict[str, Any]) -> _Measured:
@@ -441,7 +442,7 @@ class _Bench:
             measured = self.lab.measure({**options, "max_steps": steps})
         except SolveError as error:
             gave_up = error.status is Status.MAX_STEPS and steps < allowed
-            note = f"given up at nfe {error.stats.nfe}" if gave_up else f"{error.status.name} at t = {error.t:.3g}"
+            note = f"given up at nfe {error.stats.nfe}" if gave_up else f"{error.status.name} at t = {error.t!r}"
             return Row(options, note=note, status=error.status)
         except torch.OutOfMemoryError:
             return Row(options, note="out of memory")
@@ -552,18 +553,16 @@ def _check(
     compile: bool | None,
 ) -> None:
     for name, value in zip(("tolerance", "gradient_tolerance"), limits):
-        if not value > 0:
-            raise ValueError(f"`{name}` must be above 0, got {value!r}")
+        number(name, value, "above 0", lambda x: x > 0)
     named = {"methods": methods, "tolerances": tolerances, "steps": steps, "adjoints": adjoints}
     for name, values in named.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise TypeError(f"`{name}` must be a sequence with at least one entry, got {values!r}")
+            raise TypeError(f"`{name}` must be a sequence with at least one entry, got {shown(values)}")
     for method in methods:
         find(method, "`methods` must be among")
-    if rounds < 1:
-        raise ValueError(f"`rounds` must be an integer ≥ 1, got {rounds!r}")
+    count("rounds", rounds)
     if compile and not any(isinstance(adjoint, COMPILED) for adjoint in adjoints):
-        raise TypeError(f"`compile=True` needs `Checkpointed()` or `Direct()` among `adjoints`, got {adjoints!r}")
+        raise TypeError(f"`compile=True` needs `Checkpointed()` or `Direct()` among `adjoints`, got {shown(adjoints)}")
 
 
 def _the_block(module: nn.Module) -> ODEBlock:

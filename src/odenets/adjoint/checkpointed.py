@@ -20,6 +20,7 @@ from odenets.adjoint.outside import (
     plus,
     refuse_backward,
 )
+from odenets.arguments import shown
 from odenets.loop import CountedField, Kept, Problem, Tape, Trajectory, reversal, run
 from odenets.solution import Stats
 
@@ -62,7 +63,9 @@ class Checkpointed:
         if isinstance(self.memory, str):
             _bytes(self.memory)
         elif self.memory is not None and (not _is_count(self.memory)):
-            raise ValueError(f"`memory` must be a number of states ≥ 1, or bytes such as '64 MiB', got {self.memory!r}")
+            raise ValueError(
+                f"`memory` must be a number of states ≥ 1, or bytes such as '64 MiB', got {shown(self.memory)}"
+            )
 
     def integrate(self, problem: Problem) -> Trajectory:
         states = self._states(problem.y0)
@@ -99,7 +102,9 @@ _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**
 def _bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?|)B\s*", text.upper())
     if found is None:
-        raise ValueError(f"`memory` must be bytes such as '64 MiB' or '1.5 GB', or a number of states, got {text!r}")
+        raise ValueError(
+            f"`memory` must be bytes such as '64 MiB' or '1.5 GB', or a number of states, got {shown(text)}"
+        )
     return int(float(found[1]) * _UNITS[found[2]])
 
 

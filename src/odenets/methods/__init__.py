@@ -1,5 +1,6 @@
 """How one step is made. Each family is a file; `METHODS` maps a name to a frozen method object."""
 
+from odenets.arguments import shown
 from odenets.methods.implicit import IMPLICIT
 from odenets.methods.implicit import ImplicitRungeKutta as ImplicitRungeKutta
 from odenets.methods.newton import NotConverged as NotConverged
@@ -21,6 +22,6 @@ def find(method: str | RungeKutta, wanted: str = "`method` must be one of") -> R
     """The method of that name, or the method itself; `wanted` begins the error where there is none."""
     if isinstance(method, RungeKutta):
         return method
-    if method not in METHODS:
-        raise ValueError(f"{wanted} {', '.join(METHODS)}, or an object; got {method!r}")
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"{wanted} {', '.join(METHODS)}, or an object; got {shown(method)}")
     return METHODS[method]

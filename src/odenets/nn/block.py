@@ -4,9 +4,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from odenets.solution import Stats
+from odenets.arguments import count, given_times, shown
+from odenets.solution import Solution, SolveError, Stats
 from odenets.solve import solve
 
 
@@ -18,10 +20,13 @@ class ODEBlock(nn.Module):
     Args:
         field: The vector field, called as `field(t, z)`; an `nn.Module` or a function.
         t: The times from the input to the output. With two (or with `last=True`) the output is z(t[-1]), of the
-            input's shape; otherwise it is all states, (len(t), *input.shape).
-        augment: Extra dimensions, zero at the start and appended to the last axis: the field then sees
+            input's shape; otherwise it is all states, (len(t), *input.shape). Parameters among the times are
+            parameters of the block.
+        augment: Extra dimensions, zero at the start and appended to an axis: the field then sees
             (..., width + augment). The trajectories of a one-dimensional flow cannot cross, those of an augmented one
             can (Dupont, Doucet and Teh, "Augmented neural ODEs", NeurIPS 2019).
+        augment_dim: The axis: 1 for the channels of images (batch, channels, height, width), as in the paper; None
+            for the last one, the features, of an input of no more than three axes.
         last: Whether to return z(t[-1]) alone; None: exactly when there are two times.
         solve_options: Options of `odenets.solve`: `method`, `rtol`, `atol`, `controller`, `adjoint`, `max_steps`,
             `on_failure`, `args`.
@@ -31,6 +36,8 @@ class ODEBlock(nn.Module):
 
     Raises:
         TypeError: If an option is not one of `odenets.solve`.
+        ValueError: In the forward pass, if the input has no such `augment_dim`, or if it has more than three axes and
+            `augment` comes without `augment_dim`.
         SolveError: In the forward pass, if the solve fails.
     """
 
@@ -40,6 +47,7 @@ class ODEBlock(nn.Module):
         t: Sequence[float] | Tensor = (0.0, 1.0),
         *,
         augment: int = 0,
+        augment_dim: int | None = None,
         last: bool | None = None,
         **solve_options: Any,
     ) -> None:
@@ -47,27 +55,72 @@ class ODEBlock(nn.Module):
         unknown = set(solve_options) - _OPTIONS
         if unknown:
             raise TypeError(f"ODEBlock has no option `{sorted(unknown)[0]}`; it takes {', '.join(sorted(_OPTIONS))}")
-        if augment < 0:
-            raise ValueError(f"`augment` must be an integer ≥ 0, got {augment}")
+        if not callable(field):
+            raise TypeError(f"`field` must be a module or a function, called as field(t, z), got {shown(field)}")
         self.field = field
-        self.t = t
-        self.augment = augment
-        self.last = len(t) == 2 if last is None else last
+        self.t = _registered(t)
+        self.augment = count("augment", augment, least=0)
+        self.augment_dim = augment_dim
+        self.last = len(self.t) == 2 if last is None else last
         self.solve_options = solve_options
         self.stats: Stats | None = None
         self._check_field()
 
     def forward(self, x: Tensor) -> Tensor:
         """z(t[-1]) for z(t[0]) = x, or all states: see `t`."""
-        z0 = nn.functional.pad(x, (0, self.augment)) if self.augment else x
-        solution = solve(self.field, z0, self.t, **self.solve_options)
+        times = self.t if isinstance(self.t, Tensor) else tuple(self.t)
+        if self.augment:
+            solution = self._solve_augmented(x, times)
+        else:
+            solution = solve(self.field, x, times, **self.solve_options)
         self.stats = solution.stats
         return solution.ys[-1] if self.last else solution.ys
 
     def extra_repr(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.solve_options.items())
         augment = f", augment={self.augment}" if self.augment else ""
-        return f"t={tuple(float(v) for v in self.t)}{augment}{options}"
+        axis = "" if self.augment_dim is None else f", augment_dim={self.augment_dim}"
+        times = tuple(float(v.detach() if isinstance(v, Tensor) else v) for v in self.t)
+        return f"t={times}{augment}{axis}{options}"
+
+    def _solve_augmented(self, x: Tensor, times: Any) -> Solution:
+        axis = self._augmented_axis(x)
+        extra = x.new_zeros([self.augment if i == axis else size for i, size in enumerate(x.shape)])
+        try:
+            return solve(self.field, torch.cat([x, extra], dim=axis), times, **self.solve_options)
+        except SolveError:
+            raise
+        except RuntimeError as error:
+            if self._works_without(x):
+                raise ValueError(
+                    f"`field` takes the input's shape {tuple(x.shape)} and not the augmented state's, which has "
+                    f"{x.shape[axis] + self.augment} along axis {axis}: make it for width + augment"
+                ) from error
+            raise
+
+    def _augmented_axis(self, x: Tensor) -> int:
+        axis = self.augment_dim
+        if axis is None and x.dim() > _FEATURES_LAST:
+            raise ValueError(
+                f"`augment` needs `augment_dim` for an input of {x.dim()} axes, got shape {tuple(x.shape)}: "
+                "write augment_dim=1 for the channels of images, augment_dim=-1 for features along the last axis"
+            )
+        axis = -1 if axis is None else axis
+        if not -x.dim() <= axis < x.dim() or (axis % x.dim() == 0 and x.dim() > 1):
+            raise ValueError(
+                f"`augment_dim` must be an axis of the input, of shape {tuple(x.shape)}, and not that of the samples; "
+                f"got {axis}: write 1 for the channels of images, -1 for features along the last axis"
+            )
+        return axis % x.dim()
+
+    def _works_without(self, x: Tensor) -> bool:
+        """Whether the field takes the state as it was before it was augmented."""
+        try:
+            with torch.no_grad():
+                out = self.field(torch.zeros((), dtype=x.real.dtype, device=x.device), x)
+        except Exception:  # the field may raise anything
+            return False
+        return isinstance(out, Tensor) and out.shape == x.shape
 
     def _check_field(self) -> None:
         """Refuse what makes f another function at every evaluation; no solver can control the error of that."""
@@ -87,5 +140,21 @@ class ODEBlock(nn.Module):
                 )
 
 
+def _registered(t: Any) -> Any:
+    """The times, in a module where there are Parameters among them."""
+    times = given_times(t)
+    if isinstance(times, Tensor):
+        return t
+    if not any(isinstance(value, nn.Parameter) for value in times):
+        return tuple(times)
+    for i, value in enumerate(times):
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            if value.requires_grad:
+                raise TypeError(f"`t[{i}]` requires grad beside a Parameter: write nn.Parameter(...) for it too")
+            times[i] = float(value)
+    return nn.ParameterList(times)
+
+
+_FEATURES_LAST = 3  # axes up to which an input is (features), (batch, features) or (batch, time, features)
 _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _OPTIONS = set(inspect.signature(solve).parameters) - {"f", "y0", "t", "dense"}

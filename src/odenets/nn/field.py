@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from odenets.arguments import shown
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
@@ -32,7 +34,7 @@ def activation(name: str) -> nn.Module:
         ValueError: If there is no activation of that name.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}; got {name!r}")
+        raise ValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}; got {shown(name)}")
     return ACTIVATIONS[name]()
 
 
@@ -61,7 +63,7 @@ class MLPField(nn.Module):
     ) -> None:
         super().__init__()
         if time not in TIME:
-            raise ValueError(f"`time` must be one of {', '.join(TIME)}; got {time!r}")
+            raise ValueError(f"`time` must be one of {', '.join(TIME)}; got {shown(time)}")
         self.time = time
         self.before = None if hidden else _activation(activation)
         self.layers = _layers((width, *hidden, width), activation, extra_inputs=int(time == "concat"), bias=bias)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from odenets.nn.block import ODEBlock
 from odenets.nn.field import MLPField, activation
+from odenets.solution import SolveError
 
 
 class MLP(nn.Sequential):
@@ -84,12 +85,35 @@ class ODENet(nn.Sequential):
         head: What maps the input to the state of the ODE.
         field: The vector field, called as `field(t, z)`; an `ODEBlock` is made of it.
         tail: What maps the state at the last time to the output.
-        block_options: Options of `ODEBlock`: `t`, `augment`, `method`, `rtol`, …
+        block_options: Options of `ODEBlock`: `t`, `augment`, `augment_dim`, `method`, `rtol`, …
+
+    With `augment`, field and tail are those of width + augment.
     """
 
     def __init__(self, head: nn.Module, field: nn.Module, tail: nn.Module, **block_options: Any) -> None:
         super().__init__()
         self.head, self.block, self.tail = head, ODEBlock(field, **block_options), tail
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.block.augment:
+            return super().forward(input)
+        try:
+            return super().forward(input)
+        except RuntimeError as error:
+            if not isinstance(error, SolveError) and self._tail_works_without_augment(input):
+                raise ValueError(
+                    f"`tail` takes the state without its {self.block.augment} augmented dimensions, and gets it with "
+                    "them: make it for width + augment"
+                ) from error
+            raise
+
+    def _tail_works_without_augment(self, input: Tensor) -> bool:
+        try:
+            with torch.no_grad():
+                self.tail(self.head(input))
+        except Exception:  # the tail may raise anything
+            return False
+        return True
 
 
 class Twins(NamedTuple):

@@ -68,6 +68,9 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.checkpoint = checkpoint
 
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), (*self.args, self.checkpoint)
+
 
 def fit(
     network: nn.Module,
