@@ -177,7 +177,7 @@ def test_a_tableau_of_ones_own(found):
     assert "midpoint" in str(tuning)
 
 
-def test_an_implicit_method_is_a_candidate_that_is_not_compiled(found):
+def test_an_implicit_method_is_a_candidate_that_is_not_compiled(found, pretended):
     options = {"methods": ["radauIIA3"], "adjoints": [Direct()], "steps": [8], "seconds": 1.0}
     tuning = found(ODEBlock(Counted(0.3, 0.5)), compile=None, **options)
     rows = [row for row in tuning.rows if row.options.get("method") == "radauIIA3"]
