@@ -76,6 +76,25 @@ def test_arguments_in_another_order_or_number(f, args, message, options):
         solve(f, torch.ones(4, 3), (0.0, 1.0), args, **options)
 
 
+def test_an_index_into_the_time():
+    with pytest.raises(TypeError, match=r"`f` gets t as a 0-dimensional tensor.*write t for t\[0\]"):
+        solve(lambda t, y: -y * t[0], Y0, (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("y0", "message"),
+    [
+        (1, r"`y0` \(leaf 0\) must be a tensor, got 1: write torch.tensor\(1.0\)"),
+        (np.ones(3), r"must be a tensor, got ndarray of shape \(3,\), float64: write torch.as_tensor\(y0\)"),
+        (None, r"must be a tensor, got None: write torch.tensor\(...\)"),
+        (torch.ones(3, dtype=torch.int64), r"write y0.float\(\)"),
+    ],
+)
+def test_states_that_are_no_tensors(y0, message):
+    with pytest.raises(TypeError, match=message):
+        solve(lambda t, y: -y, y0, (0.0, 1.0))
+
+
 def test_an_error_of_fs_own_is_left_as_it_is():
     def f(t, y):
         raise RuntimeError("my own")

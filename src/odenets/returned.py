@@ -118,10 +118,10 @@ def _broadcasts(y: Tensor, out: Tensor) -> bool:
 
 
 def explain(error: Exception, f: Callable[..., Any], t: Tensor, y: Any, args: tuple) -> None:
-    """Raise what is wrong with f's signature, where that is why calling it raised `error`.
+    """Raise what is wrong with how f takes its arguments, where that is why calling it raised `error`.
 
     Raises:
-        TypeError: If f does not take (t, y, *args), or takes y first.
+        TypeError: If f does not take (t, y, *args), takes y first, or wants t of shape (1,).
     """
     called = f.forward if isinstance(f, nn.Module) else f
     try:
@@ -133,7 +133,12 @@ def explain(error: Exception, f: Callable[..., Any], t: Tensor, y: Any, args: tu
             f"`f` is called as f(t, y{', *args' if args else ''}), and {_name_of(f)} does not take that "
             f"({mismatch}): write `lambda t, y: f(y)` around one without time, and give others to `args`"
         ) from error
-    if _works(f, y, t, args):
+    if t.dim() == 0 and _works(f, t.reshape(1), y, y, args):
+        raise TypeError(
+            f"`f` gets t as a 0-dimensional tensor, and {_name_of(f)} works with one of shape (1,) alone: "
+            "write t for t[0], t.reshape(1) for t in torch.cat"
+        ) from error
+    if not (isinstance(y, Tensor) and y.shape == t.shape) and _works(f, y, t, y, args):
         raise TypeError(
             f"`f` is called as f(t, y), and {_name_of(f)} works as f(y, t) alone: time comes first, write `def f(t, y)`"
         ) from error
@@ -143,13 +148,11 @@ def _name_of(f: Any) -> str:
     return getattr(f, "__name__", type(f).__name__)
 
 
-def _works(f: Callable[..., Any], y: Any, t: Tensor, args: tuple) -> bool:
-    """Whether f works with y first."""
-    if isinstance(y, Tensor) and y.shape == t.shape:
-        return False
+def _works(f: Callable[..., Any], first: Any, second: Any, y: Any, args: tuple) -> bool:
+    """Whether f works with these for t and y."""
     try:
         with torch.no_grad():
-            leaves_like((f(y, t, *args),), (y,))
+            leaves_like((f(first, second, *args),), (y,))
     except Exception:  # f may raise anything
         return False
     return True

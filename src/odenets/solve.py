@@ -253,9 +253,16 @@ def _flatten_state(y0: Any, per_sample: bool) -> tuple[Tensor, Callable[[Tensor]
 
 def _check_leaf(leaf: Any, where: str) -> None:
     if not isinstance(leaf, Tensor):
-        raise TypeError(f"`y0`{where} must be a tensor, got {shown(leaf)}: write torch.as_tensor(...)")
+        raise TypeError(f"`y0`{where} must be a tensor, got {shown(leaf)}: write {_tensor_of(leaf)}")
     if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
         raise TypeError(f"`y0`{where} must be floating-point or complex, got {leaf.dtype}: write y0.float()")
+
+
+def _tensor_of(leaf: Any) -> str:
+    """How to write it as a tensor."""
+    if isinstance(leaf, int | float) and not isinstance(leaf, bool):
+        return f"torch.tensor({float(leaf)})"
+    return "torch.as_tensor(y0)" if hasattr(leaf, "__array__") else "torch.tensor(...)"
 
 
 def _same(y: Tensor) -> Tensor:
