@@ -462,13 +462,6 @@ def test_a_hidden_tensor_of_a_later_time_raises_in_the_backward_pass():
         sol.ys.sum().backward()
 
 
-def test_a_parameter_used_directly_and_through_a_result_raises():
-    base = torch.tensor(0.5, requires_grad=True)
-    result = base * 2
-    with pytest.raises(LostGradientError, match="both directly and through the result"):
-        solve(lambda t, y: -base * result * y, torch.ones(1), [0.0, 1.0])
-
-
 @EVERY
 def test_the_same_through_args_counts_every_path_once(adjoint):
     base = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)

@@ -7,8 +7,9 @@ over the Python objects that f refers to, which also finds tensors that f uses o
 
 import functools
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,21 @@ _SKIPPED = (
 _MOST_OBJECTS = 10_000  # beyond that the walk stops, and the graph of the evaluation alone decides
 
 
+REMEDY = "pass it through `args=`, detach it, or use `adjoint=Direct()`"
+
+
 class LostGradientError(RuntimeError):
-    """f reaches a tensor that requires grad, in a way in which its gradient would be lost or counted twice."""
+    """f reaches a tensor that requires grad, in a way in which its gradient would be lost.
+
+    `what` says what f does, `remedy` what to write instead.
+    """
+
+    def __init__(self, what: str, remedy: str = REMEDY) -> None:
+        super().__init__(what, remedy)
+        self.what, self.remedy = what, remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -39,63 +53,87 @@ class Reached:
 
     leaves: tuple[Tensor, ...]
     results: tuple[Tensor, ...]
+    entangled: tuple[Tensor, ...] = ()  # those results that were computed from another of these tensors
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (*self.leaves, *self.results)
 
 
-def reached_tensors(f0: Tensor, started: int, watched: Iterable[object]) -> Reached:
+Again = Callable[[], Tensor]  # the same evaluation of f once more
+
+
+def reached_tensors(
+    f0: Tensor,
+    started: int,
+    watched: Iterable[object],
+    again: Again,
+    own: Iterable[Tensor],
+    named: Iterable[Tensor] = (),
+) -> Reached:
     """The tensors that f reaches.
 
     Args:
         f0: One evaluation of f with grad enabled, for a y that does not require grad.
         started: `sequence_number()` from just before that evaluation.
         watched: The objects that f refers to: f itself, its arguments.
+        again: That evaluation once more, called where the first one leaves a doubt about what f makes itself.
+        own: The tensors that f got as y. It may have made them require grad.
+        named: Tensors that the caller says f uses, if only later.
 
     Raises:
         LostGradientError: If f uses the result of an earlier computation that requires grad and cannot be found
-            among the objects that f refers to, or one that shares parameters with f itself.
+            among the objects that f refers to.
     """
-    found = walk(watched)
-    leaves, edges = _frontier(f0, started)
+    found, own = walk(watched), {id(t) for t in own}
     by_edge = {(t.grad_fn, t.output_nr): t for t in found if not t.is_leaf}
-    lost = [edge for edge in edges if edge not in by_edge]
+    leaves, lost, edges = _captured(f0, started, own | {id(t) for t in found}, by_edge, again)
     if lost:
         raise LostGradientError(
-            f"`f` uses the result of an earlier computation that requires grad ({lost[0][0].name()}) and that is "
-            "not an attribute, closure variable or argument of `f`; its gradient would be lost: pass it through "
-            "`args=`, detach it, or use `adjoint=Direct()`"
+            f"`f` uses the result of an earlier computation that requires grad ({lost[0].name()}) and that is not an "
+            "attribute, closure variable or argument of `f`; its gradient would be lost"
         )
-    results = tuple(by_edge[edge] for edge in edges)
-    behind = {id(leaf) for result in results for leaf in _leaves_behind(result)}
-    shared = [leaf for leaf in leaves if id(leaf) in behind]
-    if shared:
-        raise LostGradientError(
-            f"`f` uses a tensor of shape {tuple(shared[0].shape)} both directly and through the result of an earlier "
-            "computation that it closes over; pass that result through `args=`, or use `adjoint=Direct()`"
-        )
-    spare = [t for t in found if t.is_leaf and id(t) not in behind]
-    return Reached(_unique([*leaves, *spare]), results)
+    leaves = tuple(leaf for leaf in leaves if id(leaf) not in own)
+    results = _unique([*(by_edge[edge] for edge in edges), *(t for t in named if t.requires_grad and not t.is_leaf)])
+    behind = {id(result): _behind(result) for result in results}
+    wanted = {*map(id, leaves), *(result.grad_fn for result in results)}
+    entangled = tuple(r for r in results if behind[id(r)] & (wanted - {r.grad_fn}))
+    hidden = set().union(*behind.values())
+    spare = [t for t in found if t.is_leaf and id(t) not in hidden]
+    return Reached(_unique([*leaves, *spare]), results, entangled)
 
 
-def check_reached(out: Tensor, started: int, reached: Reached, substitutes: Iterable[Tensor]) -> None:
+def check_reached(out: Tensor, started: int, reached: Reached, substitutes: Iterable[Tensor], again: Again) -> None:
     """Refuse a replayed step whose graph reaches a tensor that the first evaluation of f did not show.
 
     Raises:
         LostGradientError: Naming the shape of the tensor, and the remedy.
     """
-    leaves, edges = _frontier(out, started)
     known = {id(t) for t in (*reached.leaves, *substitutes)}
-    known_edges = {(t.grad_fn, t.output_nr) for t in reached.results}
-    lost = [tuple(leaf.shape) for leaf in leaves if id(leaf) not in known]
-    lost += [node.name() for node, nr in edges if (node, nr) not in known_edges]
+    by_edge = {(t.grad_fn, t.output_nr): t for t in reached.results}
+    leaves, nodes, _ = _captured(out, started, known, by_edge, again)
+    lost = [str(tuple(leaf.shape)) for leaf in leaves if id(leaf) not in known] + [node.name() for node in nodes]
     if lost:
         raise LostGradientError(
             f"at another time than the first, `f` uses a tensor that requires grad ({lost[0]}) and that is not a "
-            "parameter, attribute, closure variable or argument of `f`: pass it through `args=`, or use "
-            "`adjoint=Direct()`"
+            "parameter, attribute, closure variable or argument of `f`"
         )
+
+
+def _captured(
+    out: Tensor, started: int, known: set[int], by_edge: dict[tuple[Any, int], Tensor], again: Again
+) -> tuple[tuple[Tensor, ...], list[Node], list[tuple[Node, int]]]:
+    """What an evaluation of f uses and did not make: leaves, nodes of unknown results, and edges to the known ones.
+
+    A leaf or a node that is not known may be f's own: a leaf made to take a gradient inside f, or a node that another
+    thread made, whose number says nothing. What f makes is new in each evaluation; what both share it has captured.
+    """
+    leaves, edges = _frontier(out, lambda node: node._sequence_nr() < started)
+    if any(id(leaf) not in known for leaf in leaves) or any(edge not in by_edge for edge in edges):
+        shared = _behind(out) & _behind(again())
+        leaves, edges = _frontier(out, lambda node: node in shared)
+        leaves = tuple(leaf for leaf in leaves if id(leaf) in shared)
+    return leaves, [node for node, nr in edges if (node, nr) not in by_edge], [e for e in edges if e in by_edge]
 
 
 def sequence_number() -> int:
@@ -106,7 +144,15 @@ def sequence_number() -> int:
 
 def walk(roots: Iterable[object]) -> list[Tensor]:
     """All tensors that require grad among the objects that `roots` refer to, each once."""
-    tensors: list[Tensor] = []
+    return [item for item in _objects(roots) if isinstance(item, Tensor) and item.requires_grad]
+
+
+def modules_of(roots: Iterable[object]) -> list[nn.Module]:
+    """All modules among them."""
+    return [item for item in _objects(roots) if isinstance(item, nn.Module)]
+
+
+def _objects(roots: Iterable[object]) -> Iterator[object]:
     seen: set[int] = set()
     stack = list(roots)
     while stack and len(seen) < _MOST_OBJECTS:
@@ -114,12 +160,9 @@ def walk(roots: Iterable[object]) -> list[Tensor]:
         if isinstance(item, _SKIPPED) or id(item) in seen:
             continue
         seen.add(id(item))
-        if isinstance(item, Tensor):
-            if item.requires_grad:
-                tensors.append(item)
-        else:
+        yield item
+        if not isinstance(item, Tensor):
             stack.extend(_referents(item))
-    return tensors
 
 
 def _referents(item: object) -> Iterable[object]:
@@ -181,14 +224,18 @@ def _global_names(code: types.CodeType) -> tuple[str, ...]:
     return (*code.co_names, *(name for nested in inner for name in _global_names(nested)))
 
 
-def _frontier(out: Tensor, started: int) -> tuple[tuple[Tensor, ...], list[tuple[Node, int]]]:
-    """The leaves that the graph of `out` reaches, and the edges by which it leaves this evaluation."""
+def _frontier(out: Tensor, before: Callable[[Node], bool]) -> tuple[tuple[Tensor, ...], list[tuple[Node, int]]]:
+    """The leaves that the graph of `out` reaches, and the edges by which it leaves this evaluation.
+
+    Args:
+        before: Whether a node was made before it.
+    """
     if out.grad_fn is None:
         return ((out,) if out.requires_grad else ()), []
-    if out.grad_fn._sequence_nr() < started:
+    if before(out.grad_fn):
         return (), [(out.grad_fn, out.output_nr)]
     leaves: list[Tensor] = []
-    edges: list[tuple[Node, int]] = []
+    edges: dict[tuple[Node, int], None] = {}
     seen: set[Node] = {out.grad_fn}
     stack: list[Node] = [out.grad_fn]
     while stack:
@@ -198,17 +245,29 @@ def _frontier(out: Tensor, started: int) -> tuple[tuple[Tensor, ...], list[tuple
             leaf = getattr(node, "variable", None)  # of an AccumulateGrad
             if leaf is not None:
                 leaves.append(leaf)
-            elif node._sequence_nr() < started:
-                if (node, nr) not in edges:
-                    edges.append((node, nr))
+            elif before(node):
+                edges[node, nr] = None
             elif node not in seen:
                 seen.add(node)
                 stack.append(node)
-    return _unique(leaves), edges
+    return _unique(leaves), list(edges)
 
 
-def _leaves_behind(tensor: Tensor) -> tuple[Tensor, ...]:
-    return _frontier(tensor, 0)[0]
+def _behind(out: Tensor) -> set[Any]:
+    """All nodes of the graph of `out`, and the ids of its leaves."""
+    if out.grad_fn is None:
+        return {id(out)} if out.requires_grad else set()
+    seen: set[Any] = {out.grad_fn}
+    stack: list[Node] = [out.grad_fn]
+    while stack:
+        node = stack.pop()
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            seen.add(id(leaf))
+        new = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= new
+        stack.extend(new)
+    return seen
 
 
 def _unique(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:

@@ -194,14 +194,17 @@ class _Lab:
 
     def _reached(self) -> list[Tensor]:
         """What f reaches that requires grad."""
+        y0 = [leaf.detach() for leaf in self.y0]
+        time = self.t.detach()[0].to(y0[0].real.dtype)
+
+        def evaluate() -> Tensor:
+            out = pytree.tree_leaves(self.f(time, pytree.tree_unflatten(y0, self.spec), *self.args))
+            return torch.stack([x.abs().sum() for x in out]).sum()
+
         with torch.enable_grad():
             started = sequence_number()
-            state = pytree.tree_unflatten([leaf.detach() for leaf in self.y0], self.spec)
-            time = self.t.detach()[0].to(self.y0[0].real.dtype)
-            out = pytree.tree_leaves(self.f(time, state, *self.args))
-            total = torch.stack([x.abs().sum() for x in out]).sum()
             try:
-                return list(reached_tensors(total, started, (self.f, self.args)).tensors)
+                return list(reached_tensors(evaluate(), started, (self.f, self.args), evaluate, y0).tensors)
             except LostGradientError:
                 return []  # the rows of the adjoints that need to know say so
 

@@ -136,7 +136,7 @@ class _Replay(torch.autograd.Function):
         pass_ = _ReversePass(call, t if ctx.needs_input_grad[2] else None, grad_ys, grad_dense)
         free = 0 if call.extra is None else call.extra - (len(states) - 1)  # without a bound every state is there
         passing = grad_ys[0]  # from then on the state that the last move has reached
-        with call.autocast:
+        with call.then:
             for start, end, keep in reversal(len(ctx.steps), ctx.places, free):
                 y = states.get(start, passing)
                 if start == end:

@@ -138,7 +138,7 @@ class _SolveBack(torch.autograd.Function):
         states = DenseOutput(call.problem.method, steps, 1.0, lambda y: y) if call.extra.interpolated else None
         solver = _AdjointSolve(backward, call, ys[-1], len(ys) - 1, states)
         grad_t = torch.zeros_like(t) if ctx.needs_input_grad[2] else None
-        with call.autocast:
+        with call.then:
             for j in reversed(range(1, len(ys))):
                 solver.jump(ys[j], grad_ys[j])
                 if grad_t is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odenets import compiled, transforms
-from odenets.adjoint.outside import ByAutograd, Call, autocast_state, prepare
+from odenets.adjoint.outside import AsThen, ByAutograd, Call, autocast_state, prepare
 from odenets.chunks import Call as MarchCall
 from odenets.chunks import Engine, March, march, sample_trajectory, shared_trajectory
 from odenets.loop import CountedField, Problem, Trajectory
@@ -23,7 +23,7 @@ def march_samples(problem: Problem, states: int | None) -> Trajectory:
     """A step size for each sample, run by Python."""
     problem, _, call, inputs = prepare(problem)
     engine = _Python(problem, call, inputs, () if call is None else tuple(range(len(inputs))))
-    return _marched(problem, engine, call is not None, states)
+    return _marched(problem, engine, call is not None, states, then=None if call is None else call.then)
 
 
 def march_openly(problem: Problem) -> Trajectory:
@@ -75,7 +75,12 @@ _SHORT = 16  # numbers in a sample: below, a compiled loop is faster along the s
 
 
 def _marched(
-    problem: Problem, engine: Engine, differentiable: bool, states: int | None, most: float = 0.0
+    problem: Problem,
+    engine: Engine,
+    differentiable: bool,
+    states: int | None,
+    most: float = 0.0,
+    then: AsThen | None = None,
 ) -> Trajectory:
     outputs = _has_outputs(problem)
     stages = differentiable and _step_bytes(problem, ()) <= most
@@ -92,7 +97,7 @@ def _marched(
         activations=None if activations is None or _step_bytes(problem, activations) > most else activations,
     )
     backward = engine.backward(plan) if differentiable else None  # made now, so that a failure to compile shows now
-    marching = MarchCall(problem, plan, engine, autocast_state(problem.y0), backward, states)
+    marching = MarchCall(problem, plan, engine, then or autocast_state(problem.y0), backward, states)
     if differentiable:
         ys = March.apply(marching, problem.y0, problem.t, *engine.tensors)
         result, marching.result = marching.result, None

@@ -1,18 +1,20 @@
 """f runs outside of autograd, so the tensors that it reaches become inputs of one function of autograd."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from odenets.captured import Reached, check_reached, reached_tensors, sequence_number
+from odenets.captured import Reached, check_reached, modules_of, reached_tensors, sequence_number
 from odenets.loop import CountedField, Problem, Trajectory, evaluate_at_start, run
 from odenets.methods import Pull
+from odenets.solution import Stats
 from odenets.transforms import refuse_in_backward
 
 
@@ -25,7 +27,7 @@ class Call:
     reached: Reached
     wanted: "Wanted"
     extra: Any
-    autocast: Any
+    then: "AsThen"
     trajectory: Trajectory | None = None
 
 
@@ -47,6 +49,7 @@ def outside_autograd(problem: Problem, function: Any, extra: Any = None, plain: 
         with torch.no_grad():
             return plain(problem, f0)
     ys, *dense = function.apply(call, problem.y0, problem.t, *inputs)
+    forget_casts(problem.y0)  # those of weights that f has not used before now stand outside of every graph
     trajectory = call.trajectory
     if trajectory is None:
         raise RuntimeError("the forward pass left no trajectory")
@@ -67,10 +70,11 @@ def prepare(problem: Problem, extra: Any = None) -> tuple[Problem, Tensor | None
     originals, args = _substitute(problem.args)
     cut = replace(problem, args=args, f=problem.bind(args))
     f0, reached = _probe(cut)
+    then = AsThen(problem.y0, modules_of((problem.watched, problem.args)))
     inputs = [originals.get(id(t), t) for t in reached.tensors]
     if not any(t.requires_grad for t in (problem.y0, problem.t, *inputs)):
         return problem, f0.detach(), None, []
-    call = Call(cut, f0.detach(), reached, Wanted(reached.tensors), extra, autocast_state(problem.y0))
+    call = Call(cut, f0.detach(), reached, Wanted(reached), extra, then)
     return cut, call.f0, call, inputs
 
 
@@ -78,13 +82,14 @@ class Wanted:
     """The tensors that f is differentiated by in the backward pass.
 
     A tensor with hooks (`register_hook`, `retain_grad`) must not fire them at each evaluation: they fire once, when
-    the gradient that the Function returns arrives. For such a tensor f computes with a leaf in its place.
+    the gradient that the Function returns arrives. And through a tensor that was computed from another of them no
+    gradient may go on to that one: it would come twice. For such tensors f computes with leaves in their place.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        hooked = [t for t in tensors if t._backward_hooks or t.retains_grad]
-        self.places = {id(t): t.detach().requires_grad_() for t in hooked}
-        self.tensors = tuple(self.places.get(id(t), t) for t in tensors)
+    def __init__(self, reached: Reached) -> None:
+        hooked = [t for t in reached.tensors if t._backward_hooks or t.retains_grad]
+        self.places = {id(t): t.detach().requires_grad_() for t in (*hooked, *reached.entangled)}
+        self.tensors = tuple(self.places.get(id(t), t) for t in reached.tensors)
 
     def enable_grad(self) -> contextlib.AbstractContextManager:
         """Grad enabled, and the leaves in the places of their tensors."""
@@ -124,10 +129,24 @@ def _substitute(args: tuple) -> tuple[dict[int, Tensor], tuple]:
 
 def _probe(problem: Problem) -> tuple[Tensor, Reached]:
     """f(t0, y0), which the solve needs anyway, evaluated so that its graph shows the tensors it reaches."""
+    forget_casts(problem.y0)
+    y0 = problem.y0.detach()
+
+    def again() -> Tensor:
+        with torch.random.fork_rng([y0.device] if y0.is_cuda else []):
+            return evaluate_at_start(replace(problem, stats=Stats()), y0)
+
     with torch.enable_grad():
         started = sequence_number()
-        f0 = evaluate_at_start(problem, problem.y0.detach())
-    return f0, reached_tensors(f0, started, (problem.watched, problem.args))
+        f0 = evaluate_at_start(problem, y0)
+        named = getattr(problem.watched, "adjoint_params", ())
+        return f0, reached_tensors(f0, started, (problem.watched, problem.args), again, (y0,), named)
+
+
+def forget_casts(y: Tensor) -> None:
+    """Forget what autocast has cast: a cast of another graph, or of none, would stand between f and its weights."""
+    if torch.is_autocast_enabled(y.device.type):
+        torch.clear_autocast_cache()
 
 
 def autocast_state(y: Tensor) -> contextlib.AbstractContextManager:
@@ -135,6 +154,36 @@ def autocast_state(y: Tensor) -> contextlib.AbstractContextManager:
     if not torch.is_autocast_enabled(kind):
         return contextlib.nullcontext()
     return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind))
+
+
+class AsThen:
+    """The state of the forward pass, for the backward pass: autocast, and the weights of the modules.
+
+    `torch.func.functional_call` gives a module other weights while it runs, and takes them back before the backward
+    pass, which has to compute with them again.
+    """
+
+    def __init__(self, y: Tensor, modules: Iterable[nn.Module]) -> None:
+        self._autocast, self._y = autocast_state(y), y.detach()
+        tables = (table for module in modules for table in (module._parameters, module._buffers))
+        self._then = [(table, dict(table)) for table in tables if table]
+        self._now: list[tuple[dict, dict]] = []
+
+    def __enter__(self) -> None:
+        self._autocast.__enter__()
+        forget_casts(self._y)
+        changed = [pair for pair in self._then if any(pair[0].get(name) is not x for name, x in pair[1].items())]
+        self._now = [(table, dict(table)) for table, _ in changed]
+        for table, then in changed:
+            table.update(then)
+
+    def __exit__(self, *error: Any) -> None:
+        for table, now in self._now:
+            table.clear()
+            table.update(now)
+        self._now = []
+        forget_casts(self._y)
+        self._autocast.__exit__(*error)
 
 
 @dataclass
@@ -169,7 +218,13 @@ class ByAutograd:
             t = t.detach().requires_grad_() if self.timed else t
             out = self.f(t, y)
         if self.unchecked:
-            check_reached(out, self.started, self.reached, (y, t, *self.wanted.places.values()))
+            check_reached(
+                out,
+                self.started,
+                self.reached,
+                (y, t, *self.wanted.places.values()),
+                functools.partial(self._once_more, t, y),
+            )
         wrt = (y, *self.wanted.tensors, *((t,) if self.timed else ()))
 
         def pullback(bar: Tensor, last: bool = True) -> tuple[Tensor | None, Sequence[Tensor | None], Tensor | None]:
@@ -183,6 +238,10 @@ class ByAutograd:
             return y_bar, bars[: len(self.wanted.tensors)], bars[-1] if self.timed else None
 
         return out.detach(), pullback
+
+    def _once_more(self, t: Tensor, y: Tensor) -> Tensor:
+        with self.wanted.enable_grad(), torch.random.fork_rng([y.device] if y.is_cuda else []):
+            return self.f.f(t, y)
 
 
 class GradientSum:

@@ -168,7 +168,7 @@ class _Reverse(torch.autograd.Function):
         call: Call = ctx.call
         pair, t = ctx.saved_tensors[:2]
         pass_ = _BackwardPass(call, pair, t if ctx.needs_input_grad[2] else None)
-        with call.autocast:
+        with call.then:
             for j in reversed(range(1, len(grad_ys))):
                 pass_.take_up(j, grad_ys[j])
                 if not ctx.steps[j]:

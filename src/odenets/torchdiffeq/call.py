@@ -122,10 +122,10 @@ class Split:
 
 
 class CallersField:
-    """The caller's func in normal form; `params` lie here to be found."""
+    """The caller's func in normal form; `adjoint_params` lie here to be found."""
 
     def __init__(self, func: Callable[..., Any], split: Any, sign: float, params: tuple[Tensor, ...]) -> None:
-        self.func, self.split, self.sign, self.params = func, split, sign, params
+        self.func, self.split, self.sign, self.adjoint_params = func, split, sign, params
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         if self.split is same:

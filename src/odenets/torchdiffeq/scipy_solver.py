@@ -79,6 +79,6 @@ class _NoGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise LostGradientError(
-            f'`method` "scipy_solver" has no gradient, and {" and ".join(ctx.lost)} requires grad: solve inside of '
-            'torch.no_grad(), or take another method, such as "dopri5"'
+            f'`method` "scipy_solver" has no gradient, and {" and ".join(ctx.lost)} requires grad',
+            'solve inside of torch.no_grad(), or take another method, such as "dopri5"',
         )
