@@ -85,15 +85,15 @@ def reached_tensors(
         LostGradientError: If f uses the result of an earlier computation that requires grad and cannot be found
             among the objects that f refers to.
     """
-    found, own = walk(watched), {id(t) for t in own}
+    found, of_f = walk(watched), {id(t) for t in own}
     by_edge = {(t.grad_fn, t.output_nr): t for t in found if not t.is_leaf}
-    leaves, lost, edges = _captured(f0, started, own | {id(t) for t in found}, by_edge, again)
+    leaves, lost, edges = _captured(f0, started, of_f | {id(t) for t in found}, by_edge, again)
     if lost:
         raise LostGradientError(
             f"`f` uses the result of an earlier computation that requires grad ({lost[0].name()}) and that is not an "
             "attribute, closure variable or argument of `f`; its gradient would be lost"
         )
-    leaves = tuple(leaf for leaf in leaves if id(leaf) not in own)
+    leaves = tuple(leaf for leaf in leaves if id(leaf) not in of_f)
     results = _unique([*(by_edge[edge] for edge in edges), *(t for t in named if t.requires_grad and not t.is_leaf)])
     behind = {id(result): _behind(result) for result in results}
     wanted = {*map(id, leaves), *(result.grad_fn for result in results)}

@@ -165,7 +165,7 @@ class AsThen:
 
     def __init__(self, y: Tensor, modules: Iterable[nn.Module]) -> None:
         self._autocast, self._y = autocast_state(y), y.detach()
-        tables = (table for module in modules for table in (module._parameters, module._buffers))
+        tables: list[dict[str, Any]] = [x for module in modules for x in (module._parameters, module._buffers)]
         self._then = [(table, dict(table)) for table in tables if table]
         self._now: list[tuple[dict, dict]] = []
 
