@@ -187,7 +187,7 @@ def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = 
             for seed in range(config.seed, config.seed + config.seeds)
             for name in PAIRS[config.pair]
         ]
-        tell("Measuring the baselines …" + " The nearest neighbours take half a minute." * config.baselines)
+        tell("Measuring the baselines …" + " The nearest neighbours take up to half a minute." * config.baselines)
         base_rows = [{"split": split, **row} for row in baselines(data, config)]
         tell("Drawing the figures …")
         sections.append(_section(data, config, trained, base_rows))
