@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odenets import METHODS, PID, Backsolve, Checkpointed, Fixed, check_gradient, solve
+from odenets import METHODS, PID, Backsolve, Checkpointed, Fixed, Reversible, check_gradient, solve
 from odenets.arguments import shown
 from odenets.nn import MLPField, ODEBlock, activation
 
@@ -218,6 +218,7 @@ def test_no_error_is_long(value):
         lambda: solve(decay, Y0, (0.0, 1.0), adjoint=value),
         lambda: solve(decay, Y0, (0.0, 1.0), controller=value),
         lambda: solve(decay, Y0, (0.0, 1.0), on_failure=value),
+        lambda: Reversible(coupling=value),
         lambda: MLPField(3, time=value),
         lambda: ODEBlock(decay, augment=value),
     ]

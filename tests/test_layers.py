@@ -10,7 +10,7 @@ import odenets
 
 ROOT = Path(odenets.__file__).parent
 ORDER = [
-    ("arguments",),
+    ("arguments", "extra", "transforms"),
     ("returned", "solution"),
     ("methods",),
     ("interpolate", "controller", "captured"),
@@ -21,7 +21,7 @@ ORDER = [
     ("adjoint",),
     ("solve",),
     ("nn", "torchdiffeq"),
-    ("files", "table"),
+    ("files", "table", "progress", "terminal"),
     ("data", "train", "figures", "tune", "check_gradient"),
     ("experiments",),
     ("report",),

@@ -17,6 +17,7 @@ from odenets.adjoint.outside import (
     outside_autograd,
     refuse_backward,
 )
+from odenets.arguments import number
 from odenets.loop import CountedField, Problem, Stepper, Trajectory, find_non_finite
 from odenets.methods import Field, RungeKutta, Step, combine, stage_times
 from odenets.solution import Stats
@@ -51,8 +52,10 @@ class Reversible:
     coupling: float = 0.999
 
     def __post_init__(self) -> None:
-        if not 0 < self.coupling <= 1:
-            raise ValueError(f"`coupling` must lie in (0, 1], got {self.coupling!r}; 0.999 suits up to 1000s of steps")
+        coupling = number(
+            "coupling", self.coupling, "in (0, 1]; 0.999 suits up to 1000s of steps", lambda x: 0 < x <= 1
+        )
+        object.__setattr__(self, "coupling", coupling)  # it is frozen, and still being made
 
     def integrate(self, problem: Problem) -> Trajectory:
         _refuse_dense(problem)

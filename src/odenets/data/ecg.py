@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from odenets.arguments import shown
 from odenets.data.beats import CLASS_NAMES, CLASSES, UNKNOWN_RECORD, Beats
 from odenets.data.cache import cache_folder
 from odenets.data.errors import DataError, NoNetwork
@@ -97,7 +98,7 @@ def load_ecg(
 
 def _require_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {value!r}")
+        raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {shown(value)}")
 
 
 # ---- sources

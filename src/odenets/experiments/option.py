@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, Reversible
+from odenets.arguments import shown
 from odenets.controller import PID, Fixed
 from odenets.methods import METHODS, ImplicitRungeKutta
 
@@ -31,7 +32,7 @@ def check_choices(config: Any) -> None:
     for item in dataclasses.fields(config):
         allowed, value = item.metadata.get("choices", ()), getattr(config, item.name)
         if allowed and value not in allowed:
-            raise ValueError(f"`{item.name}` must be one of {', '.join(allowed)}; got {value!r}")
+            raise ValueError(f"`{item.name}` must be one of {', '.join(allowed)}; got {shown(value)}")
 
 
 def check_at_least(config: Any, **lowest: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from odenets.arguments import shown
 from odenets.train.checks import check_data, check_outputs, check_targets
 
 __all__ = ["Loss", "accuracy", "evaluate", "mean_loss"]
@@ -23,7 +24,7 @@ def evaluate(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, batch_size: i
     """
     check_data("x", "y", x, y)
     if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size!r}; it must be a whole number from 1.")
+        raise ValueError(f"`batch_size` is {shown(batch_size)}; it must be a whole number from 1.")
     parameter = next(network.parameters(), x)
     losses, outputs = [], []
     with _eval_mode(network), torch.no_grad():
