@@ -333,7 +333,7 @@ def test_memory_that_holds_no_state_is_refused():
 
 @pytest.mark.parametrize("coupling", [0, -1.0, 1.5])
 def test_a_coupling_that_cannot_be_inverted_is_refused(coupling):
-    with pytest.raises(ValueError, match=r"`coupling` must lie in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"`coupling` must be in \(0, 1\]"):
         Reversible(coupling)
 
 

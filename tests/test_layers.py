@@ -21,10 +21,11 @@ ORDER = [
     ("adjoint",),
     ("solve",),
     ("nn", "torchdiffeq"),
-    ("files", "table", "progress", "terminal"),
+    ("files", "table", "progress"),
     ("data", "train", "figures", "tune", "check_gradient"),
     ("experiments",),
     ("report",),
+    ("terminal",),
     ("cli",),
     ("__main__",),
 ]
