@@ -8,6 +8,8 @@ from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, linearize, vmap
 
 from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, Interpolated, Reversible, SolveError, solve
+from odenets.torchdiffeq import odeint, odeint_adjoint
+from problems import Net
 
 D = torch.float64
 ADJOINTS = [Direct(), Checkpointed(), Checkpointed(memory=2), Backsolve(), Interpolated(), Reversible()]
@@ -301,3 +303,18 @@ def test_vectorized_jacobians_of_autograd():
     for strategy in ("reverse-mode", "forward-mode"):
         found = torch.autograd.functional.jacobian(run, POINT[0], vectorize=True, strategy=strategy)
         torch.testing.assert_close(found, expected)
+
+
+# --- the drop-in --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", [odeint, odeint_adjoint])
+@pytest.mark.parametrize("method", ["dopri5", "explicit_adams", "rk4"])
+def test_the_drop_in_under_transforms(solver, method):
+    net, times = Net(2), torch.linspace(0.0, 1.0, 5, dtype=D)
+    end = lambda y: solver(net, y, times, method=method)[-1]  # noqa: E731
+    starts, along = POINT[0], torch.ones(2, dtype=D)
+    torch.testing.assert_close(vmap(end)(starts), torch.stack([end(y) for y in starts]), rtol=1e-6, atol=1e-7)
+    expected = by_differences(end, (starts[0],), (along,))
+    torch.testing.assert_close(jvp(end, (starts[0],), (along,))[1], expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(jacrev(end)(starts[0]) @ along, expected, rtol=1e-6, atol=1e-7)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenets import transforms
 from odenets.controller import Decision, FirstStep, Norm, Number, Start, choose_first_step, rms
 from odenets.methods import RungeKutta
 from odenets.torchdiffeq.call import Call, number
@@ -113,7 +114,7 @@ class ErrorControl:
 
     def first_step(self, start: Start) -> FirstStep:
         def f(t: Tensor, y: Tensor) -> Tensor:  # of a state that requires grad where y0 does: f may differentiate by it
-            return start.f(t, y.requires_grad_(start.y0.requires_grad))
+            return start.f(t, y if transforms.active() else y.requires_grad_(start.y0.requires_grad))
 
         scale = self.scheme.scale(start.y0.abs())
         dt, size = choose_first_step(start._replace(f=f, norm=self.scheme.norm), scale, math.inf)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenets import transforms
 from odenets.adjoint import Direct
 from odenets.torchdiffeq.backward import Exact, backsolve, backward_scheme
 from odenets.torchdiffeq.call import ATOL, RTOL, Call, normalise
@@ -243,7 +244,7 @@ def _with_zeros(ys: Any, params: list[Tensor], once: bool) -> Any:
         once: Whether they have no second derivative.
     """
     parts = ys if isinstance(ys, tuple) else (ys,)
-    if not torch.is_grad_enabled() or not (params or parts[0].requires_grad):
+    if transforms.active() or not torch.is_grad_enabled() or not (params or parts[0].requires_grad):
         return ys
     parts = _Adjoint.apply(once, len(parts), *parts, *params)
     return parts if isinstance(ys, tuple) else parts[0]

@@ -19,6 +19,7 @@ from odenets.torchdiffeq.grid import check_options, grid_points
 from odenets.torchdiffeq.roots import locate
 from odenets.torchdiffeq.watch import CALLBACKS, nothing
 from odenets.torchdiffeq.words import raise_failure
+from odenets.transforms import all_finite
 
 MOST_STEPS = 20_000  # to an event, as in torchdiffeq
 RK4_38 = METHODS["rk4_38"]
@@ -230,7 +231,7 @@ class Own:
     def solve(self, call: Call) -> Tensor:
         """The states at call.t, (T, *y0.shape)."""
         ys = self._solver(call).integrate(call.t)
-        if not bool(torch.isfinite(ys[-1]).all()):
+        if not all_finite(ys[-1]):
             raise_failure(Failure(Status.NON_FINITE_STATE, call.t[-1].item(), 0.0, ""), Stats(), call.sign)
         return ys
 
