@@ -9,6 +9,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import math
 import threading
 import types
 import warnings
@@ -19,12 +20,13 @@ from typing import Any
 
 import torch
 import torch._inductor
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis, TorchDynamoException
 from torch._dynamo.source import ConstantSource
 from torch._higher_order_ops.while_loop import while_loop_op
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
@@ -47,6 +49,7 @@ from odenets.solution import Stats
 
 # Where the compiler chooses how to accumulate a sum by its length: a matter of accuracy, not of what is computed.
 _MATTERS_NOT = "need_use_acc_helper"
+_FEW_PROGRAMS = 2  # of one kind and one f: those for one sample and for several, say; more are told
 _GIVEN = ("dt0", "dt", "steps")  # of these a loop gets the size of the first step, as an input
 _MOST_VARIANTS = 64  # of one f: dtypes, training or not, shapes without the batch
 
@@ -63,6 +66,8 @@ class Graph:
     inputs: list[Any]  # the fake inputs: tensors, and sizes that may change
     t: int  # which of them is t
     y: int
+    why: str | None = None  # why the graphs made before did not do
+    proven: bool = False  # held against f
     traced: int = 0  # how many assumptions the tracer made, which it checks itself
     programs: dict[Any, tuple[Callable[..., Any], Any]] = field(default_factory=dict)
     checked: dict[Any, bool] = field(default_factory=dict)
@@ -88,14 +93,15 @@ class Graph:
     def numbers(self, sizes: Sequence[int]) -> dict[Any, int]:
         """The numbers that the symbols stand for, of those sizes among the inputs, in order."""
         fakes = [fake for fake in self.inputs if not isinstance(fake, Tensor)]
-        return {fake.node.expr: size for fake, size in zip(fakes, sizes)}
+        # `_expr`: the symbol itself, also where the compiler has fixed it; `expr` is its number then.
+        return {fake.node._expr: size for fake, size in zip(fakes, sizes)}
 
     def cut(self, wanted: Sequence[int]) -> Cut:
         """f, cut from its pullback to these of `rest`."""
         key = tuple(wanted)
         if key not in self.cuts:
             t, y, *rest = (self.inputs[i] for i in (self.t, self.y, *self.rest))
-            with _or_not_compiled(), torch.no_grad(), self.mode:
+            with _or_not_compiled(), torch.no_grad(), self.tracing():
                 y = torch.empty(y.shape, dtype=y.dtype, device=y.device)
                 rest = [x.detach() if isinstance(x, Tensor) else x for x in rest]
                 self.cuts[key] = Cut(self.bind, wanted, t.detach(), y, rest)
@@ -110,6 +116,12 @@ class Graph:
     @property
     def mode(self) -> FakeTensorMode:
         return self.inputs[self.y].fake_mode
+
+    @contextlib.contextmanager
+    def tracing(self) -> Iterator[None]:
+        """Where operations on the fake inputs are recorded: by their Python formulas, which keep sizes symbols."""
+        with self.mode, enable_python_dispatcher():
+            yield
 
     def bind(self, rest: Sequence[Any]) -> Field:
         """f, computing with these for `rest`."""
@@ -127,9 +139,9 @@ class Graph:
 class Compiled:
     """The loops around one graph, with the tensors that f reaches now: an `Engine` of `odenets.chunks`."""
 
-    def __init__(self, graph: Graph, inputs: Sequence[Any]) -> None:
+    def __init__(self, graph: Graph, inputs: Sequence[Any], f: Any) -> None:
         values = [inputs[i] for i in graph.rest]
-        self.graph = graph
+        self.graph, self.f = graph, f
         self.tensors = [v for v in values if isinstance(v, Tensor)]
         self.sizes = [v for v in values if not isinstance(v, Tensor)]
         self.wanted = [i for i, v in enumerate(self.tensors) if v.requires_grad]
@@ -176,6 +188,7 @@ class Compiled:
         key = (*key, plan.per_sample, plan.keep, plan.outputs, plan.stages, plan.timed, plan.batch_last)
         key = (*key, plan.activations is not None)
         if key not in self.graph.programs:
+            _tell_of_many(self.f, key, self.graph)
             program = _compile(self.graph, function(plan), example(plan))
             self.graph.programs[key] = (program, plan.method)  # holding the method keeps its id its own
         return functools.partial(_run, self.graph.programs[key][0], self.sizes)
@@ -301,7 +314,7 @@ _FASTER = {
 def _compile(graph: Graph, function: Callable[..., Any], example: list[Any]) -> Callable[..., Any]:
     with _or_not_compiled(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's compiler uses what PyTorch deprecates
-        with graph.mode:
+        with graph.tracing():
             module = make_fx(function, decomposition_table=_FASTER)(*example)
         _spell_out_constants(module)
         for node in module.graph.nodes:
@@ -372,25 +385,76 @@ def capture(problem: Problem) -> Compiled:
     """f as a graph, traced or found.
 
     Raises:
-        NotCompiled: If f cannot be traced; the text is the tracer's reason.
+        NotCompiled: If f cannot be traced, or is no function of (t, y) and what it reaches; the text is the reason.
     """
-    y = problem.y0.detach()
-    t = _zeros(tuple(sample_shape(y)) if problem.per_sample else (), real_dtype(y), y.device)
+    for attempt in itertools.count():
+        graph, inputs = _trace(problem, attempt)
+        if graph.fits(inputs):
+            if not graph.proven:
+                _prove(problem, graph, inputs, attempt)
+            return Compiled(graph, inputs, problem.watched)
+    raise RuntimeError("no end of attempts")
+
+
+def _trace(problem: Problem, attempt: int) -> tuple[Graph, Sequence[Any]]:
+    """The graph that the tracer makes or finds, and its inputs now."""
+    y, t = problem.y0.detach(), _time(problem)
     for tensor in (y, t, *problem.args):
         if isinstance(tensor, Tensor) and tensor.dim() and y.dim() and tensor.shape[0] == y.shape[0] > 1:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
     f, args = (problem.watched, problem.args) if problem.plain else (problem.f, ())
-    for attempt in itertools.count():
-        _captured.calls = []
-        try:
-            with torch.no_grad():
-                _region(problem.watched, attempt)(f, t, y, args)
-        except TorchDynamoException as error:
-            raise NotCompiled(_reason(error)) from error
-        graph, inputs = _captured.calls.pop()
-        if graph.fits(inputs):
-            return Compiled(graph, inputs)
-    raise RuntimeError("no end of attempts")
+    _captured.calls = []
+    try:
+        with torch.no_grad():
+            _region(problem.watched, attempt)(f, t, y, args)
+    except TorchDynamoException as error:
+        inner = getattr(error, "inner_exception", None)
+        raise inner if isinstance(inner, NotCompiled) else NotCompiled(_reason(error)) from error
+    graph, inputs = _captured.calls.pop()
+    if graph.why is None:
+        graph.why = _why_anew()
+    return graph, inputs
+
+
+def _time(problem: Problem) -> Tensor:
+    y = problem.y0
+    return _zeros(tuple(sample_shape(y)) if problem.per_sample else (), real_dtype(y), y.device)
+
+
+def _prove(problem: Problem, graph: Graph, inputs: Sequence[Any], attempt: int) -> None:
+    """Hold a new graph against f: whatever f changes, or draws, the graph has as it was while it was traced."""
+    t = torch.full_like(_time(problem), problem.times[0])
+    values = [x.detach().clone() if isinstance(x, Tensor) else x for x in inputs]
+    values[graph.t] = t
+    versions = [x._version for x in values if isinstance(x, Tensor)]
+    with torch.no_grad(), torch.random.fork_rng([problem.y0.device] if problem.y0.is_cuda else []):
+        replayed = graph.module(*values)[0]
+        if versions != [x._version for x in values if isinstance(x, Tensor)]:
+            raise NotCompiled("`f` writes into y, or into another tensor that it reaches, a buffer for example")
+        once, twice = (problem.f(t, problem.y0.detach().clone()) for _ in range(2))
+    if not _close(once, twice):
+        raise NotCompiled("two evaluations of `f` at one (t, y) differ: it draws random numbers, or has a state")
+    if not _close(once, replayed):
+        raise NotCompiled("`f` and its traced graph differ: it depends on something that the tracer does not see")
+    if _trace(problem, attempt)[0] is not graph:
+        raise NotCompiled(f"each evaluation of `f` changes what the next depends on ({_why_anew()})")
+    graph.proven = True
+
+
+def _close(a: Any, b: Any) -> bool:
+    """Whether they are equal but for rounding."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    rounding = math.sqrt(torch.finfo(a.dtype).eps)
+    size = a.detach().abs().nan_to_num(posinf=0.0).max().item() if a.numel() else 0.0
+    return torch.allclose(a, b, rtol=rounding, atol=rounding * size, equal_nan=True)
+
+
+def _why_anew() -> str:
+    """Which assumption of the graphs before did not hold, when the newest was traced."""
+    reasons = [metrics.recompile_reason for metrics in torch._dynamo.utils.get_compilation_metrics()[-1:]]
+    text = " ".join(str(reasons[0] or "").split()) if reasons else ""
+    return text.partition(": ")[2][:300]  # without the number of the graph
 
 
 @functools.lru_cache(maxsize=64)
@@ -419,17 +483,29 @@ def _region(f: Any, attempt: int) -> Callable[..., Any]:
 
 def _identity(f: Any) -> Any:
     """What tells one f from another: its class, or its code."""
-    while isinstance(f, functools.partial | types.MethodType):
-        f = f.func if isinstance(f, functools.partial) else f.__func__
+    f = _unwrapped(f)
     return f.__code__ if isinstance(f, types.FunctionType) else type(f)
 
 
+def _unwrapped(f: Any) -> Any:
+    while isinstance(f, functools.partial | types.MethodType):
+        f = f.func if isinstance(f, functools.partial) else f.__func__
+    return f
+
+
 def _evaluate(f: Callable[..., Tensor], t: Tensor, y: Tensor, args: tuple) -> tuple[Tensor, ...]:
-    return f(t, y, *args), t.clone(), y.clone()  # the clones make t and y inputs of the graph in any case
+    # The clones make t and y inputs of the graph in any case, and the first what f returns an output of it.
+    return f(t, y, *args).clone(), t.clone(), y.clone()
 
 
 def _backend(module: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    (output,) = module.graph.find_nodes(op="output")
+    clone, *others = output.all_input_nodes
+    if len(others) > 2:  # those of `_evaluate`
+        raise NotCompiled("`f` keeps a tensor from one evaluation for another")
+    _drop_clone(module, clone)
+    _flatten_linear(module)
     names = [node.meta["grapharg"].source.name for node in placeholders]
     inputs = [node.meta["example_value"] for node in placeholders]
     graph = Graph(module, inputs, names.index("L['t']"), names.index("L['y']"))
@@ -442,20 +518,65 @@ def _backend(module: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
     return called
 
 
+def _flatten_linear(module: GraphModule) -> None:
+    """Let `linear` see a matrix: PyTorch's own, of three axes, fixes the size of the batch in its pullback."""
+    for part in (m for m in module.modules() if isinstance(m, GraphModule)):
+        for node in part.graph.find_nodes(op="call_function", target=nn.functional.linear):
+            node.target = _linear
+        part.recompile()
+
+
+def _drop_clone(module: GraphModule, clone: Node) -> None:
+    """Do without `_evaluate`'s clone of the result, where that is none of the inputs."""
+    (result,) = clone.all_input_nodes
+    if result.op not in ("placeholder", "get_attr"):
+        clone.replace_all_uses_with(result)
+        module.graph.erase_node(clone)
+    module.recompile()
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if x.dim() < 3:
+        return nn.functional.linear(x, weight, bias)
+    return nn.functional.linear(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+
+
 def _reason(error: BaseException) -> str:
     """The first lines of an error of the tracer or the compiler, without its advice to developers."""
     text = str(error).strip().split("\n\n")[0]
     return " ".join(line.strip() for line in text.splitlines()[:6])[:600] or type(error).__name__
 
 
-# Failing to compile.
+# What a user is told, once for each f: the object, or the code of a function, which may be made anew at every call.
 
-_told: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_failed: "weakref.WeakKeyDictionary[Any, set[Any]]" = weakref.WeakKeyDictionary()  # which variants of f
+_made: "weakref.WeakKeyDictionary[Any, dict[Any, int]]" = weakref.WeakKeyDictionary()  # programs of each kind
+_MANY = (
+    "`compile=True`: a third program is made for one `f`, and each takes seconds. What changed: {why}. Let `f` read a "
+    "tensor in place of a number that changes, keep to few shapes and layouts in memory (pad, or `.contiguous()`), or "
+    "leave out `compile=True`."
+)
+
+
+def _owner(f: Any) -> Any:
+    f = _unwrapped(f)
+    if isinstance(f, types.FunctionType):
+        return f.__code__
+    return f if isinstance(f, nn.Module) else type(f)
+
+
+def _variant(problem: Problem) -> tuple[Any, ...]:
+    return problem.y0.dtype, problem.y0.dim(), problem.per_sample, getattr(problem.watched, "training", None)
+
+
+def refused(problem: Problem) -> bool:
+    """Whether compiling this f for such a state has failed before."""
+    return _variant(problem) in _failed.get(_owner(problem.watched), ())
 
 
 def cannot(f: Any) -> bool:
-    """Whether compiling this f has failed before."""
-    return _identity(f) in _told
+    """Whether compiling this f has failed before, for any state."""
+    return _owner(f) in _failed
 
 
 @contextlib.contextmanager
@@ -464,9 +585,20 @@ def or_eagerly(problem: Problem) -> Iterator[None]:
     try:
         yield
     except NotCompiled as error:
-        _told.add(_identity(problem.watched))
-        warnings.warn(
-            f"`compile=True`: `f` could not be compiled, so this solve and all later ones of this `f` run eagerly. "
-            f"The reason: {error}",
-            stacklevel=6,
-        )
+        variants = _failed.setdefault(_owner(problem.watched), set())
+        told = bool(variants)
+        variants.add(_variant(problem))
+        if not told:
+            warnings.warn(
+                f"`compile=True`: `f` could not be compiled, so this solve and all later ones of this `f` run "
+                f"eagerly. The reason: {error}",
+                stacklevel=6,
+            )
+
+
+def _tell_of_many(f: Any, kind: Any, graph: Graph) -> None:
+    counts = _made.setdefault(_owner(f), {})
+    counts[kind] = counts.get(kind, 0) + 1
+    if counts[kind] == _FEW_PROGRAMS + 1 and "told" not in counts:
+        counts["told"] = 1
+        warnings.warn(_MANY.format(why=graph.why or "the size of the batch"), stacklevel=2)

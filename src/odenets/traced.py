@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops import while_loop
 
 from odenets.loop import Problem, Trajectory, run
 from odenets.march import CLOCK, Plan, forward, numbers_of, time_shape
@@ -64,4 +63,6 @@ def _while(
     constants: tuple[Tensor, ...],
     mutated: Sequence[int],
 ) -> tuple[Tensor, ...]:
+    from torch._higher_order_ops import while_loop  # noqa: PLC0415 — imports PyTorch's compiler; and of its private parts
+
     return while_loop(lambda *now: condition(*now, *constants), lambda *now: body(*now, *constants), carry)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from odenets import compiled
 from odenets.adjoint import COMPILED, Adjoint, Checkpointed, Direct
+from odenets.adjoint.marched import compiler
 from odenets.arguments import count, number, shown
 from odenets.controller import PID, Fixed
 from odenets.methods import ImplicitRungeKutta, RungeKutta, find
@@ -521,6 +521,9 @@ class _Bench:
         for warning, reason in zip(caught, reasons):
             if not reason:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        compiled = compiler()
+        if compiled is None:
+            return Row(options, note="this torch's compiler is not known: see the warning")
         if not compiled.cannot(self.lab.block.field):
             return row
         return Row(options, note=f"`f` cannot be compiled: {next(filter(None, reasons), 'see the earlier warning')}")

@@ -1,6 +1,7 @@
 """Solves by the loops in tensors: compiled, or with a step size for each sample."""
 
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets import compiled, transforms
+from odenets import transforms
 from odenets.adjoint.outside import AsThen, ByAutograd, Call, autocast_state, prepare
 from odenets.chunks import Call as MarchCall
 from odenets.chunks import Engine, March, march, sample_trajectory, shared_trajectory
@@ -17,6 +18,23 @@ from odenets.march import Activation, Plan
 from odenets.march import backward as march_backward
 from odenets.march import forward as march_forward
 from odenets.solution import Stats
+
+_KNOWN = ("2.13", "2.14")  # the torches on which the tests of the compiled loops have been seen to pass
+
+
+@functools.cache  # so that it warns once
+def compiler() -> Any:
+    """The module `odenets.compiled`; None, with a warning, where this torch's compiler is not one that is known."""
+    if not torch.__version__.startswith(tuple(f"{release}." for release in _KNOWN)):
+        warnings.warn(
+            f"`compile=True` is known to work with torch {' and '.join(_KNOWN)}, and this is {torch.__version__}: "
+            "solves run eagerly; install one of these, or leave `compile` out",
+            stacklevel=6,
+        )
+        return None
+    from odenets import compiled  # noqa: PLC0415 — imports PyTorch's compiler, which takes seconds
+
+    return compiled
 
 
 def march_samples(problem: Problem, states: int | None) -> Trajectory:
@@ -59,8 +77,9 @@ def march_compiled(problem: Problem, states: int | None, most: float) -> Traject
         states: How many states may be kept for the backward pass; None for any number.
         most: Bytes that a step may keep beside its state: its stages, and what the pullback of f reads.
     """
-    if problem.y0.numel() == 0 or compiled.cannot(problem.watched):
+    if problem.y0.numel() == 0 or (compiled := compiler()) is None or compiled.refused(problem):
         return None
+    problem = replace(problem, y0=problem.y0.contiguous())  # as the loops take it: one program for all layouts
     with compiled.or_eagerly(problem):
         engine = compiled.capture(problem)
         differentiable = any(x.requires_grad for x in (problem.y0, problem.t, *engine.tensors))
