@@ -51,3 +51,15 @@ bench: .venv/bench  ## every peer on every work, scaling, memory, then the table
 .PHONY: test-slow
 test-slow: .venv/ready  ## full-size checks on real data; needs ODENETS_DATA (some minutes)
 	$(BIN)/python -m pytest -m slow
+
+TORCH ?= 2.14.1
+OTHER := .venv-torch-$(TORCH)
+CORE := adjoint block compiled controller implicit interpolate lean multistep per_sample programs runge_kutta shapes solve stateful
+
+.PHONY: test-torch
+test-torch:  ## the solver's tests with another torch, e.g. TORCH=2.9.1, in an environment of its own (up to 7 GB)
+	$(PYTHON) -m venv $(OTHER)
+	grep -v '^torch==' constraints.txt >$(OTHER)/constraints.txt
+	$(OTHER)/bin/python -m pip install --disable-pip-version-check --constraint $(OTHER)/constraints.txt \
+		torch==$(TORCH) numpy pytest hypothesis torchdiffeq --editable .
+	$(OTHER)/bin/python -m pytest $(CORE:%=tests/test_%.py)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from odenets import Fixed, compiled, solve
+from odenets.adjoint.marched import compiler
 
 OPTIONS = {"method": "euler", "controller": Fixed(steps=4)}
 
@@ -147,3 +148,16 @@ def test_what_f_returns_may_be_anybodys(name):
         assert torch.equal(sol.ys[0], y0)
         assert torch.equal(buffer, torch.full_like(buffer, 2.0))
     torch.testing.assert_close(grads[1], grads[0])
+
+
+def test_a_torch_whose_compiler_is_not_known_runs_eagerly_with_one_warning(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    compiler.cache_clear()
+    with pytest.warns(UserWarning, match=r"`compile=True` is known to work with torch 2.13.*this is 2.9.1") as caught:
+        fast = solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0], compile=True)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0], compile=True)
+    compiler.cache_clear()
+    assert torch.equal(fast.ys, solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0]).ys)

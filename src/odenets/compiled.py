@@ -601,4 +601,4 @@ def _tell_of_many(f: Any, kind: Any, graph: Graph) -> None:
     counts[kind] = counts.get(kind, 0) + 1
     if counts[kind] == _FEW_PROGRAMS + 1 and "told" not in counts:
         counts["told"] = 1
-        warnings.warn(_MANY.format(why=graph.why or "the size of the batch"), stacklevel=2)
+        warnings.warn(_MANY.format(why=graph.why or "the size of the batch"), stacklevel=8)

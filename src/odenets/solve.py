@@ -76,7 +76,9 @@ def solve(
     """
     method = find(method)
     if isinstance(method, ImplicitRungeKutta) and torch.compiler.is_dynamo_compiling():
-        return _solve_outside(
+        from odenets.between_graphs import solve_outside  # noqa: PLC0415 — imports PyTorch's compiler
+
+        return solve_outside(
             f,
             y0,
             t,
@@ -144,12 +146,6 @@ def solve(
     else:
         trajectory = adjoint.integrate(problem)
     return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, sign, on_failure)
-
-
-@torch.compiler.disable(reason="an implicit method iterates until it has converged")
-def _solve_outside(*args: Any, **kwargs: Any) -> Solution:
-    """`solve`, between two graphs where somebody else's compiler runs."""
-    return solve(*args, **kwargs)
 
 
 def _record(problem: Problem, adjoint: Adjoint) -> Trajectory:
