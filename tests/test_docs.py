@@ -107,6 +107,11 @@ def test_a_page_that_speaks_of_adjoints_leads_to_the_table_of_all(page):
         assert re.search(r"\]\((docs/)?gradients\.md[)#]", page.read_text())
 
 
+def test_the_readme_leads_to_every_page():
+    linked = re.findall(r"\]\((docs/[\w-]+\.md)", (ROOT / "README.md").read_text())
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= set(linked)
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
