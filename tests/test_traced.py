@@ -94,8 +94,10 @@ def test_export_of_fixed_steps_for_any_batch():
     torch.testing.assert_close(exported.module()(other), network(other))
 
 
-def test_onnx_gives_the_same_numbers(tmp_path):
-    network, x = model(method="rk4", controller=Fixed(steps=3)).eval(), torch.randn(5, 3)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("options", [{}, {"method": "rk4", "controller": Fixed(steps=3)}], ids=["adaptive", "fixed"])
+def test_onnx_gives_the_same_numbers(tmp_path, options):
+    network, x = model(**options).eval(), torch.randn(5, 3)
     path, batch = tmp_path / "model.onnx", torch.export.Dim("batch", min=2)
     torch.onnx.export(network, (x,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False).save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

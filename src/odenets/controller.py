@@ -26,8 +26,11 @@ def rms(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     return norm / _root(x.numel() // max(norm.numel(), 1), x)
 
 
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
+
+
 def _root(count: Any, like: Tensor) -> Any:
-    if isinstance(count, int):
+    if isinstance(count, int) and not _is_exporting():  # ONNX has no root of a size
         return math.sqrt(max(count, 1))
     return torch.full((), count, dtype=torch.float64, device=like.device).sqrt()  # a size that a loop leaves open
 
