@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from odenets import (
     METHODS,
@@ -291,23 +293,196 @@ def test_a_layer_solves_between_two_graphs_of_a_compiled_model():
 # --- the equations ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-def test_gmres_solves_and_starts_anew(dtype):
+@pytest.mark.parametrize("n", [20, 150])  # a matrix; GMRES with more than the directions that it keeps
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128, torch.float32])
+def test_linear_equations_are_solved_in_every_component(n, dtype):
+    """Of rows and columns of 24 orders of magnitude, up to what their condition allows."""
+    torch.manual_seed(0)
+    size = 10 ** torch.linspace(-12, 12, n, dtype=torch.float64)
+    matrix = torch.eye(n, dtype=dtype) + 0.5 * torch.randn(n, n, dtype=dtype) / n**0.5
+    scaled = size.to(dtype)[:, None] * matrix / size.to(dtype)
+    x = torch.randn(n, dtype=dtype)
+    rhs = size.to(dtype) * (matrix @ x)
+    found = solve_linear(lambda v: scaled @ v, rhs)
+    torch.testing.assert_close(found / size, x.to(found.dtype) + 0 * size, rtol=0, atol=1e3 * torch.finfo(dtype).eps)
+    assert bool((solve_linear(lambda v: scaled @ v, torch.zeros(n, dtype=dtype)) == 0).all())
+    assert bool(solve_linear(lambda v: scaled @ v, rhs * math.nan).isnan().all())
+
+
+def test_gmres_starts_anew():
     torch.manual_seed(0)
     n = 150  # more than the directions that are kept
-    matrix = torch.eye(n, dtype=dtype) + 0.5 * torch.randn(n, n, dtype=dtype) / n**0.5
-    rhs = torch.randn(n, dtype=dtype)
-    x, left = gmres(lambda v: matrix @ v, rhs, 1e-12)
+    matrix = torch.eye(n, dtype=torch.float64) + 0.5 * torch.randn(n, n, dtype=torch.float64) / n**0.5
+    rhs = torch.randn(n, dtype=torch.float64)
+    x, left = gmres(lambda v: matrix @ v, rhs, 1e-12, float(rhs.norm()))
     assert left <= 1e-12
     torch.testing.assert_close(matrix @ x, rhs, rtol=0, atol=1e-10)
-    assert bool((gmres(lambda v: matrix @ v, torch.zeros(n, dtype=dtype), 1e-12)[0] == 0).all())
 
 
-def test_linear_equations_that_cannot_be_solved_say_so():
-    with pytest.raises(NotConverged, match=r"gradient of an implicit step could not be solved: 0\.7"):
-        solve_linear(lambda v: v * torch.tensor([1.0, 0.0]), torch.ones(2))
+@pytest.mark.parametrize("n", [2, 50])
+def test_linear_equations_that_cannot_be_solved_say_so(n):
+    singular = torch.ones(n)
+    singular[1] = 0
+    with pytest.raises(NotConverged, match=r"gradient of an implicit step could not be solved.*Fixed\(steps"):
+        solve_linear(lambda v: v * singular, torch.ones(n))
 
 
 def test_newton_converges_to_rounding():
-    x = newton(torch.cos, torch.zeros(3, dtype=torch.float64), 1.0, 20)
+    start = torch.zeros(3, dtype=torch.float64)
+    x = newton(lambda x: (torch.cos(x), torch.diag(-torch.sin(x))), start, torch.ones_like(start), 20, 2e-16)
     torch.testing.assert_close(x, torch.full_like(x, 0.7390851332151607), rtol=0, atol=1e-15)
+
+
+# --- components of every size ----------------------------------------------------------------------------------------
+
+
+def positive_root(a, b, c):
+    """Of a x² + b x = c."""
+    return 2 * c / (b + math.sqrt(b * b + 4 * a * c))
+
+
+# One step for y2' = 0.04 y1 − rate y2² from y2 = 0, in closed form: the stages one after the other are quadratics.
+CLOSED = {
+    "implicit_euler": lambda rate: positive_root(rate, 1, 0.04),
+    "implicit_midpoint": lambda rate: 2 * positive_root(rate / 2, 1, 0.02),
+    "trapezoid": lambda rate: positive_root(rate / 2, 1, 0.04),
+}
+
+
+@pytest.mark.parametrize("root", [1e-3, 3.65e-5, 1e-8, 1e-10])
+@ALL
+def test_a_component_far_below_the_largest(method, root):
+    """To SciPy's Radau, or the closed form of the step: y1 = 1, and y2 goes to the root of its equation.
+
+    In float32 y2 is found to the rounding of what it is the sum of: y2 + dt b k, where dt b k is up to 0.02.
+    """
+    rate = 0.04 / root**2
+    for dtype in (torch.float64, torch.float32):
+        f = lambda t, y: torch.stack([0 * y[0], 0.04 * y[0] - rate * y[1] ** 2])  # noqa: E731
+        y0 = torch.tensor([1.0, 0.0], dtype=dtype)
+        sol = solve(f, y0, [0.0, 1.0], method=method, controller=Fixed(steps=1))
+        found = float(sol.ys[-1, 1])
+        rounding = torch.finfo(dtype).eps
+        if method.name in CLOSED:
+            expected = CLOSED[method.name](rate)
+            assert found == pytest.approx(expected, rel=10 * rounding, abs=0.1 * rounding), (dtype, found)
+        elif method.name in L_STABLE:  # at the root, which is where SciPy's Radau is, but for what is left of the start
+            assert found == pytest.approx(root, rel=0.05 if root == 1e-3 else 5e-3), (dtype, found)
+        assert found >= 0
+        assert sol.stats.nfe < 110 * len(method.b)
+
+
+SCALES = st.lists(st.floats(-12, 12), min_size=1, max_size=6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SCALES, st.sampled_from(IMPLICIT), st.integers(0, 2**20), st.sampled_from(["float32", "float64", "complex128"]))
+def test_components_of_every_size_in_one_state(exponents, method, seed, dtype):
+    """A step is the same in other units of each component: y = S x, with f(y) = S g(x)."""
+    dtype = getattr(torch, dtype)
+    torch.manual_seed(seed)
+    n = len(exponents)
+    units = (10 ** torch.tensor(exponents, dtype=torch.float64)).to(dtype)
+    matrix = -torch.diag(10 ** (3 * torch.rand(n, dtype=torch.float64))) + torch.randn(n, n, dtype=torch.float64)
+    matrix = matrix.to(dtype)
+    x0 = (torch.rand(n, dtype=torch.float64) + 0.5).to(dtype)
+    g = lambda t, x: matrix @ x - 0.1 * x**3  # noqa: E731
+    f = lambda t, y: units * g(t, y / units)  # noqa: E731
+    options = {"method": method, "controller": Fixed(steps=2)}
+    expected = solve(g, x0, [0.0, 0.5], **options).ys[-1]
+    for copies in (1, 9):  # so many samples are too many for a matrix
+        y0 = (units * x0).expand(copies, n) if copies > 1 else units * x0
+        field = f if copies == 1 else (lambda t, y: units * ((y / units) @ matrix.T - 0.1 * (y / units) ** 3))
+        found = solve(field, y0.contiguous(), [0.0, 0.5], **options).ys[-1] / units
+        error = ((found - expected).abs() / x0.abs()).max()
+        assert float(error) < 3e3 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@ALL
+def test_every_precision_rounds_once_a_step(method, dtype):
+    f = lambda t, y: torch.stack([y[..., 1], -y[..., 0]], -1)  # noqa: E731
+    options = {"method": method, "controller": Fixed(steps=10)}
+    reference = solve(f, torch.tensor([1.0, 0.0], dtype=torch.float64), [0.0, 2.0], **options).ys[-1]
+    found = solve(f, torch.tensor([1.0, 0.0], dtype=dtype), [0.0, 2.0], **options).ys[-1]
+    assert found.dtype == dtype
+    assert float((found.double() - reference).abs().max()) < 2 * torch.finfo(dtype).eps
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [2, 40])
+def test_gradients_in_half_precision(method, dtype, size):
+    found = []
+    for kind in (dtype, torch.float64):
+        for adjoint in (Direct(), Checkpointed()):
+            y0 = torch.linspace(0.5, 1.0, size, dtype=kind, requires_grad=True)
+            rate = torch.tensor(2.0, dtype=kind, requires_grad=True)
+            sol = solve(
+                lambda t, y, rate=rate: -rate * y * y.flip(-1) - 20 * (y - 0.25),
+                y0,
+                [0.0, 0.5],
+                method=method,
+                controller=Fixed(steps=4),
+                adjoint=adjoint,
+            )
+            found.append(torch.cat([g.flatten().double() for g in torch.autograd.grad(sol.ys[-1].sum(), [y0, rate])]))
+    for half in found[:2]:
+        assert float((half - found[3]).norm() / found[3].norm()) < 20 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (2, 1, 3), (1, 2, 1, 2), (2, 1, 2, 1, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@KINDS
+def test_states_of_every_shape(shape, dtype, method):
+    """With dense output, and the gradient."""
+    y0 = torch.ones(shape, dtype=dtype, requires_grad=True)
+    sol = solve(lambda t, y: -3 * y, y0, [0.0, 1.0], method=method, controller=Fixed(steps=8), dense=True)
+    assert sol.ys.shape == (2, *shape)
+    torch.testing.assert_close(sol(1.0), sol.ys[-1], rtol=1e-5, atol=1e-6)
+    (grad,) = torch.autograd.grad(sol.ys[-1].real.sum(), y0)
+    torch.testing.assert_close(grad, sol.ys[-1].detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("unknown", ["detached", "numpy", "once differentiable"])
+@KINDS
+@pytest.mark.parametrize("size", [2, 40])
+def test_a_field_that_autograd_does_not_know(method, unknown, size):
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return -50 * y
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, g):
+            return -50 * g
+
+    fields = {
+        "detached": lambda t, y: -50 * y.detach(),
+        "numpy": lambda t, y: torch.from_numpy(-50 * y.detach().numpy()),
+        "once differentiable": lambda t, y: Once.apply(y),
+    }
+    y0 = torch.linspace(1e-9, 1, size, dtype=torch.float64)
+    options = {"method": method, "controller": Fixed(steps=5)}
+    found = solve(fields[unknown], y0, [0.0, 1.0], **options)
+    expected = solve(lambda t, y: -50 * y, y0, [0.0, 1.0], **options)
+    torch.testing.assert_close(found.ys, expected.ys, rtol=1e-7, atol=1e-15)
+
+
+def test_robertson_in_float32_is_that_in_float64():
+    def f(t, y):
+        a, b, c = y.unbind(-1)
+        slow, back, fast = 0.04 * a, 1e4 * b * c, 3e7 * b * b
+        return torch.stack([back - slow, slow - back - fast, fast], -1)
+
+    for method, most in (("implicit_euler", 200), ("trbdf2", 360), ("radauIIA5", 600)):
+        found = {}
+        for dtype in (torch.float32, torch.float64):
+            y0 = torch.tensor([1.0, 0.0, 0.0], dtype=dtype)
+            sol = solve(f, y0, [0.0, 40.0], method=method, controller=Fixed(steps=40))
+            found[dtype] = sol.ys[-1].double()
+            assert sol.stats.nfe < most
+        torch.testing.assert_close(found[torch.float32], found[torch.float64], rtol=1e-5, atol=0)
+    y = torch.tensor([0.71582706, 9.1855346e-06, 0.28416375], dtype=torch.float64)  # SciPy's Radau at 1e-12
+    torch.testing.assert_close(found[torch.float64], y, rtol=1e-4, atol=0)

@@ -181,7 +181,8 @@ class _ReversePass:
             return
         method, t, dt = self.problem.method, kept.t, kept.dt
         with_f1 = bool(kept.inside or self.grad_dense)
-        stages, pulls = method.linearize(self.linearize, t, y, dt, with_f1=with_f1)
+        known = method.solved_stages(self.f, t, y, dt)
+        stages, pulls = method.linearize(self.linearize, t, y, dt, with_f1=with_f1, stages=known)
         inner = inner_product if self.timed else None
         stage_bars, direct, t_bar, dt_bar = self._outputs(k, kept, stages, inner)
         lam = torch.zeros_like(y) if lam is None else lam

@@ -19,7 +19,7 @@ from odenets.adjoint.outside import (
 )
 from odenets.arguments import number
 from odenets.loop import CountedField, Problem, Stepper, Trajectory, find_non_finite
-from odenets.methods import Field, RungeKutta, Step, combine, stage_times
+from odenets.methods import Field, Pull, RungeKutta, Step, combine, stage_times
 from odenets.solution import Stats
 
 
@@ -216,16 +216,22 @@ class _BackwardPass:
         t, dt, final = step
         base, c = self.problem.method, self.coupling
         inner = None if self.grad_t is None else inner_product
-        stages, pulls = base.linearize(self.linearize, t + dt, self.y, -dt, with_f1=False)
+        stages, pulls = self._linearized(t + dt, self.y, -dt)
         z = self.z + combine(None, -dt, base.b, stages)
         total, t1_bar, back_bar = base.pullback(pulls, self.y, -dt, stages, -self.z_bar, None, inner)
         y1_bar = self.y_bar + total + self.z_bar
-        stages, pulls = base.linearize(self.linearize, t, z, dt, with_f1=False)
+        stages, pulls = self._linearized(t, z, dt)
         y = (self.y - (1 - c) * z - combine(None, dt, base.b, stages)) / c
         total, t_bar, dt_bar = base.pullback(pulls, z, dt, stages, y1_bar, None, inner)
         self.y, self.z = y, z
         self.y_bar, self.z_bar = c * y1_bar, self.z_bar + total - c * y1_bar
         self._times(j, final, t_bar + t1_bar, dt_bar + t1_bar - back_bar)
+
+    def _linearized(self, t: float, y: Tensor, dt: float) -> tuple[list[Tensor], list[Pull]]:
+        """The stages of a step, and the pullback of f at each."""
+        method = self.problem.method
+        known = method.solved_stages(self.f, t, y, dt)
+        return method.linearize(self.linearize, t, y, dt, with_f1=False, stages=known)
 
     def _times(self, j: int, final: bool, t_bar: Any, dt_bar: Any) -> None:
         if self.grad_t is None:

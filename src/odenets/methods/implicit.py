@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from odenets import transforms
-from odenets.methods.newton import as_real_vector, newton, solve_linear
+from odenets.methods.newton import (
+    FEW,
+    Linear,
+    as_real_vector,
+    by_differences,
+    newton,
+    rounding_of,
+    solve_linear,
+    units,
+    wide,
+)
 from odenets.methods.runge_kutta import (
     Field,
     Inner,
@@ -79,23 +89,30 @@ class ImplicitRungeKutta(RungeKutta):
 
     def step(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
         times = stage_times(t, dt, self.nodes, y)
+        start = y.to(wide(y.dtype))
         stages: list[Tensor] = []
         for block in self.blocks:
             first = block[0]
             if self._is_explicit(block):
                 known = None if any(self.a[first]) else f0
-                stages.append(f(times[first], self.stage_input(first, y, dt, stages)) if known is None else known)
+                known = f(times[first], self.stage_input(first, y, dt, stages).to(y.dtype)) if known is None else known
+                stages.append(known.to(start.dtype))
                 continue
-            before = [combine(y, dt, self.a[i][:first], stages) for i in block]
-            equations = _Equations(self, block, f, [times[i] for i in block], before, dt)
-            found = equations.solve(y, self.max_iterations)
+            before = [combine(start, dt, self.a[i][:first], stages) for i in block]
+            equations = _Equations(self, block, f, [times[i] for i in block], before, dt, y.dtype)
+            found = equations.solve(self.max_iterations)
             stages += (equations.attach(found) if _is_differentiated() else found).unbind()
-        y1 = combine(y, dt, self.b, stages)
+        y1 = combine(start, dt, self.b, stages).to(y.dtype)
+        stages = [k.to(y.dtype) for k in stages]
         ends = (stages[-1],) if self.stiffly_accurate else ()
         return Step(y1, (*stages, *ends), times[-1], self.stiffly_accurate)
 
     def _is_explicit(self, block: tuple[int, ...]) -> bool:
         return len(block) == 1 and self.a[block[0]][block[0]] == 0
+
+    def solved_stages(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor) -> Sequence[Tensor] | None:
+        with torch.no_grad():
+            return self.step(f, t, y, dt, None).stages
 
     def linearize(
         self,
@@ -108,8 +125,7 @@ class ImplicitRungeKutta(RungeKutta):
         stages: Sequence[Tensor] | None = None,
     ) -> tuple[list[Tensor], list[Pull]]:
         if stages is None:
-            with torch.no_grad():
-                stages = self.step(lambda t, y: linearize(t, y)[0], t, y, dt, None).stages
+            raise ValueError("`stages` of an implicit method are solved before f is linearized: pass `solved_stages`")
         s = len(self.b)
         times = stage_times(t, dt, self.nodes, y)
         known = list(stages[:s])
@@ -184,7 +200,10 @@ class ImplicitRungeKutta(RungeKutta):
 
 
 class _Equations:
-    """The equations of the stages of a block: k_i = f(t_i, before_i + dt Σ_j a_ij k_j)."""
+    """The equations of the stages of a block: k_i = f(t_i, before_i + dt Σ_j a_ij k_j).
+
+    The stages and what comes `before` are of one dtype; f gets and returns `dtype`, which may be less precise.
+    """
 
     def __init__(
         self,
@@ -194,15 +213,17 @@ class _Equations:
         times: Sequence[Tensor],
         before: Sequence[Tensor],
         dt: float | Tensor,
+        dtype: torch.dtype,
     ) -> None:
-        self.f, self.times, self.before, self.dt = f, times, before, dt
+        self.f, self.times, self.before, self.dt, self.dtype = f, times, before, dt, dtype
         self.weights = [[method.a[i][j] for j in block] for i in block]
 
     @torch.no_grad()
-    def solve(self, y: Tensor, most: int) -> Tensor:
+    def solve(self, most: int) -> Tensor:
         """The stages, (stages of the block, *y.shape), outside of autograd."""
         dt = _number(self.dt)
-        start = torch.zeros((len(self.times), *y.shape), dtype=y.dtype, device=y.device)
+        before = torch.stack([x.detach() for x in self.before])
+        start, size, rounding = torch.zeros_like(before), before / dt, rounding_of(before[0].to(self.dtype))
 
         def function(k: Tensor) -> Tensor:
             return torch.stack(self._values(self._inputs(k, dt)))
@@ -212,7 +233,26 @@ class _Equations:
                 "an implicit `method` iterates until it has converged, which `vmap` cannot map over: pass an explicit "
                 "`method`, or put the samples into the first axis of `y0` instead of `vmap`"
             )
-        return newton(function, start, float(y.abs().max()) / abs(dt), most)
+        differences = by_differences(function, size, rounding)
+        if transforms.active():
+            return newton(differences, start, size, most, rounding)
+
+        def linearize(k: Tensor) -> tuple[Tensor, Linear]:
+            inputs, values = self._tracked(self._inputs(k, dt))
+            if not any(value.requires_grad for value in values):
+                raise RuntimeError("f is not known to autograd")
+            return torch.stack(values).detach(), _Matrix(inputs, values, dt, self.weights).derivative()
+
+        try:
+            return newton(linearize, start, size, most, rounding)
+        except RuntimeError:  # autograd does not know f, or not all of it
+            return newton(differences, start, size, most, rounding)
+
+    def _tracked(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The inputs as leaves of a graph, and the values there."""
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in inputs]
+            return leaves, self._values(leaves)
 
     def _inputs(self, k: Tensor, dt: float | Tensor) -> list[Tensor]:
         parts = k.unbind()
@@ -265,12 +305,11 @@ class _Equations:
         return torch.linalg.inv(torch.stack([e - pull(e)[0] for e in unit])).detach()
 
     def _values(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        return [self.f(t, x) for t, x in zip(self.times, inputs)]
+        return [self.f(t, x.to(self.dtype)).to(x.dtype) for t, x in zip(self.times, inputs)]
 
     def _matrix(self, inputs: Sequence[Tensor], values: Sequence[Tensor]) -> "_Matrix":
         if not all(x.requires_grad for x in inputs):  # the start of a solve whose y0 is a constant
-            inputs = [x.detach().requires_grad_() for x in inputs]
-            values = self._values(inputs)
+            inputs, values = self._tracked(inputs)
         return _Matrix(inputs, values, _number(self.dt), self.weights)
 
 
@@ -288,34 +327,52 @@ class _Matrix:
         self, inputs: Sequence[Tensor], values: Sequence[Tensor], dt: float, weights: Sequence[Sequence[float]]
     ) -> None:
         self.inputs, self.values, self.dt, self.weights = inputs, values, dt, weights
+        self.pullback: tuple[list[Tensor], list[Tensor]] | None = None  # w and Jᵀ w as a function of it
 
     def solve(self, rhs: Tensor, transposed: bool) -> Tensor:
-        return solve_linear(self._transposed if transposed else self._forward, rhs)
+        return solve_linear(self._transposed if transposed else lambda v: v - self.jacobian(v), rhs)
 
     def _transposed(self, w: Tensor) -> Tensor:
         bars = self._pull(w.unbind())
         return w - torch.stack([_sum(self.dt, column, bars) for column in zip(*self.weights)])
 
-    def _forward(self, v: Tensor) -> Tensor:
+    def derivative(self) -> Linear:
+        """dt A ⊗ J."""
+        if len(self.values) * as_real_vector(self.inputs[0])[0](self.inputs[0]).numel() > FEW:
+            return self.jacobian
+        flat, _ = as_real_vector(self.inputs[0])
+        rows = [torch.stack([flat(bar) for bar in self._pull([e] * len(self.values))]) for e in units(self.inputs[0])]
+        j = torch.stack(rows, 1)  # (stages, d, d)
+        a = j.new_tensor(self.weights) * self.dt
+        return (a[:, None, :, None] * j[:, :, None, :]).reshape(len(a) * j.shape[1], -1)
+
+    def jacobian(self, v: Tensor) -> Tensor:
+        """dt (A ⊗ J) v."""
         parts = v.unbind()
         moves = [_sum(self.dt, row, parts) for row in self.weights]
         with torch.enable_grad():  # J u is the pullback of w ↦ Jᵀ w
-            probes = [torch.zeros_like(x, requires_grad=True) for x in parts]
-            bars = self._pull(probes, create_graph=True)
-            along = torch.autograd.grad(bars, probes, moves, allow_unused=True, materialize_grads=True)
-        return v - torch.stack(along)
+            if self.pullback is None:
+                probes = [torch.zeros_like(x, requires_grad=True) for x in parts]
+                self.pullback = probes, self._pull(probes, create_graph=True)
+            probes, bars = self.pullback
+            along = torch.autograd.grad(
+                bars, probes, moves, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        return torch.stack(along)
 
     def _pull(self, w: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
         """Jᵀ w, stage by stage."""
-        bars = []
-        for x, value, w_i in zip(self.inputs, self.values, w):
-            found = None
-            if value.requires_grad:
-                (found,) = torch.autograd.grad(
-                    value, x, w_i, retain_graph=True, create_graph=create_graph, allow_unused=True
-                )
-            bars.append(0 * w_i if found is None else found)
-        return bars
+        known = [i for i, value in enumerate(self.values) if value.requires_grad]
+        found = torch.autograd.grad(
+            [self.values[i] for i in known],
+            [self.inputs[i] for i in known],
+            [w[i] for i in known],
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+        bars = dict(zip(known, found))
+        return [0 * w_i if bars.get(i) is None else bars[i] for i, w_i in enumerate(w)]
 
 
 def _number(x: float | Tensor) -> float:

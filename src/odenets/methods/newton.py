@@ -1,19 +1,32 @@
-"""Newton–Krylov: the equations of an implicit step, and the linear ones of its derivative, without a matrix.
+"""Newton's method for the equations of an implicit step, and the linear equations of its derivative.
+
+Each component is measured by itself, so that one of 1e-12 is found beside one of 1e12. The size of an equation is that
+of the terms that meet in it, Σ_j |m_ij| size_j with the matrix m: what is left of it cannot fall below the rounding of
+those, and where it has fallen to that, the equation is solved.
 
 Sources: Knoll and Keyes, "Jacobian-free Newton–Krylov methods", J. Comput. Phys. 193 (2004); Saad and Schultz,
-"GMRES", SIAM J. Sci. Stat. Comput. 7 (1986).
+"GMRES", SIAM J. Sci. Stat. Comput. 7 (1986); the size of an equation: Oettli and Prager, "Compatibility of approximate
+solution of linear equations with given error bounds for coefficients and right-hand sides", Numer. Math. 6 (1964).
 """
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]  # of a tensor, real or complex, to one of its shape
+Linear = Tensor | Function  # a linear function of such tensors: its matrix, of real vectors, or itself
+Linearize = Callable[[Tensor], tuple[Tensor, Linear]]  # x to F(x) and F'(x)
 
+FEW = 32  # unknowns, real numbers, up to which the matrix is formed; GMRES solves for more
 _SPACE = 60  # directions that GMRES keeps before it starts anew
-_ENOUGH, _LEAST = 30, 1e4  # units of rounding: what is aimed at, and what will do where rounding stops the progress
+_NOISE = 2.0  # units of rounding of the terms of an equation, below which nothing is to be gained
+_GUESSED = 4.0  # times as many, where the size of the terms is known along one direction only
+_MORE, _MOST = 4.0, 256.0  # times as many will do after each iteration without progress; but no more than so many
+_STIFF = 1e3  # the ratio of rows from which GMRES gets each divided by its own size
+_LINEAR = 20  # the most corrections of the solution of linear equations
 
 
 class NotConverged(RuntimeError):
@@ -27,95 +40,185 @@ class NotConverged(RuntimeError):
         self.undefined = undefined
 
 
-def newton(function: Function, start: Tensor, size: float, most: int) -> Tensor:
-    """x with function(x) = x, to rounding.
-
-    The derivative is never formed: GMRES needs it along directions only, and gets differences of the function. So the
-    function need not be differentiable by autograd, and each direction costs one evaluation.
+def newton(linearize: Linearize, start: Tensor, size: Tensor, most: int, rounding: float) -> Tensor:
+    """x with F(x) = x, each component to rounding.
 
     Args:
+        linearize: F and its derivative; GMRES solves the equations where that is no matrix.
         start: Where to begin.
-        size: What a change of x is small beside, together with the largest |x|.
-        most: The most iterations.
+        size: Of start's shape: what a change of x is small beside, together with |x|.
+        most: The most evaluations of F.
+        rounding: The relative rounding error of F.
 
     Raises:
-        NotConverged: If so many do not suffice, or the function is not finite.
+        NotConverged: If so many do not suffice, or F is not finite.
     """
-    x, before, change, scale = start, math.inf, math.inf, size
-    rounding = _rounding(start)
+    if start.numel() == 0:
+        return start
+    flat, shaped = as_real_vector(start)
+    x, size = flat(start), flat(size).abs()
+    step, best, stalled = torch.zeros_like(x), math.inf, 0
     for iteration in range(most):
-        value = function(x)
-        residual = value - x
-        largest, extent = torch.stack([residual.abs().max(), x.abs().max()]).tolist()
-        if not math.isfinite(largest):
-            raise NotConverged(f"f was not finite in iteration {iteration + 1} of Newton's method.", iteration == 0)
-        scale = size + extent or 1.0
-        step, _ = gmres(_derivative(function, x, value, scale), residual, rounding**0.25)
+        value, derivative = linearize(shaped(x))
+        if not isinstance(derivative, Tensor):
+            derivative = _of_vectors(derivative, flat, shaped)
+        equations = _Equations.at(x, flat(value), derivative, size)
+        worst, length = equations.left()
+        if not math.isfinite(worst):
+            if iteration == 0:
+                raise NotConverged("f, or its derivative, was not finite at the start of Newton's method.", True)
+            step = step / 2  # it went too far
+            x = x - step
+            continue
+        stalled = 0 if worst < 0.75 * best else stalled + 1
+        noise = _NOISE if isinstance(derivative, Tensor) else _NOISE * _GUESSED
+        enough = min(min(noise * _MORE**stalled, _MOST) * rounding, rounding**0.5)
+        if worst == 0 or (iteration > 0 and worst <= enough):
+            return shaped(x)
+        best = min(best, worst)
+        step = equations.solve(rounding**0.25, length)
         x = x + step
-        change = float(step.abs().max())
-        rate = min(change / before, 1.0) if math.isfinite(before) else 1.0
-        if change * rate <= _ENOUGH * rounding * scale:  # what is left after this step
-            return x
-        if rate > 0.5 and change <= _LEAST * rounding * scale:
-            return x
-        before = change
     raise NotConverged(
-        f"Newton's method has not converged in {most} iterations: the last one still changed the stages by "
-        f"{change / scale:.1g} of their size."
+        f"Newton's method has not converged in {most} iterations: its equations hold to {best:.1g} of their terms."
     )
 
 
-def _derivative(function: Function, x: Tensor, value: Tensor, scale: float) -> Function:
-    """v ↦ v − F'(x) v, by a difference of F whose step is small beside `scale`."""
-    small = math.sqrt(_rounding(x)) * scale
+class _Equations(NamedTuple):
+    """The linear equations of a step of Newton's method, of real vectors: M δ = F(x) − x with M = 1 − F'(x)."""
 
-    def along(v: Tensor) -> Tensor:
-        epsilon = small / v.abs().max()
-        return v - (function(x + epsilon * v) - value) / epsilon
+    residual: Tensor  # F(x) − x
+    derivative: Linear  # F'(x)
+    unknowns: Tensor  # the size of each unknown
+    sizes: Tensor  # the size of each equation
+    scale: Tensor  # what each equation is divided by
 
-    return along
+    @staticmethod
+    def at(x: Tensor, value: Tensor, derivative: Linear, size: Tensor) -> "_Equations":
+        own = torch.maximum(x.abs(), size)
+        if isinstance(derivative, Tensor):
+            sizes = _positive(own + derivative.abs() @ own)
+            return _Equations(value - x, derivative, own, sizes, sizes)
+        sizes = _positive(own + derivative(own * _irregular(x)).abs())
+        unknowns = _positive(torch.maximum(own, value.abs()))
+        # Like rows stay like rows, since GMRES lives on the structure of the matrix; among stiff ones each is divided.
+        ratio = sizes / unknowns
+        stiff = ratio.max() > _STIFF * ratio.kthvalue(1 + len(ratio) // 20).values
+        scale = torch.where(stiff, torch.maximum(sizes, unknowns), unknowns)
+        return _Equations(value - x, derivative, unknowns, sizes, scale)
+
+    def left(self) -> list[float]:
+        """The largest residual, as a part of the size of its equation, and the length of the scaled right-hand side."""
+        return torch.stack([(self.residual.abs() / self.sizes).max(), (self.residual / self.scale).norm()]).tolist()
+
+    def solve(self, tolerance: float, length: float) -> Tensor:
+        """δ; by GMRES to a residual of that tolerance. `length` is that of the scaled right-hand side."""
+        dtype, derivative = self.residual.dtype, self.derivative
+        precise = dtype if self.residual.device.type == "mps" else torch.float64  # MPS has none
+        scale, unknowns = self.scale.to(precise), self.unknowns.to(precise)
+        rhs = self.residual.to(precise) / scale
+        if isinstance(derivative, Tensor):
+            rows = torch.eye(len(rhs), dtype=precise, device=rhs.device) - derivative.to(precise)
+            return torch.linalg.solve_ex(rows / scale[:, None], rhs)[0].to(dtype)
+
+        def apply(u: Tensor) -> Tensor:
+            v = unknowns * u
+            return (v - derivative(v.to(dtype)).to(precise)) / scale
+
+        return (unknowns * gmres(apply, rhs, tolerance, length)[0]).to(dtype)
+
+
+def _irregular(like: Tensor) -> Tensor:
+    """A vector with components of about 1 whose signs follow no pattern, so that few sums of them cancel."""
+    i = torch.arange(1, len(like) + 1, device=like.device, dtype=torch.float32)
+    sign, more = (i * 0.6180339887) % 1, (i * 0.4142135624) % 1
+    return torch.where(sign < 0.5, -0.5 - more / 2, 0.5 + more / 2).to(like.dtype)
+
+
+def _positive(size: Tensor) -> Tensor:
+    """The sizes, with the largest in place of zeros: of what has no size yet."""
+    largest = size.max()
+    return torch.where(size > 0, size, torch.where(largest > 0, largest, 1.0))
+
+
+def by_differences(function: Function, size: Tensor, rounding: float) -> Linearize:
+    """F and its derivative by differences of F, whose steps are small beside each component: for any F."""
+
+    def linearize(x: Tensor) -> tuple[Tensor, Function]:
+        value = function(x)
+        sizes = _positive(torch.maximum(torch.maximum(x.abs(), value.abs()), size.abs()))
+
+        def along(v: Tensor) -> Tensor:
+            epsilon = math.sqrt(rounding) / _positive((v.abs() / sizes).max())
+            return (function(x + epsilon * v) - value) / epsilon
+
+        return value, along
+
+    return linearize
 
 
 def solve_linear(operator: Function, rhs: Tensor) -> Tensor:
-    """x with operator(x) = rhs, to rounding.
+    """x with operator(x) = rhs, each component to rounding; NaN where rhs or the operator is not finite.
 
     Raises:
         NotConverged: If it cannot be found.
     """
-    x, left = gmres(operator, rhs, _ENOUGH * _rounding(rhs))
-    if left > _LEAST * _rounding(rhs):
+    b = rhs.to(wide(rhs.dtype))
+
+    def apply(x: Tensor) -> Tensor:
+        if x.dtype == rhs.dtype:
+            return operator(x)
+        top = _positive(x.abs().max())  # half precision has no small numbers
+        return operator((x / top).to(rhs.dtype)).to(b.dtype) * top
+
+    flat, shaped = as_real_vector(b)
+    derivative = _formed(lambda v: v - apply(v), b)
+
+    def linearize(x: Tensor) -> tuple[Tensor, Linear]:
+        if isinstance(derivative, Tensor):
+            return b + shaped(derivative @ flat(x)), derivative
+        return b + derivative(x), derivative
+
+    try:
+        found = newton(linearize, b, torch.zeros_like(b), _LINEAR, rounding_of(rhs))
+    except NotConverged as error:
+        if error.undefined:
+            return torch.full_like(rhs, math.nan)
         raise NotConverged(
-            f"The linear equations of the gradient of an implicit step could not be solved: {left:.1g} of the "
-            "right-hand side is left. Take smaller steps, or solve in float64."
-        )
-    return x
+            "The linear equations of the gradient of an implicit step could not be solved: take smaller steps "
+            "(`controller=Fixed(steps=...)`), or solve in float64."
+        ) from error
+    return found.to(rhs.dtype)
 
 
-def gmres(operator: Function, rhs: Tensor, tolerance: float) -> tuple[Tensor, float]:
+def _formed(function: Function, like: Tensor) -> Linear:
+    """A linear function, as a matrix where it has few unknowns."""
+    flat, _ = as_real_vector(like)
+    return torch.stack([flat(function(e)) for e in units(like)], 1) if 0 < len(flat(like)) <= FEW else function
+
+
+def units(like: Tensor) -> list[Tensor]:
+    """The unit vectors of the space of real vectors that `like` is one of, each of its shape."""
+    flat, shaped = as_real_vector(like)
+    return [shaped(e) for e in torch.eye(len(flat(like)), dtype=like.real.dtype, device=like.device)]
+
+
+def gmres(operator: Function, rhs: Tensor, tolerance: float, size: float) -> tuple[Tensor, float]:
     """x with |operator(x) − rhs| ≤ tolerance |rhs|, the 2-norm, and what is left of it, as a part of |rhs|.
 
-    It ends earlier where no progress is made any more. One host read for each application of the linear operator.
+    Of real vectors; `size` is |rhs|. It ends earlier where no progress is made any more. One host read for each
+    application of the linear operator.
     """
-    flat, shaped = as_real_vector(rhs)
-
-    def apply(v: Tensor) -> Tensor:
-        return flat(operator(shaped(v)))
-
-    b = flat(rhs)
-    size = left = float(b.norm())
-    if not math.isfinite(size):
-        return torch.full_like(rhs, math.nan), math.nan
-    x, residual = torch.zeros_like(b), b
+    x, residual, left = torch.zeros_like(rhs), rhs, size
     while left > tolerance * size:
         before = left
-        found, left = _cycle(apply, residual, left, tolerance * size)
+        found, left = _cycle(operator, residual, left, tolerance * size)
         x = x + found
         if left > tolerance * size:
-            residual = b - apply(x)
+            residual = rhs - operator(x)
             left = float(residual.norm())
             if not left < 0.5 * before:
                 break
-    return shaped(x), left / size if size else 0.0
+    return x, left / size if size else 0.0
 
 
 def as_real_vector(like: Tensor) -> tuple[Function, Function]:
@@ -124,6 +227,10 @@ def as_real_vector(like: Tensor) -> tuple[Function, Function]:
         shape = torch.view_as_real(like).shape
         return lambda x: torch.view_as_real(x).reshape(-1), lambda v: torch.view_as_complex(v.reshape(shape))
     return lambda x: x.reshape(-1), lambda v: v.reshape(like.shape)
+
+
+def _of_vectors(function: Function, flat: Function, shaped: Function) -> Function:
+    return lambda v: flat(function(shaped(v)))
 
 
 def _cycle(apply: Function, residual: Tensor, size: float, goal: float) -> tuple[Tensor, float]:
@@ -148,7 +255,8 @@ def _cycle(apply: Function, residual: Tensor, size: float, goal: float) -> tuple
         for i, (c, s) in enumerate(rotations):
             column[i], column[i + 1] = c * column[i] + s * column[i + 1], c * column[i + 1] - s * column[i]
         radius = math.hypot(column[k], column[k + 1])
-        if not radius > 10 * _rounding(residual) * max(map(abs, column)) or not math.isfinite(radius):
+        smallest = 10 * torch.finfo(residual.dtype).eps * max(map(abs, column))
+        if not radius > smallest or not math.isfinite(radius):
             break  # the matrix is singular on this space
         c, s = column[k] / radius, column[k + 1] / radius
         rotations.append((c, s))
@@ -164,5 +272,15 @@ def _cycle(apply: Function, residual: Tensor, size: float, goal: float) -> tuple
     return residual.new_tensor(weights) @ basis[: len(weights)], abs(left[-1]) if columns else size
 
 
-def _rounding(x: Tensor) -> float:
-    return torch.finfo(x.dtype).eps
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which equations are solved: float32 for half precision, else that of the state."""
+    half = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
+    return half.get(dtype, dtype)
+
+
+def rounding_of(y: Tensor) -> float:
+    """The relative rounding error of f at y: that of the dtype, or of the coarser one in which autocast computes."""
+    own, device = torch.finfo(y.dtype).eps, y.device.type
+    if y.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return own
+    return max(own, torch.finfo(torch.get_autocast_dtype(device)).eps)

@@ -111,6 +111,10 @@ class RungeKutta:
         weights = self.b if i == len(self.b) else self.a[i]
         return combine(y, dt, weights, stages[: len(weights)]) if any(weights) else y
 
+    def solved_stages(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor) -> Sequence[Tensor] | None:
+        """The stages, where they have to be known before f can be linearized at them; else None."""
+        return None
+
     def linearize(
         self,
         linearize: Linearize,
@@ -121,7 +125,10 @@ class RungeKutta:
         with_f1: bool,
         stages: Sequence[Tensor] | None = None,
     ) -> tuple[list[Tensor], list[Pull]]:
-        """The stages of a step, and for each the pullback of f there; made from `stages` where those are known."""
+        """The stages of a step, and for each the pullback of f there; made from `stages` where those are known.
+
+        Where `solved_stages` gives some, they have to be known.
+        """
         raise NotImplementedError
 
     def pullback(
