@@ -35,8 +35,9 @@ class Status(Enum):
         "problem; take smaller ones, or a method that adapts its steps"
     )
     NOT_CONVERGED = (
-        "the equations of an implicit step could not be solved; take smaller steps, or raise the method's "
-        "`max_iterations`; where f is not smooth, an explicit method needs no such equations"
+        "the equations of an implicit step could not be solved, or have no solution; take smaller steps (more "
+        "`steps` or a smaller `dt` in `controller=Fixed(...)`, a smaller 'step_size' in odenets.torchdiffeq), or solve "
+        "in float64; where f is not smooth, an explicit method needs no such equations"
     )
     NON_FINITE_START = "`y0` contains NaN or infinity; check the input of the ODE layer and what precedes it"
 
