@@ -174,7 +174,7 @@ def test_combine_refuses_nothing_to_combine():
 @ADAPTIVE
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
 def test_a_decay_chain_is_followed_within_its_tolerance(method, tolerance):
-    """DETEST C2, whose fastest part is nine times as fast as what it ends in: no estimate may let steps grow unstable."""
+    """DETEST C2, nine times as fast as what it ends in: no estimate may let the steps grow unstable."""
     rates = torch.arange(1.0, 10.0, dtype=torch.float64)
     chain = torch.diag(rates, -1) - torch.diag(torch.cat([rates, rates.new_zeros(1)]))
     y0 = torch.eye(10, dtype=torch.float64)[0]

@@ -217,13 +217,14 @@ class _Equations:
     ) -> None:
         self.f, self.times, self.before, self.dt, self.dtype = f, times, before, dt, dtype
         self.weights = [[method.a[i][j] for j in block] for i in block]
+        self.rounding = rounding_of(before[0].to(dtype))
 
     @torch.no_grad()
     def solve(self, most: int) -> Tensor:
         """The stages, (stages of the block, *y.shape), outside of autograd."""
         dt = _number(self.dt)
         before = torch.stack([x.detach() for x in self.before])
-        start, size, rounding = torch.zeros_like(before), before / dt, rounding_of(before[0].to(self.dtype))
+        start, size, rounding = torch.zeros_like(before), before / dt, self.rounding
 
         def function(k: Tensor) -> Tensor:
             return torch.stack(self._values(self._inputs(k, dt)))
@@ -241,7 +242,7 @@ class _Equations:
             inputs, values = self._tracked(self._inputs(k, dt))
             if not any(value.requires_grad for value in values):
                 raise RuntimeError("f is not known to autograd")
-            return torch.stack(values).detach(), _Matrix(inputs, values, dt, self.weights).derivative()
+            return torch.stack(values).detach(), _Matrix(inputs, values, dt, self.weights, self.rounding).derivative()
 
         try:
             return newton(linearize, start, size, most, rounding)
@@ -310,7 +311,7 @@ class _Equations:
     def _matrix(self, inputs: Sequence[Tensor], values: Sequence[Tensor]) -> "_Matrix":
         if not all(x.requires_grad for x in inputs):  # the start of a solve whose y0 is a constant
             inputs, values = self._tracked(inputs)
-        return _Matrix(inputs, values, _number(self.dt), self.weights)
+        return _Matrix(inputs, values, _number(self.dt), self.weights, self.rounding)
 
 
 _MOST_ENTRIES = 2048  # of the stages of a block, where their matrix is formed
@@ -324,13 +325,18 @@ class _Matrix:
     """The matrix of Newton's method, I − dt A ⊗ J."""
 
     def __init__(
-        self, inputs: Sequence[Tensor], values: Sequence[Tensor], dt: float, weights: Sequence[Sequence[float]]
+        self,
+        inputs: Sequence[Tensor],
+        values: Sequence[Tensor],
+        dt: float,
+        weights: Sequence[Sequence[float]],
+        rounding: float,
     ) -> None:
-        self.inputs, self.values, self.dt, self.weights = inputs, values, dt, weights
+        self.inputs, self.values, self.dt, self.weights, self.rounding = inputs, values, dt, weights, rounding
         self.pullback: tuple[list[Tensor], list[Tensor]] | None = None  # w and Jᵀ w as a function of it
 
     def solve(self, rhs: Tensor, transposed: bool) -> Tensor:
-        return solve_linear(self._transposed if transposed else lambda v: v - self.jacobian(v), rhs)
+        return solve_linear(self._transposed if transposed else lambda v: v - self.jacobian(v), rhs, self.rounding)
 
     def _transposed(self, w: Tensor) -> Tensor:
         bars = self._pull(w.unbind())

@@ -76,7 +76,7 @@ def newton(linearize: Linearize, start: Tensor, size: Tensor, most: int, roundin
         if worst == 0 or (iteration > 0 and worst <= enough):
             return shaped(x)
         best = min(best, worst)
-        step = equations.solve(rounding**0.25, length)
+        step = equations.solve(min(rounding**0.25, 0.01), length)
         x = x + step
     raise NotConverged(
         f"Newton's method has not converged in {most} iterations: its equations hold to {best:.1g} of their terms."
@@ -156,16 +156,18 @@ def by_differences(function: Function, size: Tensor, rounding: float) -> Lineari
     return linearize
 
 
-def solve_linear(operator: Function, rhs: Tensor) -> Tensor:
+def solve_linear(operator: Function, rhs: Tensor, rounding: float | None = None) -> Tensor:
     """x with operator(x) = rhs, each component to rounding; NaN where rhs or the operator is not finite.
+
+    `rounding` is the operator's relative rounding error, where it is less precise than rhs.
 
     Raises:
         NotConverged: If it cannot be found.
     """
-    b = rhs.to(wide(rhs.dtype))
+    b, rounding = rhs.to(wide(rhs.dtype)), rounding or rounding_of(rhs)
 
     def apply(x: Tensor) -> Tensor:
-        if x.dtype == rhs.dtype:
+        if rounding <= torch.finfo(b.dtype).eps:
             return operator(x)
         top = _positive(x.abs().max())  # half precision has no small numbers
         return operator((x / top).to(rhs.dtype)).to(b.dtype) * top
@@ -179,7 +181,7 @@ def solve_linear(operator: Function, rhs: Tensor) -> Tensor:
         return b + derivative(x), derivative
 
     try:
-        found = newton(linearize, b, torch.zeros_like(b), _LINEAR, rounding_of(rhs))
+        found = newton(linearize, b, torch.zeros_like(b), _LINEAR, rounding)
     except NotConverged as error:
         if error.undefined:
             return torch.full_like(rhs, math.nan)
