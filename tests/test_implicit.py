@@ -367,7 +367,7 @@ def test_a_component_far_below_the_largest(method, root):
             expected = CLOSED[method.name](rate)
             assert found == pytest.approx(expected, rel=10 * rounding, abs=0.1 * rounding), (dtype, found)
         elif method.name in L_STABLE:  # at the root, which is where SciPy's Radau is, but for what is left of the start
-            assert found == pytest.approx(root, rel=0.05 if root == 1e-3 else 5e-3), (dtype, found)
+            assert found == pytest.approx(root, rel=0.1 if root == 1e-3 else 5e-3), (dtype, found)
         assert found >= 0
         assert sol.stats.nfe < 110 * len(method.b)
 
