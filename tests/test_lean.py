@@ -74,4 +74,4 @@ def test_a_step_there_and_back():
 
     step = a_step(train)
     assert step[READ] == 1
-    assert sum(step.values()) <= 290
+    assert sum(step.values()) <= 297  # 7 of them compare the replay with what it repeats

@@ -4,6 +4,7 @@ from odenets.adjoint import Backsolve as Backsolve
 from odenets.adjoint import Checkpointed as Checkpointed
 from odenets.adjoint import Direct as Direct
 from odenets.adjoint import Interpolated as Interpolated
+from odenets.adjoint import ReplayError as ReplayError
 from odenets.adjoint import Reversible as Reversible
 from odenets.captured import LostGradientError as LostGradientError
 from odenets.check_gradient import check_gradient as check_gradient

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from odenets import transforms
 from odenets.controller import PID
-from odenets.loop import Problem, Tape, Trajectory, is_tame, locate_non_finite, reversal
+from odenets.loop import Problem, Tape, Trajectory, blows_up, locate_non_finite, reversal, sample_shape
 from odenets.march import CLOCK, Activation, Buffers, Plan, arranged, numbers_of, restored, time_shape
+from odenets.methods import real_dtype
 from odenets.solution import Failure, Status
 
 ROOM = 32 * 2**20  # bytes that the buffers of a chunk may take
@@ -40,6 +41,10 @@ class Engine(Protocol):
     def forward(self, plan: Plan) -> Callable[..., Sequence[Tensor]]: ...
 
     def backward(self, plan: Plan) -> Callable[..., Sequence[Tensor]]: ...
+
+    def check(self) -> None:
+        """After a backward pass: raise a `ReplayError` where f has become another function."""
+        ...
 
 
 class Chunk(NamedTuple):
@@ -218,6 +223,7 @@ class March(torch.autograd.Function):
             chunks = (Chunk(rows, Buffers.of(call.plan, p)) for rows, p in zip(ctx.rows[::-1], pieces[::-1]))
         with call.autocast:
             grads = march_back(call, chunks, t, clock, grad_outputs[0], tensors)
+            call.engine.check()
         return None, *grads
 
 
@@ -295,6 +301,10 @@ def march_back(
     at_start = problem.times.count(problem.times[0])
     grad_y0 = lam + (grad_ys[0] if at_start == 1 else grad_ys[:at_start].sum(0))
     grad_t = _times_gradient(first, grad_times, state, grad_ys[:at_start]) if plan.timed else None
+    if grad_t is not None and problem.controller.share:
+        stretch = problem.controller.share * state[3].sum()
+        grad_t[0] -= stretch
+        grad_t[-1] += stretch
     by_index = dict(zip(engine.wanted, sums or [torch.zeros_like(tensors[i]) for i in engine.wanted]))
     return restored(plan, grad_y0), grad_t, *(by_index.get(i) for i in range(len(tensors)))
 
@@ -303,11 +313,11 @@ def _at_the_end(problem: Problem, plan: Plan, clock: Tensor, grad_ys: Tensor) ->
     """∂L/∂y, and the clock of the backward pass."""
     last = float(len(grad_ys) - 2)  # the output before the last
     if not plan.per_sample:
-        return grad_ys[-1], constant((last, 0.0, 0.0), torch.float64, grad_ys.device)
+        return grad_ys[-1], constant((last, 0.0, 0.0, 0.0, problem.origin), torch.float64, grad_ys.device)
     reached = clock[0] >= problem.times[-1]
     output = torch.where(reached, last, clock[4] - 1)
     zero = torch.zeros_like(output)
-    return torch.where(reached, grad_ys[-1], 0.0), torch.stack([output, zero, zero])
+    return torch.where(reached, grad_ys[-1], 0.0), torch.stack([output, zero, zero, zero, zero + problem.origin])
 
 
 def _times_gradient(first: Chunk | None, grad_times: Tensor, state: Tensor, grad_at_start: Tensor) -> Tensor:
@@ -356,20 +366,32 @@ def sample_trajectory(problem: Problem, ys: Tensor, result: Marched) -> Trajecto
 def _statuses(problem: Problem, result: Marched, clock: Tensor) -> list[Status]:
     """How each sample ended."""
     t, _, accepted, rejected = clock[:4].tolist()
+    stuck = clock[0] < problem.times[-1]
+    rises = _rises(problem, result) if bool(stuck.any()) else result.y
     return [
         Status.SUCCESS
         if t[i] >= problem.times[-1]
-        else _why(problem, result.y, i, accepted[i] + rejected[i] >= problem.max_steps, accepted[i] + rejected[i] == 0)
+        else _why(problem, result.y[i], rises[i], i, t[i], int(accepted[i] + rejected[i]))
         for i in range(len(t))
     ]
 
 
 @torch.no_grad()
-def _why(problem: Problem, y: Tensor, i: int, used_up: bool, never_started: bool) -> Status:
-    if used_up:
+def _rises(problem: Problem, result: Marched) -> Tensor:
+    """f where each sample stands."""
+    t = (problem.origin + result.clock.flatten(1)[0]).reshape(sample_shape(result.y))
+    problem.stats.nfe += 1
+    return problem.f(t.to(real_dtype(result.y)), result.y)
+
+
+@torch.no_grad()
+def _why(problem: Problem, y: Tensor, rise: Tensor, i: int, t: float, steps: int) -> Status:
+    """Why sample i, which stands at y at t, got no further."""
+    if steps >= problem.max_steps:
         return Status.MAX_STEPS
     if not bool(torch.isfinite(problem.y0[i]).all()):
         return Status.NON_FINITE_START
-    if never_started:
+    if steps == 0:
         return Status.NON_FINITE_FIELD
-    return Status.STEP_SIZE_UNDERFLOW if is_tame(y[i], problem.y0[i]) else Status.DIVERGED
+    shortest = max(t * torch.finfo(torch.float64).eps, 1e-30 * problem.times[-1])
+    return Status.DIVERGED if blows_up(y, rise, shortest) else Status.STEP_SIZE_UNDERFLOW

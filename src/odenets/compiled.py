@@ -31,8 +31,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from odenets.cut import Cut, vjp
-from odenets.loop import CountedField, Problem, sample_shape
+from odenets.evaluation import checked
+from odenets.loop import Problem, sample_shape
 from odenets.march import (
+    BACK,
     CLOCK,
     NUMBERS,
     Activation,
@@ -45,7 +47,6 @@ from odenets.march import (
     time_shape,
 )
 from odenets.methods import Field, real_dtype
-from odenets.solution import Stats
 
 # Where the compiler chooses how to accumulate a sum by its length: a matter of accuracy, not of what is computed.
 _MATTERS_NOT = "need_use_acc_helper"
@@ -133,7 +134,7 @@ class Graph:
             inputs[self.t], inputs[self.y] = t, y
             return self.module(*inputs)[0]
 
-        return CountedField(f, Stats())  # whose checks of shape and dtype run while tracing
+        return lambda t, y: checked(f(t, y), t, y)
 
 
 class Compiled:
@@ -145,6 +146,9 @@ class Compiled:
         self.tensors = [v for v in values if isinstance(v, Tensor)]
         self.sizes = [v for v in values if not isinstance(v, Tensor)]
         self.wanted = [i for i, v in enumerate(self.tensors) if v.requires_grad]
+
+    def check(self) -> None:
+        """Nothing: a graph has no state of its own."""
 
     def activations(self) -> tuple[Activation, ...]:
         key = (tuple(self.wanted), tuple(self.sizes))
@@ -203,7 +207,7 @@ class Compiled:
         make = self._fakes(plan)
         rows = make.constant(torch.zeros(1, dtype=torch.int64))
         outputs = (make.ys(),) if plan.outputs else ()
-        clock = make.clock(rows=3)
+        clock = make.clock(rows=BACK)
         return [rows, make.times(), clock, make.state(), *outputs, *make.buffers(), *make.rest()]
 
     def _fakes(self, plan: Plan) -> "_Fakes":

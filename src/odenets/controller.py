@@ -26,6 +26,18 @@ def rms(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     return norm / _root(x.numel() // max(norm.numel(), 1), x)
 
 
+def rms_of_any_size(x: Tensor) -> Tensor:
+    """`rms` over all elements where a square may be too large or too small for a number."""
+    x = x.abs().to(torch.float32 if x.device.type == "mps" else torch.float64)
+    largest = x.max() if x.numel() else x.sum()
+    return largest * rms(x / largest.clamp(min=torch.finfo(x.dtype).tiny))
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in a dtype in which errors can be measured: not in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
 
 
@@ -67,13 +79,13 @@ class Decision(NamedTuple):
 
 
 class Start(NamedTuple):
-    """The start of a solve from t0 to t1 > t0, of which the first step is chosen."""
+    """The start of a solve, of which the first step is chosen."""
 
     f: Field
     y0: Tensor
     f0: Tensor  # f(t0, y0)
-    t0: Number
-    t1: Number
+    t0: Number  # as f gets it
+    span: Number  # the length of the interval, > 0; may be infinite
     order: int  # of the method
     norm: Norm = rms
     read: Read = Tensor.tolist
@@ -97,6 +109,11 @@ class Controller(Protocol):
     @property
     def start(self) -> tuple[float, ...]:
         """The memory before the first step."""
+        ...
+
+    @property
+    def share(self) -> float:
+        """What part of a change of the interval's length each step takes."""
         ...
 
     @property
@@ -126,19 +143,26 @@ class Controller(Protocol):
         ...
 
 
-def choose_first_step(start: Start, scale: Tensor, dt_max: float) -> FirstStep:
-    """The first step as in Hairer, Nørsett and Wanner II.4, for one evaluation of f; `scale` is the tolerance at y0."""
-    f, y0, f0, t0, t1, order, norm, read = start
-    d0, d1 = read(torch.stack([norm(y0 / scale), norm(f0 / scale)]))
-    longest = minimum(t1 - t0, dt_max)
-    small = (d0 < 1e-5) | (d1 < 1e-5)
-    h0 = minimum(where(small, 1e-6, 0.01 * d0 / maximum(d1, 1e-300)), longest)
+def choose_first_step(start: Start, scale: Tensor, dt_max: float, unit: Number = None) -> FirstStep:
+    """The first step as in Hairer, Nørsett and Wanner II.4, for one evaluation of f; `scale` is the tolerance at y0.
+
+    Their formula adds up quantities of different dimensions, so it depends on the unit of time. None takes the time in
+    which y0 would change by its own size; where that says nothing, the interval.
+    """
+    f, y0, f0, t0, span, order, norm, read = start
+    d0, d1 = read(torch.stack([norm(wide(y0) / scale), norm(wide(f0) / scale)]))
+    longest = minimum(span, dt_max)
+    small = (d0 < 1e-5) | (d1 * (longest if unit is None else unit) < 1e-5)
+    own = d0 / maximum(d1, 1e-300)
+    unit = where(small, longest, own) if unit is None else unit
+    h0 = minimum(where(small, 1e-6 * unit, 0.01 * own), longest)
     (t_trial,) = stage_times(t0, h0, (1.0,), y0)
     f1 = f(t_trial, combine(y0, h0, (1.0,), (f0,)))
-    (d2,) = read(norm((f1 - f0) / scale)[None])
+    (d2,) = read(norm(wide(f1 - f0) / scale)[None])
     d2 = d2 / maximum(h0, 1e-300)  # h0 is 0 where f0 is infinite
-    largest = maximum(d1, d2)
-    h1 = where(largest <= 1e-15, maximum(h0 * 1e-3, 1e-6), (0.01 / maximum(largest, 1e-300)) ** (1 / order))
+    largest = maximum(d1 * unit, d2 * unit * unit)
+    guess = (0.01 / maximum(largest, 1e-300)) ** (1 / order) * unit
+    h1 = where(largest <= 1e-15, maximum(h0 * 1e-3, 1e-6 * unit), guess)
     dt = minimum(minimum(100 * h0, h1), longest)
     # Where the trial left f's domain, start carefully: the controller grows dt soon. NaN where f0 is not finite.
     dt = where(d2 < math.inf, dt, h0 * 1e-3)
@@ -181,6 +205,7 @@ class PID:
     dt_max: float = math.inf
 
     adaptive = True
+    share = 0.0
     tunable = ("rtol", "atol", "safety", "factor_min", "factor_max", "dt_max")  # changing these recompiles nothing
 
     def __post_init__(self) -> None:
@@ -208,10 +233,15 @@ class PID:
         return min(self.dt0 or math.inf, self.dt_max)
 
     def first_step(self, start: Start) -> FirstStep:
-        return choose_first_step(start, self._scale(start.y0.abs()), self.dt_max)
+        scale = self._scale(wide(start.y0).abs())
+        # Without `atol` a component that is 0 has no scale: it says nothing.
+        return choose_first_step(start, torch.where(scale > 0, scale, math.inf), self.dt_max)
 
     def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = rms) -> Tensor:
-        return norm(error / self._scale(torch.maximum(y.abs(), y1.abs())))
+        scale = self._scale(torch.maximum(wide(y).abs(), wide(y1).abs()))
+        if isinstance(self.atol, Tensor) or self.atol == 0:
+            scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)  # the error of a component that stays 0 is 0
+        return norm(wide(error) / scale)
 
     def decide(self, ratio: Number, dt: Number, memory: tuple[Number, ...], order: int) -> Decision:
         accept = ratio <= 1
@@ -270,6 +300,10 @@ class Fixed:
             _number(self, "dt", "a number above 0 (backward in time too)", lambda x: 0 < x < math.inf)
         elif type(self.steps) is not int or self.steps < 1:
             object.__setattr__(self, "steps", count("steps", self.steps))
+
+    @property
+    def share(self) -> float:
+        return 0.0 if self.steps is None else 1 / self.steps
 
     def size(self, t0: float, t1: float) -> float:
         """The step size on an interval from t0 to t1 > t0."""

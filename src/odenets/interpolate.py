@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenets.loop import DenseStep
 from odenets.methods import RungeKutta
 
 
@@ -17,14 +18,15 @@ class DenseOutput:
 
     Args:
         method: The method whose extension it is.
-        steps: For each step its t, dt, y and stages (s + 1, *y.shape), in order of t. A step of no length, of which
-            f(t, y) alone is known, is the whole of a solve of no length.
-        sign: −1 where the caller's time runs against the solver's.
+        steps: The steps in order of time. A step of no length, of which f(t, y) alone is known, is the whole of a solve
+            of no length.
+        origin, sign: The caller's time is sign · (origin + the solver's).
         unflatten: Gives the caller's structure to states (..., *y.shape).
     """
 
     method: RungeKutta
-    steps: Sequence[tuple[float, float, Tensor, Tensor]]
+    steps: Sequence[DenseStep]
+    origin: float
     sign: float
     unflatten: Callable[[Tensor], Any]
 
@@ -35,7 +37,7 @@ class DenseOutput:
             given = torch.as_tensor(t, dtype=torch.float64)  # a number's own precision, not the default dtype's
         if given.dtype.is_complex or given.dtype == torch.bool:
             raise TypeError(f"`t` must be real numbers, got dtype {given.dtype}")
-        times = self.sign * given.flatten().to(torch.float64)
+        times = self.sign * given.flatten().to(torch.float64) - self.origin
         states = [self._at(value, times[i]) for i, value in enumerate(times.tolist())]
         y = self.steps[0][2]
         flat = torch.stack(states) if states else y.new_empty((0, *y.shape))
@@ -45,12 +47,17 @@ class DenseOutput:
         first, last = self.steps[0][0], self.steps[-1][0] + self.steps[-1][1]
         slack = 1e-9 * (last - first)
         if not first - slack <= value <= last + slack:
-            low, high = sorted((self.sign * first + 0.0, self.sign * last + 0.0))  # + 0.0: never "-0"
-            raise ValueError(f"`t` must lie in the solved interval [{low!r}, {high!r}], got {self.sign * value!r}")
+            low, high = sorted(self._caller_time(edge) for edge in (first, last))
+            got = self._caller_time(value)
+            raise ValueError(f"`t` must lie in the solved interval [{low!r}, {high!r}], got {got!r}")
         index = max(bisect.bisect_right(self.steps, value, key=lambda step: step[0]) - 1, 0)
-        start, dt, y, stages = self.steps[index]
-        past = t - start if t.requires_grad else value - start
-        if dt == 0:
+        start, dt, y, stages, clock = self.steps[index]
+        if clock is not None:
+            start, dt = clock.unbind()
+        past = (t if t.requires_grad else value) - start
+        if self.steps[index].dt == 0:
             return y + past * stages[0]
-        theta = past / dt
-        return self.method.interpolate(y, dt, list(stages), theta)
+        return self.method.interpolate(y, dt, stages.unbind(), past / dt)
+
+    def _caller_time(self, t: float) -> float:
+        return self.sign * (self.origin + t) + 0.0  # + 0.0: never "-0"

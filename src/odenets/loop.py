@@ -8,9 +8,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from odenets.controller import PID, Controller, Number, Start, maximum, where
+from odenets.controller import PID, Controller, Number, Start, maximum, rms_of_any_size, where
+from odenets.evaluation import CountedField
 from odenets.methods import Field, NotConverged, RungeKutta, Step, real_dtype, stage_times
-from odenets.returned import refuse_shape
 from odenets.solution import Failure, Stats, Status
 from odenets.transforms import all_finite, number, numbers, unwrapped
 
@@ -18,39 +18,18 @@ Piece = TypeVar("Piece")  # what a tape keeps of each step
 State = TypeVar("State")  # and what it starts from
 
 
-class CountedField:
-    """A vector field that counts its evaluations and refuses a result of another shape or dtype."""
-
-    def __init__(self, f: Field, stats: Stats) -> None:
-        self.f = f
-        self.stats = stats
-
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        self.stats.nfe += 1
-        out = self.f(t, y)
-        if out.shape != y.shape:
-            refuse_shape(out, t, y)
-        if out.device != y.device:
-            raise ValueError(f"`f` must return a tensor on y's device {y.device}, returned one on {out.device}")
-        if out.dtype != y.dtype:
-            if not torch.is_autocast_enabled(y.device.type):
-                raise TypeError(
-                    f"`f` must return y's dtype {y.dtype}, returned {out.dtype}; cast inside `f`, "
-                    "or give `y0` that dtype"
-                )
-            out = out.to(y.dtype)  # mixed precision inside f; state and error stay in y's dtype
-        return out
-
-
 @dataclass(frozen=True)
 class Problem:
-    """An initial value problem in normal form: one tensor, increasing times, every name an object."""
+    """An initial value problem in normal form: one tensor, every name an object, times that increase from 0.
+
+    Time is counted from the start of the solve, where it has the most digits; f gets `origin` + t.
+    """
 
     bind: Callable[[tuple], Field]  # bind(args) is f with its extra arguments
     args: tuple
     f: Field  # bind(args), or with other tensors in their place
     y0: Tensor
-    t: Tensor  # (T,), increasing; may require grad
+    t: Tensor  # (T,), increasing from 0; may require grad
     times: list[float]  # the same times on the host
     method: RungeKutta
     controller: Controller
@@ -60,7 +39,13 @@ class Problem:
     per_sample: bool = False  # a step size for each sample
     compile: bool = False  # run the loops compiled
     plain: bool = False  # f is the caller's own, `watched(t, y, *args)`, with nothing around it
+    origin: float = 0.0  # the first time, as f gets it
+    sign: float = 1.0  # the caller's time is sign · (origin + t)
     stats: Stats = field(default_factory=Stats)
+
+    def caller_time(self, t: float) -> float:
+        """The caller's own name for a time."""
+        return self.sign * (self.origin + t) + 0.0  # + 0.0: never "-0"
 
 
 @dataclass(frozen=True)
@@ -72,8 +57,15 @@ class Taken:
     y: Tensor  # the state at t
     step: Step
     final: bool  # the step was cut to end on t_end: dt = t_end − t
-    t_in: float | Tensor  # t and dt as the step received them: tensors where gradients flow through the times
+    t_in: float | Tensor  # t and dt as tensors where gradients flow through the times
     dt_in: float | Tensor
+
+    @property
+    def clock(self) -> Tensor | None:
+        """Both as one tensor, where gradients flow through them."""
+        if not isinstance(self.t_in, Tensor):
+            return None
+        return torch.stack([self.t_in, torch.as_tensor(self.dt_in, dtype=torch.float64, device=self.t_in.device)])
 
 
 class Kept(NamedTuple):
@@ -97,6 +89,7 @@ class Tape(Generic[Piece, State]):
         self.room, self.spacing = room, 1
         self.steps: list[Piece] = []
         self.states: dict[int, State] = {}  # by the index of the step
+        self.end: State | None = None  # after the last step
 
     def add(self, step: Piece, state: State) -> None:
         index = len(self.steps)
@@ -161,6 +154,7 @@ class DenseStep(NamedTuple):
     dt: float
     y: Tensor  # the state at t
     stages: Tensor  # (s + 1, *y.shape)
+    clock: Tensor | None = None  # t and dt in float64, where gradients flow through the times
 
 
 @dataclass
@@ -179,9 +173,12 @@ def sample_shape(y: Tensor) -> tuple[int, ...]:
 
 
 def cut(t: Number, dt: Number, t_end: Number) -> tuple[Any, Number]:
-    """Whether the next step is the last, and its size: cut to end on t_end, which no step passes."""
-    final = dt >= (t_end - t) * (1 - 1e-9)  # a rounding error of t must not cost a sliver of a step
-    return final, where(final, t_end - t, dt)
+    """Whether the next step is the last, and its size: cut to end on t_end, which no step passes.
+
+    Of a size dt the time moves by what it can resolve, and y has to move by the same.
+    """
+    final = dt >= (t_end - t) * (1 - 1e-6)  # rounding errors of t must not cost a sliver of a step
+    return final, where(final, t_end, t + dt) - t
 
 
 def conclude(
@@ -202,7 +199,8 @@ def conclude(
     accept, dt_next, memory = controller.decide(ratio, dt, memory, order)
     # A step that was cut short says nothing against the size that was planned.
     dt_next = where(accept & final, maximum(dt_next, planned), dt_next)
-    moves = (t + dt_next * 0.5 > t) & (dt_next >= 1e-14 * (t_end - t))
+    moved = (t + dt_next) - t  # by what the time would move: it has to, and by less than in the step that was tried
+    moves = (moved > 0) & (moved < dt) & (dt_next >= 1e-30 * (t_end - t))  # at t = 0 any step would move it
     dt_next = where(accept | moves, dt_next, math.nan)
     return accept, where(accept, where(final, t_end, t + dt), t), dt_next, memory
 
@@ -224,12 +222,18 @@ class Stepper:
         self.memory: tuple[float, ...] = self.controller.start
         self.clock = clock
         self.failure: Failure | None = None
+        self.origin = problem.origin
+        self._stretch: Any = 0.0  # what the interval gets longer by: 0, but for its gradient
+        if clock is not None:
+            span = clock[1] - clock[0]
+            self._stretch = span - span.detach()
         self._y0 = y0
 
     def derivative(self) -> Tensor:
         """f at the present point, evaluated once."""
         if self.f0 is None:
-            (t,) = stage_times(self.t if self.clock is None else self.clock[0], 0.0, (0.0,), self.y)
+            t = self.t if self.clock is None else self.clock[0]
+            (t,) = stage_times(self.origin + t, 0.0, (0.0,), self.y)
             self.f0 = self.f(t, self.y)
         return self.f0
 
@@ -240,15 +244,19 @@ class Stepper:
     def choose_first_step(self, t_end: float) -> None:
         """Let the controller choose the first step of a solve to t_end, and check the start while at it."""
         if not self.controller.chooses_first_step:
-            self.dt = self.controller.given_step(self.t, t_end)
+            self.dt = self.controller.given_step(self.origin + self.t, self.origin + t_end)
             if self.controller.adaptive and not all_finite(self.derivative()):
                 self._fail_at_start(self.derivative())
             return
         f0 = self.derivative()
         with torch.no_grad():
-            start = Start(self.f, self.y, f0, self.t, t_end, self.method.order, read=numbers)
-            self.dt, size = self.controller.first_step(start)
-            if self.dt is None or not math.isfinite(self.dt):
+            t0, span = self.origin + self.t, t_end - self.t
+            start = Start(self.f, self.y, f0, t0, span, self.method.order, read=numbers)
+            dt, size = self.controller.first_step(start)
+            if not math.isfinite(dt):  # where f0 is not, or where a norm was too large
+                dt, size = self.controller.first_step(start._replace(norm=rms_of_any_size))
+            self.dt = dt
+            if not math.isfinite(dt):
                 self._fail_at_start(f0)
             elif isinstance(self.controller, PID):
                 self.controller.check_resolution(size, self.y.dtype)
@@ -263,7 +271,7 @@ class Stepper:
             final, dt = cut(self.t, self.dt, t_end)
             t_in, dt_in = self._differentiable(dt, final)
             try:
-                step = self.method.step(self.f, t_in, self.y, dt_in, self.f0)
+                step = self.method.step(self.f, self.origin + t_in, self.y, dt_in, self.f0)
             except NotConverged as error:
                 return self._fail_in_step(error, dt)
             ratio = 0.0
@@ -285,15 +293,20 @@ class Stepper:
             step = step.with_f1(self.f)
         with torch.no_grad():
             error = self.method.error(dt, step.stages)
-            ratio = self.controller.error_ratio(self.y, step.y, error)
-        return step, number(ratio)  # the one host read of a step
+            ratio = number(self.controller.error_ratio(self.y, step.y, error))  # the one host read of a step
+            if not math.isfinite(ratio):
+                ratio = number(self.controller.error_ratio(self.y, step.y, error, rms_of_any_size))
+        return step, ratio
 
     def _differentiable(self, dt: float, final: bool) -> tuple[float | Tensor, float | Tensor]:
         """t and dt as the step gets them: as tensors where gradients flow through the times."""
         if self.clock is None:
             return self.t, dt
         start, end = self.clock
-        return (start, end - start) if final else (start, dt)
+        if final:
+            return start, end - start
+        # The steps of `Fixed(steps=...)` take their share of a longer interval.
+        return start, dt + self.controller.share * self._stretch if self.controller.share else dt
 
     def _accept(self, taken: Taken, t1: float) -> Taken:
         self.stats.accepted += 1
@@ -302,7 +315,7 @@ class Stepper:
         self.settle(taken.step)
         if self.clock is not None:
             start, end = self.clock
-            self.clock = (end if taken.final else start + taken.dt, end)
+            self.clock = (end if taken.final else start + taken.dt_in, end)
         return taken
 
     def settle(self, step: Step) -> None:
@@ -317,8 +330,13 @@ class Stepper:
     def _fail_at_start(self, f0: Tensor) -> None:
         if not all_finite(self.y):
             self._fail(Status.NON_FINITE_START, 0.0, f"y0: {locate_non_finite(self.y)}.")
-        else:
+        elif not bool(torch.isfinite(f0).all()):
             self._fail(Status.NON_FINITE_FIELD, 0.0, f"f(t0, y0): {locate_non_finite(f0)}.")
+        else:
+            detail = (
+                f"f(t0, y0) is as large as {float(f0.abs().max()):.3g}, which in tolerances {f0.dtype} cannot hold."
+            )
+            self._fail(Status.STEP_SIZE_UNDERFLOW, 0.0, detail)
 
     def _fail_in_step(self, error: NotConverged, dt: float) -> None:
         if not all_finite(self.y):
@@ -329,10 +347,10 @@ class Stepper:
     def _diagnose_underflow(self, step: Step, dt: float, ratio: float) -> None:
         y = unwrapped(self.y)
         seen = f"The largest |y| is {float(y.abs().max()):.3g}, the last error was {ratio:.3g} tolerances."
-        if not is_tame(self.y, self._y0):
+        broken = next((k for k in step.stages if not all_finite(k)), None)
+        if blows_up(self.y, step.stages[0], dt):
             return self._fail(Status.DIVERGED, dt, f"{seen} Largest at {_position(y, int(y.abs().argmax()))}.")
-        if not math.isfinite(ratio):
-            broken = next((k for k in step.stages if not all_finite(k)), step.y)
+        if broken is not None:
             return self._fail(Status.NON_FINITE_FIELD, dt, f"Just after this t, f: {locate_non_finite(broken)}. {seen}")
         return self._fail(Status.STEP_SIZE_UNDERFLOW, dt, seen)
 
@@ -341,7 +359,7 @@ def evaluate_at_start(problem: Problem, y0: Tensor) -> Tensor:
     """f(t0, y0); y0 is `problem.y0`, or a copy of it outside of autograd."""
     if not problem.per_sample:
         return Stepper(problem, y0, problem.times[0]).derivative()
-    t0 = torch.full(sample_shape(y0), problem.times[0], dtype=real_dtype(y0), device=y0.device)
+    t0 = torch.full(sample_shape(y0), problem.origin, dtype=real_dtype(y0), device=y0.device)
     return CountedField(problem.f, problem.stats)(t0, y0)
 
 
@@ -373,6 +391,7 @@ def run(
     clock: Tensor | None = None,
     timed: bool = False,
     read: bool = True,
+    slopes: dict[int, Tensor] | None = None,
 ) -> Trajectory:
     """Solve from the first time to the last.
 
@@ -382,6 +401,7 @@ def run(
         tape: Where to write what a replay of the accepted steps needs.
         clock: `problem.t`, where gradients to the times shall flow through the loop itself.
         timed: Whether gradients to the times are wanted at all, by the clock or by a replay.
+        slopes: Where to write dy/dt at the outputs that lie inside a step, by their index.
         read: Whether the host may read values: without, nobody sees whether fixed steps ended in finite numbers.
     """
     times, t_end = problem.times, problem.times[-1]
@@ -396,9 +416,14 @@ def run(
             break
         step, ends, inside = _emit(problem, stepper, ys, taken, clock, timed)
         if problem.dense:
-            dense.append(DenseStep(taken.t, taken.dt, taken.y, torch.stack(step.stages)))
+            dense.append(DenseStep(taken.t, taken.dt, taken.y, torch.stack(step.stages), taken.clock))
+        if slopes is not None:
+            theta = {j: (problem.times[j] - taken.t) / taken.dt for j in inside}
+            slopes |= {j: problem.method.slope(step.stages, theta[j]) for j in inside}
         if tape is not None:
             tape.add(Kept(taken.t, taken.dt, taken.final, ends, inside), taken.y)
+    if tape is not None:
+        tape.end = stepper.y
     failure = stepper.failure
     if failure is None and read and not problem.controller.adaptive:
         failure = find_non_finite(problem, y0, ys[-1])
@@ -410,9 +435,10 @@ def _emit(
 ) -> tuple[Step, tuple[int, ...], tuple[int, ...]]:
     """Append the outputs that lie in this step; the step (with f1 if it was needed) and the outputs' indices."""
     first = last = len(ys)
-    while last < len(problem.times) and problem.times[last] <= stepper.t:
+    slack = _ROUNDING * stepper.t
+    while last < len(problem.times) and problem.times[last] <= stepper.t + slack:
         last += 1
-    ends = tuple(j for j in range(first, last) if _ends_step(problem, stepper.t, j, timed))
+    ends = tuple(j for j in range(first, last) if _ends_step(problem, stepper.t - slack, j, timed))
     inside = tuple(j for j in range(first, last) if j not in ends)
     step = taken.step
     if inside or problem.dense:
@@ -427,13 +453,16 @@ def _emit(
     return step, ends, inside
 
 
+_ROUNDING = 2.0**-50  # of a time that is the sum of a few
+
+
 def _ends_step(problem: Problem, t: float, j: int, timed: bool) -> bool:
-    """Whether output j is the end of the step itself, at t, and not an interpolation inside it.
+    """Whether output j is the end of the step itself, not before t, and not an interpolation inside it.
 
     Where gradients to the times are wanted only the last output is: there alone the step's own length carries
     the gradient; every other one gets it from the interpolation.
     """
-    return j == len(problem.times) - 1 if timed else problem.times[j] == t
+    return j == len(problem.times) - 1 if timed else problem.times[j] >= t
 
 
 def interpolate(
@@ -456,20 +485,27 @@ def find_non_finite(problem: Problem, y0: Tensor, y_end: Tensor) -> Failure | No
         stepper = Stepper(replace(problem, stats=Stats()), y0.detach(), problem.times[0])
         if not all_finite(y0):
             return Failure(Status.NON_FINITE_START, stepper.t, 0.0, f"y0: {locate_non_finite(y0)}.")
+        usual = None  # the size of a state that f was made for
         while all_finite(stepper.y) and stepper.t < problem.times[-1]:
             taken = stepper.advance(problem.times[-1])
             if taken is None:
                 return stepper.failure
+            usual = usual or number(torch.maximum(y0.abs(), taken.step.y.abs()).max())
             for k in taken.step.stages:
                 if not all_finite(k):
-                    status = Status.NON_FINITE_FIELD if is_tame(taken.y, y0) else Status.NON_FINITE_STATE
+                    is_tame = not number(taken.y.abs().max()) > 1e6 * usual
+                    status = Status.NON_FINITE_FIELD if is_tame else Status.NON_FINITE_STATE
                     return Failure(status, taken.t, taken.dt, f"f: {locate_non_finite(k)}.")
         return Failure(Status.NON_FINITE_STATE, stepper.t, stepper.dt or 0.0, f"y: {locate_non_finite(y_end)}.")
 
 
-def is_tame(y: Tensor, y0: Tensor) -> bool:
-    """Whether the state has stayed within six orders of magnitude of its start."""
-    return float(unwrapped(y).abs().max()) <= 1e6 * (1 + float(unwrapped(y0).abs().max()))
+def blows_up(y: Tensor, k: Tensor, dt: float) -> bool:
+    """Whether the state, of slope k, would double within a few steps as short as dt, where that is too short to go on.
+
+    It does just before it becomes infinite; not where f breaks off, or jumps, or is stiff.
+    """
+    rise, size = number(k.abs().max()), number(y.abs().max())
+    return not rise * dt < 1e-4 * size if size > 0 and not math.isnan(rise) else False
 
 
 def locate_non_finite(x: Tensor) -> str:

@@ -166,7 +166,8 @@ def _rows(buffer: Tensor, row: Tensor, count: Any) -> list[Tensor]:
     return [_at(buffer, row * count + i) for i in range(count)]
 
 
-NUMBERS = 6  # t0, end, …: see `forward`
+NUMBERS = 7  # t0, end, …: see `forward`
+BACK = 5  # next output, ∂L/∂t, …: see `backward`
 CLOCK = 6  # t, dt, accepted, rejected, next output, size of y0; then the controller's memory
 
 
@@ -216,8 +217,13 @@ def _within(plan: Plan, y: Tensor) -> tuple[int, ...]:
 def norm_of(plan: Plan) -> Callable[[Tensor], Tensor]:
     """The norm in which the error is measured, of shape S, in float64."""
     if not plan.per_sample:
-        return lambda x: rms(x).double()
-    return lambda x: rms(x, dims=_within(plan, x)).double()
+        return lambda x: rms(_double(x))
+    return lambda x: rms(_double(x), dims=_within(plan, x))
+
+
+def _double(x: Tensor) -> Tensor:
+    """x in float64, where no square is too large."""
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def arranged(plan: Plan, y: Tensor, axis: int = 0) -> Tensor:
@@ -249,7 +255,7 @@ def forward(
 
     Args:
         numbers: t0, end, max_steps, the first step (where it is given), whether this is the first chunk, the number
-            of outputs at t0, then the controller's tunable numbers.
+            of outputs at t0, the time of f at time 0, then the controller's tunable numbers.
         times: (T,) in float64.
         clock: (CLOCK + memory, *S) from the chunk before.
         y: The state.
@@ -330,16 +336,16 @@ def _begin(
     plan: Plan, f: _Evaluations, numbers: Tensor, clock: Tensor, y: Tensor, f0: tuple[Tensor, ...]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The clock and f0 at the start of the solve, or those of the chunk before."""
-    t0, t_end, _, dt, first, output = numbers[:NUMBERS].unbind()
+    t0, t_end, _, dt, first, output, origin = numbers[:NUMBERS].unbind()
     shape = time_shape(plan, y)
     fresh = first > 0
     t0, dt, output = (x.expand(shape) if shape else x for x in (t0, dt, output))
     size = torch.zeros_like(t0)
     controller = tuned(plan.controller, numbers)
-    begun = (f(t0.to(real_dtype(y)), y), *f.kept[0]) if plan.carries_f0 else ()
+    begun = (f((origin + t0).to(real_dtype(y)), y), *f.kept[0]) if plan.carries_f0 else ()
     if begun and plan.chooses_first_step:
         step: FirstStep = controller.first_step(
-            Start(f, y, begun[0], t0, t_end, plan.method.order, norm_of(plan), Tensor.unbind)
+            Start(f, y, begun[0], origin + t0, t_end - t0, plan.method.order, norm_of(plan), Tensor.unbind)
         )
         dt, size = step.dt.detach(), step.size.detach()  # constants to the gradient
     zero = torch.zeros_like(t0)
@@ -356,7 +362,7 @@ def _advance(plan: Plan, f: _Evaluations, numbers: Tensor, buffers: Buffers | No
     final, dt = cut(now.t, now.dt, t_end)
     dt = torch.where(alive, dt, 0.0)
     f0, *of_f0 = now.f0 or (None,)
-    step = plan.method.step(f, now.t, now.y, dt, f0)
+    step = plan.method.step(f, numbers[6] + now.t, now.y, dt, f0)
     if plan.carries_f0:
         step = step.with_f1(f)
     ratio: Number = torch.zeros_like(now.t)
@@ -506,7 +512,8 @@ def backward(
         vjp: The pullback of f.
         wanted: Which of the tensors that f reaches a gradient is due to.
         rows: How many steps are to be undone.
-        clock: (3, *S): the next output to take up; ∂L/∂t at the end of the chunk; ∂L/∂(the last time).
+        clock: (BACK, *S): the next output to take up; ∂L/∂t at the end of the chunk; ∂L/∂(the last time);
+            ∂L/∂(the interval's length) by steps that have a share in it; the time of f at time 0.
         lam: ∂L/∂y at the end of the chunk.
         rest: ∂L/∂ys (where there are outputs), the buffers, the tensors.
 
@@ -521,7 +528,7 @@ def backward(
     bars, grad_times = None, ()
     if grad_ys is not None:
         bars, output, *grad_times = _take_up_outputs(plan, while_, times, clock[0], lam, grad_ys, buffers)
-        clock = torch.stack([output, clock[1], clock[2]])
+        clock = torch.stack([output, *clock[1:].unbind()])
     carry = (rows.reshape(()).clone(), clock.clone(), lam.clone(), *sums)
     shared = (*_tensors(buffers), *_present(*(bars or ())), *tensors)
 
@@ -615,7 +622,7 @@ class _Undo:
         self.sums = list(sums)
         activations = None if self.plan.activations is None else buffers.read_activations(row, self.plan.pulled)
         self.known = itertools.repeat((None, None)) if activations is None else zip(_certain(kept), activations)
-        stages, pulls = method.linearize(self._linearize, t, y, dt, with_f1=self.plan.outputs, stages=kept)
+        stages, pulls = method.linearize(self._linearize, clock[4] + t, y, dt, with_f1=self.plan.outputs, stages=kept)
         y_bar, stage_bars, time_bars = None, None, None
         if self.bars is not None:
             y_bar, stage_bars, time_bars = self.bars.read(row)
@@ -645,12 +652,16 @@ class _Undo:
         return product.sum(_within(self.plan, a), keepdim=True) if self.plan.per_sample else product.sum()
 
     def _clock(self, clock: Tensor, t_bar: Tensor, dt_bar: Tensor, dt: Tensor, final: Tensor) -> Tensor:
-        """The output pointer, ∂L/∂t at the start of the step, and ∂L/∂(the last time)."""
+        """The clock at the start of the step."""
         if not self.plan.timed:
             return clock.clone()
-        ended = (final > 0) & (dt > 0)  # dt = t_end − t there; elsewhere it is a constant
-        lam_t = torch.where(ended, t_bar - dt_bar, clock[1] + t_bar)
-        return torch.stack([clock[0], lam_t, clock[2] + torch.where(ended, dt_bar, 0.0)])
+        # dt = t_end − t in the last step; elsewhere it is a constant, or a part of the interval.
+        ended = (final > 0) & (dt > 0)
+        output, lam_t, lam_end, lam_span, origin = clock.unbind()
+        lam_end = lam_end + torch.where(ended, dt_bar, 0.0)
+        lam_span = lam_span + torch.where(ended | ~(dt > 0), 0.0, dt_bar + lam_t)
+        lam_t = torch.where(ended, t_bar - dt_bar, lam_t + t_bar)
+        return torch.stack([output, lam_t, lam_end, lam_span, origin])
 
 
 def _certain(x: T | None) -> T:
@@ -663,10 +674,11 @@ def _certain(x: T | None) -> T:
 def numbers_of(problem: Problem, t0: float, t_end: float, first: bool) -> tuple[float, ...]:
     """The numbers that `forward` gets, from t0 to t_end."""
     controller = problem.controller
-    dt = 0.0 if controller.chooses_first_step else controller.given_step(t0, t_end)
+    origin = problem.origin
+    dt = 0.0 if controller.chooses_first_step else controller.given_step(origin + t0, origin + t_end)
     tunable = (getattr(controller, name) for name in controller.tunable)
     at_start = problem.times.count(problem.times[0])
-    return t0, t_end, float(problem.max_steps), dt, float(first), float(at_start), *tunable
+    return t0, t_end, float(problem.max_steps), dt, float(first), float(at_start), origin, *tunable
 
 
 def tuned(controller: Controller, numbers: Tensor) -> Controller:

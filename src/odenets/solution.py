@@ -19,8 +19,9 @@ class Status(Enum):
         "an explicit method: take an implicit one, such as `method='radauIIA5'` with `controller=Fixed(steps=...)`"
     )
     STEP_SIZE_UNDERFLOW = (
-        "the step size fell below what the time can resolve; f may be discontinuous here, or the tolerances "
-        "are finer than y's dtype can represent: loosen `rtol`/`atol` or solve in float64"
+        "the step size fell below what the time can resolve; f may be discontinuous here, or the tolerances are finer "
+        "than y's dtype can represent: loosen `rtol`/`atol` or solve in float64; or the problem is stiff: take an "
+        "implicit method, such as `method='radauIIA5'` with `controller=Fixed(steps=...)`"
     )
     DIVERGED = (
         "the solution grew without bound and the step size shrank to nothing: it probably blows up in finite "

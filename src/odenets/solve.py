@@ -17,8 +17,9 @@ from odenets.controller import PID, Controller, check_pair
 from odenets.interpolate import DenseOutput
 from odenets.loop import Problem, Trajectory, stand_still
 from odenets.methods import Field, ImplicitRungeKutta, RungeKutta, find
+from odenets.resolution import check_field, check_times
 from odenets.returned import as_tensor, explain, leaves_like
-from odenets.solution import Failure, Solution, SolveError, Stats, Status
+from odenets.solution import Solution, SolveError, Stats, Status
 
 
 def solve(
@@ -47,7 +48,9 @@ def solve(
             lists and dicts of such tensors of one dtype and device.
         t: The times, 1-D: the first is the start, the others are where the state is wanted. Increasing or
             decreasing; repeated times are allowed, and where all are one, y0 is the state at each. A tensor (which may
-            require grad) or numbers.
+            require grad), or numbers and 0-dimensional tensors (which may too). The solver counts time from the first
+            one, so times far from zero lose nothing but what their own dtype, and y's dtype for an f that depends on t,
+            cannot hold; that is refused.
         args: Extra arguments of f. Tensors among them, in any nest, get their gradients.
         method: How one step is made: a name in `odenets.METHODS`, or an object: `ExplicitRungeKutta` or
             `ImplicitRungeKutta`.
@@ -118,13 +121,17 @@ def solve(
     flat, unflatten = _flatten_state(y0, per_sample)
     ts, times = _times(t, flat)
     sign = -1.0 if times[-1] < times[0] else 1.0
+    check_times(times, _dtype_of(t))
+    origin = times[0]
     problem = Problem(
         bind=lambda args: _field(f, args, unflatten, sign),
         args=args,
         f=_field(f, args, unflatten, sign),
-        y0=flat,
-        t=ts if sign > 0 else -ts,
-        times=[sign * value for value in times],
+        y0=flat.clone() if dense else flat,  # dense output is made later, when the caller may have changed y0
+        t=sign * (ts - origin) if origin or sign < 0 else ts,
+        times=[sign * (value - origin) for value in times],
+        origin=sign * origin,
+        sign=sign,
         method=method,
         controller=controller,
         max_steps=max_steps,
@@ -135,6 +142,7 @@ def solve(
         plain=sign > 0 and unflatten is _same,
         stats=Stats(),
     )
+    check_field(problem)
     if torch.compiler.is_compiling():
         trajectory = traced.integrate(problem)
     elif times[0] == times[-1]:
@@ -145,7 +153,7 @@ def solve(
         trajectory = adjoint.integrate_openly(replace(problem, compile=False))
     else:
         trajectory = adjoint.integrate(problem)
-    return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, sign, on_failure)
+    return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, on_failure)
 
 
 def _record(problem: Problem, adjoint: Adjoint) -> Trajectory:
@@ -163,19 +171,18 @@ def _solution(
     trajectory: Trajectory,
     ts: Tensor,
     unflatten: Callable[[Tensor], Any],
-    sign: float,
     on_failure: str,
 ) -> Solution:
     ys, failure = trajectory.ys, trajectory.failure
     if failure is not None:
-        failure = Failure(failure.status, sign * failure.t, sign * failure.dt, failure.detail)
+        failure = replace(failure, t=problem.caller_time(failure.t), dt=problem.sign * failure.dt)
         if on_failure == "raise":
             raise SolveError(failure, problem.stats)
         missing = len(problem.times) - len(ys)  # none with `per_sample`, where the missing states are NaN already
         ys = torch.cat([ys, ys.new_full((missing, *ys.shape[1:]), math.nan)])
     interpolant = None
     if problem.dense and trajectory.dense:
-        interpolant = DenseOutput(problem.method, trajectory.dense, sign, unflatten)
+        interpolant = DenseOutput(problem.method, trajectory.dense, problem.origin, problem.sign, unflatten)
     status = Status.SUCCESS if failure is None else failure.status
     return Solution(ts, unflatten(ys), problem.stats, status, failure, interpolant, trajectory.statuses)
 
@@ -290,6 +297,11 @@ def _field(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], Any
     if sign > 0:
         return field
     return lambda t, y: -field(-t, y)
+
+
+def _dtype_of(t: Tensor | Sequence[float]) -> torch.dtype:
+    """The dtype whose digits the times have."""
+    return t.dtype if isinstance(t, Tensor) and t.dtype.is_floating_point else torch.float64
 
 
 def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]]:

@@ -9,6 +9,7 @@ from odenets.adjoint.continuous import Backsolve as Backsolve
 from odenets.adjoint.continuous import Interpolated as Interpolated
 from odenets.adjoint.direct import Adjoint as Adjoint
 from odenets.adjoint.direct import Direct as Direct
+from odenets.adjoint.replay import ReplayError as ReplayError
 from odenets.adjoint.reversible import Reversible as Reversible
 
 COMPILED = (Checkpointed, Direct)  # those that go with `compile=True`

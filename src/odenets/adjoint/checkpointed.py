@@ -20,8 +20,10 @@ from odenets.adjoint.outside import (
     plus,
     refuse_backward,
 )
+from odenets.adjoint.replay import SameAgain
 from odenets.arguments import shown
-from odenets.loop import CountedField, Kept, Problem, Tape, Trajectory, reversal, run
+from odenets.evaluation import CountedField
+from odenets.loop import Kept, Problem, Tape, Trajectory, reversal, run
 from odenets.solution import Stats
 
 _SMALL = 4 * 2**20  # bytes that a step of a compiled loop keeps beside its state rather than make them again
@@ -41,7 +43,8 @@ class Checkpointed:
     pullback reads, where together they take no more than 4 MiB a step: then nothing is evaluated again. Stages are
     kept wherever states inside the interval are wanted. There, and with `per_sample=True`, `memory` holds pieces of
     many steps: at least one with its stages, 2 s + 6 states.
-    When not: for a field that draws random numbers (the replay would draw others); second derivatives raise.
+    When not: for a field that draws random numbers or changes a state of its own (dropout, a counter): its replay ends
+    elsewhere, which raises a `ReplayError`; second derivatives raise.
 
     Args:
         memory: The most states that are kept at any time beside y0 and the outputs: a number of states, or bytes as
@@ -116,24 +119,30 @@ class _Replay(torch.autograd.Function):
         states = call.extra
         # Half of them: the other half makes the states between them again.
         tape: Tape[Kept, Tensor] = Tape(None if states is None else states // 2)
-        trajectory = run(call.problem, y0.detach(), call.f0, tape=tape, timed=ctx.needs_input_grad[2])
+        timed = ctx.needs_input_grad[2]
+        trajectory = run(call.problem, y0.detach(), call.f0, tape=tape, timed=timed)
         call.trajectory = trajectory
         ctx.call = call
         ctx.steps, ctx.places = tape.steps, list(tape.states)
         ctx.count = len(tensors)
-        ctx.save_for_backward(t, *tensors, *tape.states.values())
+        ctx.save_for_backward(t, *tensors, tape.end, *tape.states.values())
         if not trajectory.dense:
             return (trajectory.ys,)
-        return trajectory.ys, *(torch.stack(column) for column in zip(*((d.y, d.stages) for d in trajectory.dense)))
+        dense = [torch.stack(column) for column in zip(*((d.y, d.stages) for d in trajectory.dense))]
+        if timed:
+            clock = [(d.t, d.dt) for d in trajectory.dense]
+            dense.append(torch.tensor(clock, dtype=torch.float64, device=y0.device))
+        return trajectory.ys, *dense
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         refuse_backward("Checkpointed", grad_outputs)
         grad_ys, *grad_dense = grad_outputs
         t, *saved = ctx.saved_tensors
-        states = dict(zip(ctx.places, saved[ctx.count :]))
+        end, *states = saved[ctx.count :]
+        states = dict(zip(ctx.places, states))
         call: Call = ctx.call
-        pass_ = _ReversePass(call, t if ctx.needs_input_grad[2] else None, grad_ys, grad_dense)
+        pass_ = _ReversePass(call, t if ctx.needs_input_grad[2] else None, end, grad_ys, grad_dense)
         free = 0 if call.extra is None else call.extra - (len(states) - 1)  # without a bound every state is there
         passing = grad_ys[0]  # from then on the state that the last move has reached
         with call.then:
@@ -153,14 +162,18 @@ class _Replay(torch.autograd.Function):
 class _ReversePass:
     """The running cotangents of a reverse sweep over the kept steps."""
 
-    def __init__(self, call: Call, t: Tensor | None, grad_ys: Tensor, grad_dense: Sequence[Tensor]) -> None:
+    def __init__(
+        self, call: Call, t: Tensor | None, end: Tensor, grad_ys: Tensor, grad_dense: Sequence[Tensor]
+    ) -> None:
         self.problem = call.problem
+        self.end, self.same = end, SameAgain("Checkpointed")  # the state after the step about to be undone
         self.grad_ys, self.grad_dense = grad_ys, grad_dense
         self.lam: Tensor | None = None  # ∂L/∂y at the end of the step about to be undone
         self.grads = GradientSum(len(call.wanted.tensors))
         self.timed = t is not None
         self.grad_t = None if t is None else torch.zeros_like(t)
         self.lam_t: Tensor | float = 0.0  # ∂L/∂t at the end of that step, the time being the sum of the steps so far
+        self.lam_span: Tensor | float = 0.0  # ∂L/∂(the interval's length) by the steps that have a share in it
         self.stats = Stats()
         self.f = CountedField(self.problem.f, self.stats)
         self.linearize = LinearizeAndSum(ByAutograd(self.f, call, self.timed), self.grads)
@@ -169,7 +182,7 @@ class _ReversePass:
     def replay(self, steps: Sequence[Kept], y: Tensor) -> Tensor:
         """The state after these steps."""
         for step in steps:
-            y = self.problem.method.step(self.f, step.t, y, step.dt, None).y
+            y = self.problem.method.step(self.f, self.problem.origin + step.t, y, step.dt, None).y
         return y
 
     def undo(self, k: int, kept: Kept, y: Tensor) -> None:
@@ -178,26 +191,30 @@ class _ReversePass:
         for j in kept.ends:
             lam = plus(lam, self.grad_ys[j])
         if lam is None and not kept.inside and not self.grad_dense:
+            self.end = y
             return
-        method, t, dt = self.problem.method, kept.t, kept.dt
+        method, t, dt = self.problem.method, self.problem.origin + kept.t, kept.dt
         with_f1 = bool(kept.inside or self.grad_dense)
         known = method.solved_stages(self.f, t, y, dt)
         stages, pulls = method.linearize(self.linearize, t, y, dt, with_f1=with_f1, stages=known)
+        self.same.check(method.stage_input(len(method.b), y, dt, stages), self.end, y)
         inner = inner_product if self.timed else None
         stage_bars, direct, t_bar, dt_bar = self._outputs(k, kept, stages, inner)
         lam = torch.zeros_like(y) if lam is None else lam
         lam, d_t, d_dt = method.pullback(pulls, y, dt, stages, lam, stage_bars, inner)
         for bar in direct:
             lam = lam + bar
-        self.lam = lam
+        self.lam, self.end = lam, y
         if self.timed:
             self._time_cotangents(kept, t_bar + d_t, dt_bar + d_dt)
 
     def finish(self) -> Tensor:
         """∂L/∂y0, with the outputs that are y0 itself."""
+        self.same.finish()
         self.problem.stats.nfe_backward = (self.problem.stats.nfe_backward or 0) + self.stats.nfe
         if self.grad_t is not None:
-            self.grad_t[0] += self.lam_t
+            self.grad_t[0] += self.lam_t - self.problem.controller.share * self.lam_span
+            self.grad_t[-1] += self.problem.controller.share * self.lam_span
         reached = 1 if self.timed else self.problem.times.count(self.problem.times[0])
         return plus(self.lam, self.grad_ys[:reached].sum(0))
 
@@ -207,8 +224,7 @@ class _ReversePass:
         """What the outputs inside the step, and dense output, give to its stages, its y, its t and its dt."""
         bars = list(self.grad_dense[1][k].unbind()) if self.grad_dense else None
         direct = [self.grad_dense[0][k]] if self.grad_dense else []
-        t_bar: Any = 0.0
-        dt_bar: Any = 0.0
+        t_bar, dt_bar = self.grad_dense[2][k] if self.grad_dense and self.timed else (0.0, 0.0)
         for j in kept.inside:
             theta = (self.problem.times[j] - kept.t) / kept.dt
             given, rise, d_dt = self.problem.method.pull_output(kept.dt, stages, theta, self.grad_ys[j], inner)
@@ -225,5 +241,6 @@ class _ReversePass:
         if kept.final:  # dt = t_end − t
             self.grad_t[-1] += dt_bar
             self.lam_t = t_bar - dt_bar
-        else:  # t_next = t + dt, dt constant
+        else:  # t_next = t + dt, where dt is a constant, or a part of the interval
+            self.lam_span = self.lam_span + dt_bar + self.lam_t
             self.lam_t = self.lam_t + t_bar

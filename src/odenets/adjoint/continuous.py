@@ -1,15 +1,18 @@
 """The continuous adjoint: equations (6) and (7), solved backward in time."""
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from odenets.adjoint.direct import integrate_openly
 from odenets.adjoint.outside import Call, GradientSum, Wanted, inner_product, outside_autograd, refuse_backward
+from odenets.adjoint.replay import SameAgain
 from odenets.controller import Controller, Fixed, check_pair
+from odenets.evaluation import CountedField
 from odenets.interpolate import DenseOutput
 from odenets.loop import DenseStep, Problem, Stepper, Taken, Trajectory, run
 from odenets.methods import ImplicitRungeKutta, RungeKutta, find, stage_times
@@ -115,14 +118,15 @@ class _SolveBack(torch.autograd.Function):
                 f"`adjoint={name}()` cannot differentiate dense output; "
                 "use `adjoint=Checkpointed()` or `adjoint=Direct()`, or `dense=False`"
             )
-        trajectory = run(replace(call.problem, dense=interpolated), y0.detach(), call.f0)
+        slopes = {} if ctx.needs_input_grad[2] else None
+        trajectory = run(replace(call.problem, dense=interpolated), y0.detach(), call.f0, slopes=slopes)
         call.trajectory = trajectory
         ctx.call = call
         ctx.steps = [(step.t, step.dt) for step in trajectory.dense]
         kept = [part for step in trajectory.dense for part in (step.y, step.stages)]
         trajectory.dense = []
-        ctx.count = len(tensors)
-        ctx.save_for_backward(trajectory.ys, t, *tensors, *kept)
+        ctx.count, ctx.inside = len(tensors), list(slopes or ())
+        ctx.save_for_backward(trajectory.ys, t, call.f0, *tensors, *(slopes or {}).values(), *kept)
         return (trajectory.ys,)
 
     @staticmethod
@@ -130,22 +134,24 @@ class _SolveBack(torch.autograd.Function):
         call: Call = ctx.call
         refuse_backward(call.extra.name, grad_outputs)
         (grad_ys,) = grad_outputs
-        ys, t, *saved = ctx.saved_tensors
-        kept = saved[ctx.count :]
+        ys, t, f0, *saved = ctx.saved_tensors
+        slopes = dict(zip(ctx.inside, saved[ctx.count :]))
+        kept = saved[ctx.count + len(slopes) :]
         stats = Stats()
         backward = replace(call.problem, method=call.extra.method, controller=call.extra.controller, stats=stats)
         steps = [DenseStep(*times, *kept[2 * i : 2 * i + 2]) for i, times in enumerate(ctx.steps)]
-        states = DenseOutput(call.problem.method, steps, 1.0, lambda y: y) if call.extra.interpolated else None
+        states = DenseOutput(call.problem.method, steps, 0.0, 1.0, lambda y: y) if call.extra.interpolated else None
         solver = _AdjointSolve(backward, call, ys[-1], len(ys) - 1, states)
         grad_t = torch.zeros_like(t) if ctx.needs_input_grad[2] else None
         with call.then:
             for j in reversed(range(1, len(ys))):
                 solver.jump(ys[j], grad_ys[j])
                 if grad_t is not None:
-                    grad_t[j] = inner_product(grad_ys[j], solver.f(j))
+                    grad_t[j] = inner_product(grad_ys[j], slopes[j] if j in slopes else solver.f(j))
                 solver.solve_to(j - 1)
+            again = SameAgain(call.extra.name).check_start(backward, ys[0], f0)
             if grad_t is not None:
-                grad_t[0] = -inner_product(solver.a, solver.f(0))
+                grad_t[0] = -inner_product(solver.a, again)
         call.problem.stats.nfe_backward = (call.problem.stats.nfe_backward or 0) + stats.nfe
         return None, solver.a + grad_ys[0], grad_t, *solver.grads.values
 
@@ -155,10 +161,12 @@ class _AdjointSolve:
 
     def __init__(self, problem: Problem, call: Call, y: Tensor, last: int, states: DenseOutput | None) -> None:
         self.problem, self.name, self.states = problem, call.extra.name, states
+        self.field = CountedField(problem.f, problem.stats)
         self.y, self.a = y, torch.zeros_like(y)
         self.grads = GradientSum(len(call.wanted.tensors))
         self.derivatives = _Derivatives(problem, call.wanted, states)
-        self.stepper = Stepper(replace(problem, f=self.derivatives), self._solved(), -problem.times[last])
+        backward = replace(problem, f=self.derivatives, origin=0.0)
+        self.stepper = Stepper(backward, self._solved(), -problem.times[last])
 
     def _solved(self) -> Tensor:
         """What the stepper solves for."""
@@ -166,9 +174,8 @@ class _AdjointSolve:
 
     def f(self, j: int) -> Tensor:
         """f at output time j and the present state."""
-        self.problem.stats.nfe += 1
-        t = torch.tensor(self.problem.times[j], dtype=self.y.real.dtype, device=self.y.device)
-        return self.problem.f(t, self.y)
+        (t,) = stage_times(self.problem.origin + self.problem.times[j], 0.0, (0.0,), self.y)
+        return self.field(t, self.y)
 
     def jump(self, y: Tensor, grad_y: Tensor) -> None:
         """At an output time: the state is reset to its stored value, the adjoint takes up the output's gradient."""
@@ -189,7 +196,8 @@ class _AdjointSolve:
                 if failure is None:
                     raise RuntimeError("the backward solve stopped without a reason")
                 detail = f"This was the backward solve of `{self.name}`; `Checkpointed` has none. {failure.detail}"
-                raise SolveError(replace(failure, t=-failure.t, detail=detail), self.problem.stats)
+                failure = replace(failure, t=self.problem.caller_time(-failure.t), detail=detail)
+                raise SolveError(failure, self.problem.stats)
             self._add_quadrature(taken)
         if self.states is None:
             self.y, self.a = self.stepper.y.unbind()
@@ -210,26 +218,27 @@ class _AdjointSolve:
                 there = method.stage_input(i, taken.y, taken.dt, stages)
                 integrand = self.derivatives.with_integrand(times[i], there)[1]
             self.grads.add(integrand, scale=taken.dt * b_i)
-        self.derivatives.forget_all_but(stages[len(method.b) :])
 
 
 class _Derivatives:
     """The right-hand side: dz/ds = −f of equation (2), where z is solved for, and da/ds = a ∂f/∂z of equation (6).
 
     Where the stages of the method are evaluations of it, it keeps the integrand of equation (7), a ∂f/∂θ, of each,
-    found by the derivative it returned.
+    found by the derivative it returned, for as long as somebody has that.
     """
 
     def __init__(self, problem: Problem, wanted: Wanted, states: DenseOutput | None) -> None:
-        self.field, self.times, self.wanted, self.states = problem.f, problem.times, wanted, states
+        self.field = CountedField(problem.f, Stats())  # the stepper counts what it asks for
+        self.origin, self.times = problem.origin, problem.times
+        self.wanted, self.states = wanted, states
         self.keeps = not isinstance(problem.method, ImplicitRungeKutta)
-        self.integrands: dict[int, tuple[Tensor, Sequence[Tensor | None]]] = {}
+        self.integrands: MutableMapping[Tensor, Sequence[Tensor | None]] = WeakTensorKeyDictionary()
 
     def __call__(self, s: Tensor, solved: Tensor) -> Tensor:
         if not self.keeps:
             return self._evaluate(s, solved, ())[0]
         derivative, integrand = self.with_integrand(s, solved)
-        self.integrands[id(derivative)] = (derivative, integrand)  # holding the tensor keeps its id its own
+        self.integrands[derivative] = integrand
         return derivative
 
     def with_integrand(self, s: Tensor, solved: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
@@ -240,7 +249,7 @@ class _Derivatives:
         z, a = solved.unbind() if self.states is None else (self.state(-float(s)), solved)
         with self.wanted.enable_grad():
             z = z.detach().requires_grad_()
-            out = self.field(-s, z)
+            out = self.field(self.origin - s, z)
         grads: Sequence[Tensor | None] = [None] * (1 + len(tensors))
         if out.requires_grad:
             grads = torch.autograd.grad(out, [z, *tensors], a.to(out.dtype), allow_unused=True)
@@ -257,7 +266,4 @@ class _Derivatives:
 
     def integrand_of(self, derivative: Tensor) -> Sequence[Tensor | None]:
         """a ∂f/∂θ of the evaluation that returned this."""
-        return self.integrands[id(derivative)][1]
-
-    def forget_all_but(self, derivatives: Sequence[Tensor]) -> None:
-        self.integrands = {id(k): self.integrands[id(k)] for k in derivatives if self.keeps}
+        return self.integrands[derivative]

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from odenets import transforms
 from odenets.adjoint.outside import AsThen, ByAutograd, Call, autocast_state, prepare
+from odenets.adjoint.replay import SameAgain
 from odenets.chunks import Call as MarchCall
 from odenets.chunks import Engine, March, march, sample_trajectory, shared_trajectory
-from odenets.loop import CountedField, Problem, Trajectory
+from odenets.evaluation import CountedField
+from odenets.loop import Problem, Trajectory
 from odenets.march import Activation, Plan
 from odenets.march import backward as march_backward
 from odenets.march import forward as march_forward
@@ -39,8 +41,9 @@ def compiler() -> Any:
 
 def march_samples(problem: Problem, states: int | None) -> Trajectory:
     """A step size for each sample, run by Python."""
-    problem, _, call, inputs = prepare(problem)
-    engine = _Python(problem, call, inputs, () if call is None else tuple(range(len(inputs))))
+    problem, f0, call, inputs = prepare(problem)
+    start = None if call is None or f0 is None else (problem.y0.detach().clone(), f0)
+    engine = _Python(problem, call, inputs, () if call is None else tuple(range(len(inputs))), start)
     return _marched(problem, engine, call is not None, states, then=None if call is None else call.then)
 
 
@@ -65,7 +68,7 @@ def march_openly(problem: Problem) -> Trajectory:
         timed=False,
         open=True,
     )
-    result = march(problem, plan, _Python(problem, None, (), ()), ())
+    result = march(problem, plan, _Python(problem, None, (), (), None), ())
     seen = replace(result, clock=transforms.unwrapped(result.clock).detach(), y=transforms.unwrapped(result.y).detach())
     return sample_trajectory(problem, result.ys, seen)
 
@@ -101,7 +104,9 @@ def _marched(
     most: float = 0.0,
     then: AsThen | None = None,
 ) -> Trajectory:
-    outputs = _has_outputs(problem)
+    timed = differentiable and problem.t.requires_grad
+    # The gradient to a time that is t0 once more needs f there.
+    outputs = _has_outputs(problem) or (timed and problem.times.count(problem.times[0]) > 1)
     stages = differentiable and _step_bytes(problem, ()) <= most
     activations = engine.activations() if stages and not problem.per_sample else None
     plan = Plan(
@@ -111,7 +116,7 @@ def _marched(
         keep=differentiable,
         outputs=outputs,
         stages=outputs or stages,
-        timed=differentiable and problem.t.requires_grad,
+        timed=timed,
         batch_last=problem.per_sample and problem.compile and problem.y0[0].numel() < _SHORT,
         activations=None if activations is None or _step_bytes(problem, activations) > most else activations,
     )
@@ -148,6 +153,7 @@ class _Python:
     call: Call | None
     tensors: Sequence[Tensor]
     wanted: Sequence[int]
+    start: tuple[Tensor, Tensor] | None  # y0 and f there, where there will be a backward pass
 
     def forward(self, plan: Plan) -> Any:
         f = CountedField(self.problem.f, Stats())
@@ -155,6 +161,11 @@ class _Python:
 
     def activations(self) -> None:
         """None: autograd keeps its own."""
+
+    def check(self) -> None:
+        if self.start is not None:
+            SameAgain("Checkpointed").check_start(replace(self.problem, stats=Stats()), *self.start)
+            self.problem.stats.nfe_backward = (self.problem.stats.nfe_backward or 0) + 1
 
     def backward(self, plan: Plan) -> Any:
         if self.call is None:

@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from odenets.captured import Reached, check_reached, modules_of, reached_tensors, sequence_number
-from odenets.loop import CountedField, Problem, Trajectory, evaluate_at_start, run
+from odenets.evaluation import CountedField
+from odenets.loop import DenseStep, Problem, Trajectory, evaluate_at_start, run
 from odenets.methods import Pull
 from odenets.solution import Stats
 from odenets.transforms import refuse_in_backward
@@ -42,7 +43,7 @@ def outside_autograd(problem: Problem, function: Any, extra: Any = None, plain: 
     """Run a function of autograd, or where there is nothing to differentiate `plain`, which gets f(t0, y0) if known.
 
     The function gets the `Call`, y0, the times and the tensors that f reaches; it leaves the trajectory in the call and
-    returns ys, then, of dense output, the states and the stages.
+    returns ys, then, of dense output, the states, the stages and where gradients to the times are wanted t and dt.
     """
     problem, f0, call, inputs = prepare(problem, extra)
     if call is None:
@@ -56,7 +57,7 @@ def outside_autograd(problem: Problem, function: Any, extra: Any = None, plain: 
     call.trajectory, call.f0 = None, None  # what the backward pass does not need
     trajectory.ys = ys
     if dense:
-        trajectory.dense = [d._replace(y=y, stages=k) for d, y, k in zip(trajectory.dense, *dense)]
+        trajectory.dense = [DenseStep(d.t, d.dt, *parts) for d, *parts in zip(trajectory.dense, *dense)]
     return trajectory
 
 

@@ -17,8 +17,10 @@ from odenets.adjoint.outside import (
     outside_autograd,
     refuse_backward,
 )
+from odenets.adjoint.replay import SameAgain
 from odenets.arguments import number
-from odenets.loop import CountedField, Problem, Stepper, Trajectory, find_non_finite
+from odenets.evaluation import CountedField
+from odenets.loop import Problem, Stepper, Trajectory, find_non_finite
 from odenets.methods import Field, Pull, RungeKutta, Step, combine, stage_times
 from odenets.solution import Stats
 
@@ -161,7 +163,7 @@ class _Reverse(torch.autograd.Function):
         marched = _march(replace(call.problem, y0=y0.detach()), call.extra, call.f0)
         call.trajectory = marched.trajectory
         ctx.call, ctx.steps = call, marched.steps
-        ctx.save_for_backward(marched.pair, t, *tensors)
+        ctx.save_for_backward(marched.pair, t, y0, call.f0, *tensors)
         return (marched.trajectory.ys,)
 
     @staticmethod
@@ -169,7 +171,7 @@ class _Reverse(torch.autograd.Function):
         refuse_backward("Reversible", grad_outputs)
         (grad_ys,) = grad_outputs
         call: Call = ctx.call
-        pair, t = ctx.saved_tensors[:2]
+        pair, t, y0, f0 = ctx.saved_tensors[:4]
         pass_ = _BackwardPass(call, pair, t if ctx.needs_input_grad[2] else None)
         with call.then:
             for j in reversed(range(1, len(grad_ys))):
@@ -178,6 +180,7 @@ class _Reverse(torch.autograd.Function):
                     pass_.stand_still(j)
                 for step in reversed(ctx.steps[j]):
                     pass_.undo(j, step)
+            SameAgain("Reversible").check_start(replace(call.problem, stats=pass_.stats), y0.detach(), f0)
         grad_y0 = pass_.finish() + grad_ys[0]
         return None, grad_y0, pass_.grad_t, *pass_.grads.values
 
@@ -192,6 +195,7 @@ class _BackwardPass:
         self.grads = GradientSum(len(call.wanted.tensors))
         self.grad_t = None if t is None else torch.zeros_like(t)
         self.lam_t: Any = 0.0  # ∂L/∂t at the start of the step undone last
+        self.lam_span: Any = 0.0  # ∂L/∂(the interval's length) by the steps that have a share in it
         self.stats = Stats()
         self.f = CountedField(self.problem.f, self.stats)
         self.linearize = LinearizeAndSum(ByAutograd(self.f, call, t is not None), self.grads)
@@ -206,14 +210,14 @@ class _BackwardPass:
         """Output j is at the time of the one before it: a step of no length."""
         if self.grad_t is None:
             return
-        t = torch.tensor(self.problem.times[j], dtype=self.y.real.dtype, device=self.y.device)
+        (t,) = stage_times(self.problem.origin + self.problem.times[j], 0.0, (0.0,), self.y)
         with torch.no_grad():
             rise = inner_product(self.y_bar + self.z_bar, self.f(t, self.y))
         self.grad_t[j] += rise
         self.lam_t = -rise
 
     def undo(self, j: int, step: _Done) -> None:
-        t, dt, final = step
+        t, dt, final = self.problem.origin + step.t, step.dt, step.final
         base, c = self.problem.method, self.coupling
         inner = None if self.grad_t is None else inner_product
         stages, pulls = self._linearized(t + dt, self.y, -dt)
@@ -239,11 +243,14 @@ class _BackwardPass:
         if final:  # dt = t_j − t
             self.grad_t[j] += dt_bar
             t_bar = t_bar - dt_bar
+        else:
+            self.lam_span = self.lam_span + dt_bar + self.lam_t
         self.lam_t = self.lam_t + t_bar
 
     def finish(self) -> Tensor:
         """∂L/∂y0 through both states."""
         self.problem.stats.nfe_backward = (self.problem.stats.nfe_backward or 0) + self.stats.nfe
         if self.grad_t is not None:
-            self.grad_t[0] += self.lam_t
+            self.grad_t[0] += self.lam_t - self.problem.controller.share * self.lam_span
+            self.grad_t[-1] += self.problem.controller.share * self.lam_span
         return self.y_bar + self.z_bar

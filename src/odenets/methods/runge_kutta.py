@@ -6,6 +6,7 @@ Notation and the order conditions are those of Hairer, Nørsett and Wanner, *Sol
 Equations I* (1993), chapter II.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from odenets.transforms import active
 
 Field = Callable[[Tensor, Tensor], Tensor]  # f(t, y): t 0-dimensional in y's real dtype, y and f of one shape
 
@@ -169,7 +172,7 @@ class RungeKutta:
         bars = [cotangent * (c.to(cotangent.dtype) if isinstance(c, Tensor) else c) for c in scales]
         if inner is None:
             return bars, 0.0, 0.0
-        rise = inner(cotangent, combine(None, 1.0, self.dense_slopes(theta), stages))
+        rise = inner(cotangent, self.slope(stages, theta))
         level = inner(cotangent, combine(None, 1.0, weights, stages))
         return bars, rise, level - theta * rise
 
@@ -182,6 +185,10 @@ class RungeKutta:
     def interpolate(self, y: Tensor, dt: float | Tensor, stages: Sequence[Tensor], theta: float | Tensor) -> Tensor:
         """y(t + θ dt) for 0 ≤ θ ≤ 1, of y's shape, at the order of the method; `stages` with f1 at its end."""
         return combine(y, dt, self.dense_weights(theta), stages)
+
+    def slope(self, stages: Sequence[Tensor], theta: float | Tensor) -> Tensor:
+        """The derivative of the continuous extension, dy/dt at t + θ dt."""
+        return combine(None, 1.0, self.dense_slopes(theta), stages)
 
     def dense_weights(self, theta: float | Tensor) -> list:
         """b_i(θ), the weights of the continuous extension y(t + θ dt) = y + dt Σ_i b_i(θ) k_i."""
@@ -338,24 +345,29 @@ def real_dtype(y: Tensor) -> torch.dtype:
 def combine(
     y: Tensor | None, dt: float | Tensor, weights: Sequence[float | Tensor], stages: Sequence[Tensor]
 ) -> Tensor:
-    """y + dt Σ_i w_i k_i (without y: dt Σ_i w_i k_i); a weight that is the number 0 costs nothing."""
+    """y + dt Σ_i w_i k_i (without y: dt Σ_i w_i k_i); a weight that is the number 0 costs nothing.
+
+    The sum is made first and added to y once: so it is not rounded to y's size stage by stage.
+    """
     if isinstance(dt, Tensor) or any(isinstance(w, Tensor) for w in weights):
         return _combine_tensors(y, dt, weights, stages)
-    total = None  # a tensor of our own, so that all but the first sum can be made in place
-    for w, k in zip(weights, stages):
-        scale: Any = dt * w  # a number, as checked above
-        if scale == 0:
-            continue
-        if total is not None:
-            total.add_(k, alpha=scale)
-        elif y is None:
-            total = k * scale
-        else:
-            total = torch.add(y, k, alpha=scale)
-    total = y if total is None else total
-    if total is None:
-        raise ValueError("`weights` are all zero and there is no `y`")
-    return total
+    largest, pivot, terms = _terms(tuple(weights))
+    if not largest or not dt:
+        return torch.zeros_like(stages[0]) if y is None else y
+    total = stages[pivot]
+    in_place = len(terms) > 1 and not active()  # under `vmap` one stage may be mapped and another not
+    for n, (i, ratio) in enumerate(terms):  # the first sum is a tensor of our own
+        total = total.add_(stages[i], alpha=ratio) if n and in_place else torch.add(total, stages[i], alpha=ratio)
+    scale: Any = dt * largest
+    return total * scale if y is None else torch.add(y, total, alpha=scale)
+
+
+@functools.lru_cache(maxsize=1024)
+def _terms(weights: tuple[Any, ...]) -> tuple[float, int, list[tuple[int, Any]]]:
+    """The largest weight, its place, and the others that are not 0 in units of it."""
+    largest = max(weights, key=abs, default=0.0)
+    pivot = weights.index(largest) if largest else 0
+    return largest, pivot, [(i, w / largest) for i, w in enumerate(weights) if w and i != pivot]
 
 
 def _combine_tensors(
@@ -368,9 +380,7 @@ def _combine_tensors(
             term = k * (w.to(k.dtype) if isinstance(w, Tensor) else w)
             total = term if total is None else total + term
     if total is None:
-        if y is None:
-            raise ValueError("`weights` are all zero and there is no `y`")
-        return y
+        return torch.zeros_like(stages[0]) if y is None else y
     total = total * (dt.to(total.dtype) if isinstance(dt, Tensor) else dt)
     return total if y is None else y + total
 

@@ -97,6 +97,7 @@ class ErrorControl:
     """The controller of `Adaptive`. Its memory is the place on the way, so that it can stop at given times."""
 
     adaptive = True
+    share = 0.0
     tunable = ()
 
     def __init__(self, scheme: Adaptive, stops: Stops, watch: Watch | None, dt: float | None) -> None:
@@ -117,7 +118,7 @@ class ErrorControl:
             return start.f(t, y if transforms.active() else y.requires_grad_(start.y0.requires_grad))
 
         scale = self.scheme.scale(start.y0.abs())
-        dt, size = choose_first_step(start._replace(f=f, norm=self.scheme.norm), scale, math.inf)
+        dt, size = choose_first_step(start._replace(f=f, norm=self.scheme.norm), scale, math.inf, unit=1.0)
         return FirstStep(self._within(self.start, dt), size)
 
     def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = rms) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from odenets.controller import Fixed
-from odenets.loop import CountedField, Problem, Stepper, Taken
+from odenets.evaluation import CountedField
+from odenets.loop import Problem, Stepper, Taken
 from odenets.methods import real_dtype
 from odenets.torchdiffeq.call import Between, Call, fit
 from odenets.torchdiffeq.grid import Grid

@@ -139,6 +139,7 @@ class GridWalk:
     """The controller of `Grid`: from point to point. Its memory is the place on the way."""
 
     adaptive = False
+    share = 0.0
     tunable = ()
     chooses_first_step = False
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.loop import CountedField
+from odenets.evaluation import CountedField
 from odenets.methods import METHODS, RungeKutta, combine, real_dtype
 from odenets.solution import Failure, Stats, Status
 from odenets.torchdiffeq.call import Call

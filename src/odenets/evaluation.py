@@ -1,0 +1,110 @@
+"""f as the solvers call it: counted, its result checked and owned, its input safe from it."""
+
+import sys
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from odenets.methods import Field
+from odenets.returned import refuse_shape
+from odenets.solution import Stats
+from odenets.transforms import is_recorded
+
+
+class CountedField:
+    """A vector field that counts its evaluations and refuses a result of another shape or dtype.
+
+    A solver keeps the results of several evaluations and the states they were made at. So a result whose memory
+    something else refers to (a buffer that f fills again, a row of a cache, an array of NumPy) is copied, and an f that
+    changes y in place gets a copy of y. Where f returns something new nothing is copied.
+    """
+
+    def __init__(self, f: Field, stats: Stats) -> None:
+        self.f = f
+        self.stats = stats
+        self._spoils: bool | None = None  # whether f changes y in place; None before the first evaluation has shown it
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        self.stats.nfe += 1
+        if torch.compiler.is_compiling() or is_recorded():  # where every operation makes a tensor of its own
+            return checked(self.f(t, y), t, y)
+        out = self._evaluate(t, y)
+        if _is_shared(out):
+            out = out.clone()
+        return checked(out, t, y)
+
+    def _evaluate(self, t: Tensor, y: Tensor) -> Tensor:
+        if self._spoils is None or self._spoils:
+            copy = y.clone()
+            version = _version(copy)
+            out = self.f(t, copy)
+            # NumPy changes memory without a word to PyTorch, so on the CPU the numbers are compared.
+            self._spoils = _version(copy) != version or (_is_plain_cpu(copy) and not torch.equal(copy, y))
+            return out
+        version = _version(y)
+        out = self.f(t, y)
+        if _version(y) != version:
+            raise ValueError("`f` changes y in place, but not at its first evaluation: write `y = y.clone()` first")
+        return out
+
+
+def checked(out: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """f(t, y), of y's shape and dtype.
+
+    Raises:
+        ValueError, TypeError: If it is of another; the text says how to mend it.
+    """
+    if out.shape != y.shape:
+        refuse_shape(out, t, y)
+    if out.device != y.device:
+        raise ValueError(f"`f` must return a tensor on y's device {y.device}, returned one on {out.device}")
+    if out.dtype != y.dtype:
+        if not torch.is_autocast_enabled(y.device.type):
+            raise TypeError(
+                f"`f` must return y's dtype {y.dtype}, returned {out.dtype}; cast inside `f`, or give `y0` that dtype"
+            )
+        out = out.to(y.dtype)  # mixed precision inside f; state and error stay in y's dtype
+    return out
+
+
+def _version(y: Tensor) -> int:
+    """How often y has been changed in place; always 0 in inference mode, which does not count."""
+    return 0 if y.is_inference() else y._version
+
+
+def _is_plain_cpu(y: Tensor) -> bool:
+    return y.device.type == "cpu" and not is_functorch_wrapped_tensor(y)
+
+
+def _is_shared(out: Tensor) -> bool:
+    """Whether something else refers to a tensor that the caller holds in one variable, or to its memory."""
+    references, memory = _references(out)
+    new, new_memory = _NEW if out._base is None else _NEW_VIEW
+    return references > new or memory > new_memory
+
+
+def _references(out: Tensor) -> tuple[int, int]:
+    """How many refer to a tensor (of a view: to the tensor that it is a view of), and to its memory."""
+    tensor = out if out._base is None else out._base
+    # Autograd keeps results too, and takes care of changes in place; transforms of functions have no memory to share.
+    if out.requires_grad or is_functorch_wrapped_tensor(out):
+        return sys.getrefcount(tensor), 0
+    storage = out.untyped_storage()
+    if not storage.resizable():  # NumPy's, or that of a file
+        return sys.getrefcount(tensor), sys.maxsize
+    return sys.getrefcount(tensor), torch._C._storage_Use_Count(storage._cdata)  # private, but nothing else tells
+
+
+def _references_of_new(view: bool) -> tuple[int, int]:
+    """The counts where nothing else refers to it: versions of Python count differently."""
+    with torch.inference_mode(False), torch.no_grad():
+        out = torch.zeros(1).neg()[0] if view else torch.zeros(1).neg()
+    return _through_a_call(out)
+
+
+def _through_a_call(out: Tensor) -> tuple[int, int]:
+    return _references(out)
+
+
+_NEW, _NEW_VIEW = _references_of_new(view=False), _references_of_new(view=True)

@@ -1,0 +1,128 @@
+"""A field with a state of its own, or with random numbers: its gradient is exact, or refused by name."""
+
+import pytest
+import torch
+from torch import nn
+
+from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, Interpolated, ReplayError, Reversible, solve
+from odenets.adjoint.replay import SameAgain
+
+D = torch.float64
+
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w, self.n = nn.Parameter(torch.ones((), dtype=D)), 0
+
+    def forward(self, t, y):
+        self.n += 1
+        return -self.w * y / self.n
+
+
+class Mean(Counter):
+    """Divides by a running mean that each evaluation moves a little."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.ones((), dtype=D))
+
+    def forward(self, t, y):
+        self.mean = 0.99 * self.mean + 0.01 * y.detach().abs().mean()
+        return -self.w * y / self.mean
+
+
+class Latch(Counter):
+    """Switches over once, and stays."""
+
+    def __init__(self):
+        super().__init__()
+        self.on = False
+
+    def forward(self, t, y):
+        self.on = self.on or bool(t > 0.6)
+        return -self.w * y * (2.0 if self.on else 1.0)
+
+
+class Noise(Counter):
+    def forward(self, t, y):
+        return -self.w * y + 0.01 * torch.randn_like(y)
+
+
+class Dropout(Counter):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, t, y):
+        return -self.w * self.drop(y)
+
+
+class Steady(Counter):
+    """Keeps what nothing depends on."""
+
+    def forward(self, t, y):
+        self.n += 1
+        self.last = -self.w * y
+        return self.last
+
+
+FIELDS = (Counter, Mean, Latch, Noise, Dropout)
+CONTROLLERS = (Fixed(steps=4), PID(rtol=0.5, atol=0.5, dt0=0.3, dt_max=0.3))
+Y0 = torch.linspace(0.5, 1.5, 8, dtype=D)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("controller", CONTROLLERS)
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Checkpointed(memory=2), Backsolve(), Interpolated(), Reversible()])
+def test_it_is_refused_where_f_is_evaluated_again(field, controller, adjoint):
+    torch.manual_seed(0)
+    f = field()
+    y = solve(f, Y0, [0.0, 1.0], method="heun", controller=controller, adjoint=adjoint).ys[-1]
+    name = type(adjoint).__name__
+    if field is Latch and name != "Checkpointed":
+        f.on = False  # nothing is kept to compare with but f at the start
+        f.n += 1
+        f.forward = lambda t, y: Counter.forward(f, t, y)
+    with pytest.raises(ReplayError, match=rf"`adjoint={name}\(\)`.*random numbers.*Write `adjoint=Direct\(\)`"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("field", [Counter, Mean, Noise, Dropout])
+def test_with_a_step_size_for_each_sample(field):
+    torch.manual_seed(0)
+    y = solve(field(), Y0[:, None], [0.0, 1.0], per_sample=True).ys[-1]
+    with pytest.raises(ReplayError):
+        y.sum().backward()
+
+
+def test_direct_differentiates_what_was_computed():
+    f = Counter()
+    y = solve(f, Y0[:1], [0.0, 1.0], method="euler", controller=Fixed(steps=4), adjoint=Direct()).ys[-1]
+    (grad,) = torch.autograd.grad(y.sum(), f.w)
+    w = torch.ones((), dtype=D, requires_grad=True)
+    expected = Y0[0]
+    for n in (1, 2, 3, 4):
+        expected = expected * (1 - 0.25 * w / n)
+    assert y.item() == pytest.approx(expected.item())
+    assert grad.item() == pytest.approx(torch.autograd.grad(expected, w)[0].item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Checkpointed(memory=2), Backsolve(), Interpolated(), Reversible()])
+@pytest.mark.parametrize("method", ["euler", "tsit5", "radauIIA3"])
+def test_a_field_that_is_the_same_again_is_not_refused(dtype, adjoint, method):
+    f = Steady().to(dtype)
+    controller = None if method == "tsit5" else Fixed(steps=5)
+    y = solve(f, Y0.to(dtype) * 1e-12, [3.0, 4.0], method=method, controller=controller, adjoint=adjoint).ys[-1]
+    y.sum().backward()
+    assert f.w.grad is not None
+
+
+def test_rounding_is_no_difference_but_a_small_component_counts():
+    before = torch.tensor([1e6, 1e-6], dtype=D)
+    start = torch.zeros(2, dtype=D)
+    same = SameAgain("Checkpointed")
+    same.check(before * (1 + 1e-15), before, start)
+    with pytest.raises(ReplayError):
+        same.check(before + torch.tensor([0.0, 1e-7], dtype=D), before, start)
