@@ -102,7 +102,10 @@ def backward_scheme(
 
 
 def backsolve(call: Call, scheme: Any, watch: Watch | None, t: Tensor) -> AskedFor:
-    """The adjoint of the solve for the times t."""
+    """The adjoint of the solve for the times t, whose backward solve counts the time from its start down."""
+    if watch is not None:
+        start = t[0].item()
+        watch = replace(watch, show=lambda s, y, dt: (call.sign * (start - s), (s.new_zeros(()), *y.unbind()), dt))
     controller = scheme.controller(call, t, -t[-1].item(), -call.sign, watch, None)
     method, most = watched(scheme.method, watch), scheme.most_steps(t)
     return AskedFor(method, controller, most, call.sign)

@@ -112,7 +112,7 @@ def odeint_adjoint(
     params = find_parameters(func) if given is None else given
     call = resolve(normalise(func, y0, t, rtol, atol, method, options, given or ()))
     asked = any(x is not None for x in (adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options))
-    watch = find_watch(func, lambda t, y, dt: (-call.sign * t, (t.new_zeros(()), *y.unbind()), dt), "_adjoint")
+    watch = find_watch(func, lambda *step: step, "_adjoint")
     adjoint: AdjointOf = lambda piece: Exact()  # noqa: E731
     if asked or watch is not None:
         scheme = backward_scheme(call, params, adjoint_method, adjoint_rtol, adjoint_atol, adjoint_options)
