@@ -133,6 +133,8 @@ def explain(error: Exception, f: Callable[..., Any], t: Tensor, y: Any, args: tu
             f"`f` is called as f(t, y{', *args' if args else ''}), and {_name_of(f)} does not take that "
             f"({mismatch}): write `lambda t, y: f(y)` around one without time, and give others to `args`"
         ) from error
+    if _works(f, t, y, y, args):  # it is autograd that f does not work with
+        return
     if t.dim() == 0 and _works(f, t.reshape(1), y, y, args):
         raise TypeError(
             f"`f` gets t as a 0-dimensional tensor, and {_name_of(f)} works with one of shape (1,) alone: "
@@ -149,7 +151,7 @@ def _name_of(f: Any) -> str:
 
 
 def _works(f: Callable[..., Any], first: Any, second: Any, y: Any, args: tuple) -> bool:
-    """Whether f works with these for t and y."""
+    """Whether f works with these for t and y, outside of autograd."""
     try:
         with torch.no_grad():
             leaves_like((f(first, second, *args),), (y,))
