@@ -79,9 +79,10 @@ def solve(
     """
     method = find(method)
     if isinstance(method, ImplicitRungeKutta) and torch.compiler.is_dynamo_compiling():
-        from odenets.between_graphs import solve_outside  # noqa: PLC0415 — imports PyTorch's compiler
+        from odenets.between_graphs import outside  # noqa: PLC0415 — imports PyTorch's compiler
 
-        return solve_outside(
+        return outside(
+            solve,
             f,
             y0,
             t,
