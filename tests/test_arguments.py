@@ -50,7 +50,7 @@ NO_NUMBER += [
     torch.tensor(1j),
     np.complex64(1j),
     datetime.timedelta(1),
-    object(),
+    NotImplemented,
     torch.tensor(1.0, requires_grad=True),
 ]
 

@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, Interpolated, ReplayError, Reversible, solve
+from odenets import (
+    PID,
+    Backsolve,
+    Checkpointed,
+    Direct,
+    Fixed,
+    Interpolated,
+    ReplayError,
+    Reversible,
+    check_gradient,
+    solve,
+)
 from odenets.adjoint.replay import SameAgain
 
 D = torch.float64
@@ -126,3 +137,13 @@ def test_rounding_is_no_difference_but_a_small_component_counts():
     same.check(before * (1 + 1e-15), before, start)
     with pytest.raises(ReplayError):
         same.check(before + torch.tensor([0.0, 1e-7], dtype=D), before, start)
+
+
+@pytest.mark.parametrize("field", [Counter, Mean, Noise, Dropout])
+def test_check_gradient_says_it_and_goes_on(field):
+    torch.manual_seed(0)
+    check = check_gradient(field(), Y0, [0.0, 1.0], method="heun", controller=Fixed(steps=4), repeats=1)
+    assert "`f` does not return the same for the same t and y" in str(check)
+    assert isinstance(check.recommended, Direct)
+    failures = [row.failure for row in check.rows if not isinstance(row.adjoint, Direct)]
+    assert all(failure.startswith("ReplayError: `f` returned something else") for failure in failures)

@@ -1,6 +1,7 @@
 """`check_gradient`: every adjoint on the user's own problem, beside each other and beside finite differences."""
 
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, Reversible
+from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, ReplayError, Reversible
 from odenets.arguments import given_times, shown
 from odenets.captured import LostGradientError, reached_tensors, sequence_number
 from odenets.solution import Solution, SolveError
@@ -60,7 +61,8 @@ class GradientCheck:
     Attributes:
         rows: A row for each adjoint.
         discretisation: The relative difference between the gradient at the given tolerance or step and at a far
-            finer one: what no adjoint can be better than, as an approximation of the exact solution's gradient.
+            finer one: what no adjoint can be better than, as an approximation of the exact solution's gradient. NaN
+            where that solve fails.
         finite_differences: The relative difference between the slope of the loss, by central differences, and what
             the gradient to y0 and the tensors says, along that gradient and a random direction together.
         warning: What may be wrong with the reference itself; empty where nothing was seen.
@@ -80,13 +82,20 @@ class GradientCheck:
     def _lines(self) -> Iterator[str]:
         yield "relative difference from the gradient of what the solver computed (Reversible has its own scheme):"
         yield from aligned([_HEAD, *(_cells(row) for row in self.rows)], range(1, len(_HEAD) - 1))
-        yield f"a far finer solve changes the gradient by {self.discretisation:.1e}: the solver's own error"
+        if math.isnan(self.discretisation):
+            yield "a far finer solve failed: nothing is known of the solver's own error"
+        else:
+            yield f"a far finer solve changes the gradient by {self.discretisation:.1e}: the solver's own error"
         yield f"finite differences of the loss differ from the gradient by {self.finite_differences:.1e}"
         if self.warning:
             yield f"WARNING: {self.warning}"
         yield f"recommended: {_short(self.recommended)}, {self.reason}"
 
 
+_CHANGES = (
+    "`f` does not return the same for the same t and y: it draws random numbers (dropout) or changes a state of its own "
+    "(a counter, a running mean); the gradients of two solves differ, and an adjoint that evaluates it again is refused"
+)
 _HEAD = ("adjoint", *PARTS, "nfe", "backward", "ms", "kept", "")
 
 
@@ -156,16 +165,17 @@ def check_gradient(
     lab = _Lab(f, y0, t, args, loss or _weighted_sum, options)
     reference = lab.gradients(Direct())
     rows = tuple(_row(lab, adjoint, reference, repeats) for adjoint in adjoints)
-    fine = lab.gradients(Direct(), lab.finer())
-    discretisation = _difference(lab.flat(reference), lab.flat(fine))
+    discretisation = _discretisation(lab, reference)
     slope = _finite_differences(lab, reference)
+    recommended, reason = _recommend(rows, lab.rounding)
     warning = ""
-    if slope > _SUSPICIOUS:
+    if any(row.failure.startswith(ReplayError.__name__) for row in rows):
+        recommended, reason, warning = Direct(), "which evaluates `f` once", _CHANGES
+    elif slope > _SUSPICIOUS:
         warning = (
             "finite differences do not agree with the gradient: f may cut it off (detach, no_grad, .data, .item()), "
-            "may be discontinuous, or may not return the same for the same input (random numbers)"
+            "may be discontinuous, or may not return the same for the same input (random numbers, a state of its own)"
         )
-    recommended, reason = _recommend(rows, lab.rounding)
     check = GradientCheck(rows, discretisation, slope, recommended, reason, warning)
     if verbose:
         print(check)
@@ -248,8 +258,16 @@ def _row(lab: _Lab, adjoint: Adjoint, reference: _Gradients, repeats: int) -> Ro
         return Row(adjoint, errors, stats.nfe, stats.nfe_backward or 0, seconds, _kept(lab, adjoint))
     except SolveError as error:
         return Row(adjoint, {}, failure=f"SolveError: {error.status.name} at t = {error.t!r}")
-    except LostGradientError as error:
-        return Row(adjoint, {}, failure=f"LostGradientError: {str(error).partition(';')[0]}")
+    except (LostGradientError, ReplayError) as error:
+        return Row(adjoint, {}, failure=f"{type(error).__name__}: {re.split('[;:,]', str(error))[0]}")
+
+
+def _discretisation(lab: _Lab, reference: _Gradients) -> float:
+    try:
+        fine = lab.gradients(Direct(), lab.finer())
+    except SolveError:  # f is too rough for it, or not the same twice
+        return math.nan
+    return _difference(lab.flat(reference), lab.flat(fine))
 
 
 def _seconds(lab: _Lab, adjoint: Adjoint) -> float:
