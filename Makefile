@@ -54,7 +54,8 @@ test-slow: .venv/ready  ## full-size checks on real data; needs ODENETS_DATA (so
 
 TORCH ?= 2.14.1
 OTHER := .venv-torch-$(TORCH)
-CORE := adjoint block compiled controller implicit interpolate lean multistep per_sample programs runge_kutta shapes solve stateful
+# Without the counts of operations and the compiled engine, which are those of the pinned torch.
+CORE := adjoint arguments block controller evaluation implicit interpolate per_sample replay runge_kutta shapes solve times
 
 .PHONY: test-torch
 test-torch:  ## the solver's tests with another torch, e.g. TORCH=2.9.1, in an environment of its own (up to 7 GB)

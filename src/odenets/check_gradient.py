@@ -93,8 +93,9 @@ class GradientCheck:
 
 
 _CHANGES = (
-    "`f` does not return the same for the same t and y: it draws random numbers (dropout) or changes a state of its own "
-    "(a counter, a running mean); the gradients of two solves differ, and an adjoint that evaluates it again is refused"
+    "`f` does not return the same for the same t and y: it draws random numbers (dropout) or changes a state of its "
+    "own (a counter, a running mean); the gradients of two solves differ, and an adjoint that evaluates it again is "
+    "refused"
 )
 _HEAD = ("adjoint", *PARTS, "nfe", "backward", "ms", "kept", "")
 
