@@ -241,7 +241,7 @@ def test_continuous_adjoints_do_not_restart_at_output_times(adjoint):
     y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
     sol = solve(lambda t, y: -y, y0, torch.linspace(0, 1, 101), adjoint=adjoint, method="dopri5", rtol=1e-5)
     sol.ys.sum().backward()
-    assert sol.stats.nfe_backward <= 100 * 7 + 1
+    assert sol.stats.nfe_backward <= 100 * 7 + 2  # and f at the start, once more
 
 
 def test_the_number_of_outputs_costs_checkpointed_nothing():

@@ -198,6 +198,11 @@ def test_times_whose_dtype_cannot_tell_them_apart(times):
         solve(decay, ONE, times)
 
 
+@pytest.mark.parametrize("times", [[2.0**52, 2.0**52 + 4], torch.tensor([1.5e7, 1.5e7 + 1]), [1.8e14, 1.8e14]])
+def test_whole_numbers_are_exact(times):
+    assert solve(decay, ONE, times).ys.shape == (2, 1)
+
+
 @pytest.mark.parametrize("times", [[1.0, 1.0], [1.0], [0.1, 0.1, 1.0], [0.0, 0.0]])
 def test_equal_times_are_fine(times):
     ys: Tensor = solve(decay, ONE, torch.tensor(times)).ys
@@ -217,3 +222,19 @@ def test_a_step_is_added_to_the_state_once(method):
         return solve(oscillator, y0, [0.0, 1.0], method=method, controller=Fixed(steps=400)).ys[-1].double()
 
     assert (error(torch.float32) - error(D)).abs().max() < 2e-6
+
+
+@pytest.mark.slow
+def test_compiled_solves_count_time_from_the_start_too():
+    def field(t, y):
+        return -y * torch.cos(3 * t) * y
+
+    def result(origin, compile, f=field):
+        t = torch.tensor([0.3, 0.9, 2.0], dtype=D).add(origin).requires_grad_()
+        y0 = torch.linspace(0.1, 0.4, 3, dtype=D)[:, None]
+        ys = solve(f, y0, t, method="heun", controller=Fixed(steps=4), compile=compile).ys
+        return ys.detach(), *torch.autograd.grad(ys.sum(), t)
+
+    for origin in (0.0, 1e6):  # one program
+        for ours, expected in zip(result(origin, True), result(origin, False)):
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
