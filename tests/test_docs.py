@@ -42,6 +42,8 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
     code = "\n\n".join(blocks(page, "python"))
     if code:
         monkeypatch.chdir(tmp_path)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchdiffeq"]:
+            monkeypatch.delitem(sys.modules, name)  # which other tests import
         exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
 
 

@@ -63,7 +63,7 @@ class Noise(Counter):
 class Dropout(Counter):
     def __init__(self):
         super().__init__()
-        self.drop = nn.Dropout(0.5)
+        self.drop = nn.Dropout(0.1)
 
     def forward(self, t, y):
         return -self.w * self.drop(y)
@@ -147,3 +147,22 @@ def test_check_gradient_says_it_and_goes_on(field):
     assert isinstance(check.recommended, Direct)
     failures = [row.failure for row in check.rows if not isinstance(row.adjoint, Direct)]
     assert all(failure.startswith("ReplayError: `f` returned something else") for failure in failures)
+
+
+@pytest.mark.parametrize("method", ["tsit5", "rk4", "trapezoid", "trbdf2", "radauIIA5", "implicit_euler"])
+def test_autocast_is_no_state(method):
+    torch.manual_seed(0)
+    net = nn.Linear(3, 3)
+    y0 = torch.ones(2, 3, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ys = solve(lambda t, y: torch.tanh(net(y)), y0, (0.0, 1.0), method=method, controller=Fixed(steps=8)).ys
+    ys[-1].sum().backward()
+    assert bool(torch.isfinite(y0.grad).all())
+
+
+def test_a_start_made_in_inference_mode():
+    with torch.inference_mode():
+        y0 = torch.ones(2, 3)
+    p = torch.tensor(0.5, requires_grad=True)
+    solve(lambda t, y: -p * y, y0, (0.0, 1.0), rtol=1e-6).ys[-1].sum().backward()
+    assert p.grad.item() == pytest.approx(-3.6392, rel=1e-4)

@@ -166,9 +166,10 @@ def test_a_mistyped_tableau_is_refused(changes, message):
         ExplicitRungeKutta(**{**good, **changes})
 
 
-def test_combine_refuses_nothing_to_combine():
-    with pytest.raises(ValueError, match="`weights` are all zero"):
-        combine(None, 0.1, (0.0,), [torch.ones(1)])
+def test_nothing_combined_is_zero():
+    for dt in (0.1, torch.tensor(0.1)):
+        assert combine(None, dt, (0.0,), [torch.ones(1)]).tolist() == [0.0]
+        assert combine(torch.ones(1), dt, (0.0,), [torch.ones(1)]).tolist() == [1.0]
 
 
 @ADAPTIVE

@@ -148,6 +148,15 @@ def test_gradients_far_from_zero(adjoint):
     torch.testing.assert_close(far, near, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("adjoint", ALL, ids=name)
+@pytest.mark.parametrize("controller", [Fixed(steps=7), PID(rtol=1e-6)])
+@pytest.mark.parametrize("origin", [1.7e9, -1e6 - 0.1])
+def test_a_replay_far_from_zero_gets_the_same_times(adjoint, controller, origin):
+    times = torch.linspace(0, 2, 5, dtype=D) + origin
+    y0 = torch.tensor([0.3, -1.2], dtype=D, requires_grad=True)
+    solve(lambda t, y: -y + torch.cos(10 * t), y0, times, controller=controller, adjoint=adjoint).ys.sum().backward()
+
+
 @pytest.mark.parametrize("unit", [1e-12, 1e-6, 1e6, 1e12])
 @pytest.mark.parametrize("start", [0.0, 1.0])
 def test_the_unit_of_time_changes_nothing(unit, start):

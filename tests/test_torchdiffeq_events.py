@@ -248,3 +248,37 @@ def test_events_with_adams_methods_are_theirs(method, interp, reverse):
         answers.append((t, y, *torch.autograd.grad(t + y[-1].square().sum(), [y0, *f.parameters()])))
     for known, *mine in zip(*answers):
         assert all(torch.allclose(x, known, rtol=1e-6, atol=1e-8) for x in mine)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        lambda t, y: torch.relu(y[0] - 0.3),
+        lambda t, y: (y[0] > 0.3).double(),
+        lambda t, y: y[0].clamp(min=0.3) - 0.3,
+    ],
+)
+@pytest.mark.parametrize("options", [{"method": "dopri5"}, {"method": "rk4", "options": {"step_size": 0.01}}])
+def test_an_event_function_that_is_zero_from_the_event_on(event, options):
+    y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    t0 = torch.tensor(0.0, dtype=torch.float64)
+    with torch.no_grad():
+        t, y = ours.odeint_event(
+            lambda t, y: torch.stack([y[1], -y[0]]), y0, t0, rtol=1e-8, atol=1e-10, event_fn=event, **options
+        )
+    assert t.item() == pytest.approx(math.acos(0.3), abs=1e-5)
+    assert y[-1, 0].item() == pytest.approx(0.3, abs=1e-5)
+
+
+@pytest.mark.parametrize("min_step", [0.1, 0.05, 0.01, 0.001])
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "adaptive_heun"])
+def test_steps_as_short_as_allowed_are_taken(min_step, method):
+    y0, t = torch.tensor([1.0], dtype=torch.float64), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+
+    def f(t, y):
+        return -y + torch.cos(30 * t)
+
+    options = {"rtol": 1e-9, "atol": 1e-11, "method": method, "options": {"min_step": min_step}}
+    found = ours.odeint(f, y0, t, **options)
+    assert bool(torch.isfinite(found).all())
+    torch.testing.assert_close(found[-1], theirs.odeint(f, y0, t, **options)[-1], rtol=0.05, atol=0.02)

@@ -348,6 +348,9 @@ def sample_trajectory(problem: Problem, ys: Tensor, result: Marched) -> Trajecto
     """What the caller gets to know of a solve with a step size for each sample."""
     clock = result.clock.flatten(1)
     problem.stats.accepted, problem.stats.rejected = clock[2].long(), clock[3].long()
+    sizes = clock[5][clock[5].isfinite()]
+    if isinstance(problem.controller, PID) and len(sizes):
+        problem.controller.check_resolution(float(sizes.max()), problem.y0.dtype)
     statuses = _statuses(problem, result, clock)
     failed = [i for i, status in enumerate(statuses) if status is not Status.SUCCESS]
     failure = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from odenets.controller import PID, Controller, Number, Start, maximum, rms_of_any_size, where
 from odenets.evaluation import CountedField
-from odenets.methods import Field, NotConverged, RungeKutta, Step, real_dtype, stage_times
+from odenets.methods import Field, NotConverged, RungeKutta, Since, Step, Time, real_dtype, stage_times
 from odenets.solution import Failure, Stats, Status
 from odenets.transforms import all_finite, number, numbers, unwrapped
 
@@ -42,6 +42,10 @@ class Problem:
     origin: float = 0.0  # the first time, as f gets it
     sign: float = 1.0  # the caller's time is sign · (origin + t)
     stats: Stats = field(default_factory=Stats)
+
+    def at(self, t: float | Tensor) -> Time:
+        """A time as a method gets it."""
+        return Since(self.origin, t) if self.origin else t
 
     def caller_time(self, t: float) -> float:
         """The caller's own name for a time."""
@@ -222,7 +226,7 @@ class Stepper:
         self.memory: tuple[float, ...] = self.controller.start
         self.clock = clock
         self.failure: Failure | None = None
-        self.origin = problem.origin
+        self.origin, self.at = problem.origin, problem.at
         self._stretch: Any = 0.0  # what the interval gets longer by: 0, but for its gradient
         if clock is not None:
             span = clock[1] - clock[0]
@@ -233,7 +237,7 @@ class Stepper:
         """f at the present point, evaluated once."""
         if self.f0 is None:
             t = self.t if self.clock is None else self.clock[0]
-            (t,) = stage_times(self.origin + t, 0.0, (0.0,), self.y)
+            (t,) = stage_times(self.at(t), 0.0, (0.0,), self.y)
             self.f0 = self.f(t, self.y)
         return self.f0
 
@@ -271,7 +275,7 @@ class Stepper:
             final, dt = cut(self.t, self.dt, t_end)
             t_in, dt_in = self._differentiable(dt, final)
             try:
-                step = self.method.step(self.f, self.origin + t_in, self.y, dt_in, self.f0)
+                step = self.method.step(self.f, self.at(t_in), self.y, dt_in, self.f0)
             except NotConverged as error:
                 return self._fail_in_step(error, dt)
             ratio = 0.0
@@ -348,7 +352,9 @@ class Stepper:
         y = unwrapped(self.y)
         seen = f"The largest |y| is {float(y.abs().max()):.3g}, the last error was {ratio:.3g} tolerances."
         broken = next((k for k in step.stages if not all_finite(k)), None)
-        if blows_up(self.y, step.stages[0], dt):
+        jumps_off = broken is not None and bool(torch.isnan(unwrapped(broken)).any())  # log, sqrt, 0 / 0
+        outgrown = number(self.y.abs().max()) > math.sqrt(torch.finfo(y.dtype).max)
+        if outgrown or (not jumps_off and blows_up(self.y, step.stages[0], dt)):
             return self._fail(Status.DIVERGED, dt, f"{seen} Largest at {_position(y, int(y.abs().argmax()))}.")
         if broken is not None:
             return self._fail(Status.NON_FINITE_FIELD, dt, f"Just after this t, f: {locate_non_finite(broken)}. {seen}")
@@ -485,15 +491,17 @@ def find_non_finite(problem: Problem, y0: Tensor, y_end: Tensor) -> Failure | No
         stepper = Stepper(replace(problem, stats=Stats()), y0.detach(), problem.times[0])
         if not all_finite(y0):
             return Failure(Status.NON_FINITE_START, stepper.t, 0.0, f"y0: {locate_non_finite(y0)}.")
-        usual = None  # the size of a state that f was made for
+        usual = number(y0.abs().max())  # the size of a state that f was made for
         while all_finite(stepper.y) and stepper.t < problem.times[-1]:
             taken = stepper.advance(problem.times[-1])
             if taken is None:
                 return stepper.failure
-            usual = usual or number(torch.maximum(y0.abs(), taken.step.y.abs()).max())
-            for k in taken.step.stages:
+            if usual == 0 and all_finite(taken.step.y):
+                usual = number(taken.step.y.abs().max())
+            for i, k in enumerate(taken.step.stages):
                 if not all_finite(k):
-                    is_tame = not number(taken.y.abs().max()) > 1e6 * usual
+                    there = problem.method.stage_input(i, taken.y, taken.dt, taken.step.stages[:i])
+                    is_tame = number(there.abs().max()) <= 1e6 * usual
                     status = Status.NON_FINITE_FIELD if is_tame else Status.NON_FINITE_STATE
                     return Failure(status, taken.t, taken.dt, f"f: {locate_non_finite(k)}.")
         return Failure(Status.NON_FINITE_STATE, stepper.t, stepper.dt or 0.0, f"y: {locate_non_finite(y_end)}.")

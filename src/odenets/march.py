@@ -20,7 +20,7 @@ from torch import Tensor
 
 from odenets.controller import Controller, FirstStep, Number, Start, rms
 from odenets.loop import Problem, conclude, cut, sample_shape
-from odenets.methods import Field, Pull, RungeKutta, real_dtype
+from odenets.methods import Field, Pull, RungeKutta, Since, real_dtype
 
 # while_(condition, body, carry, constants, mutated): the carry after the loop; `mutated` are the indices of those
 # constants that the body writes into. Every loop here makes at least one round, harmless if there was nothing to do:
@@ -362,7 +362,7 @@ def _advance(plan: Plan, f: _Evaluations, numbers: Tensor, buffers: Buffers | No
     final, dt = cut(now.t, now.dt, t_end)
     dt = torch.where(alive, dt, 0.0)
     f0, *of_f0 = now.f0 or (None,)
-    step = plan.method.step(f, numbers[6] + now.t, now.y, dt, f0)
+    step = plan.method.step(f, Since(numbers[6], now.t), now.y, dt, f0)
     if plan.carries_f0:
         step = step.with_f1(f)
     ratio: Number = torch.zeros_like(now.t)
@@ -622,7 +622,9 @@ class _Undo:
         self.sums = list(sums)
         activations = None if self.plan.activations is None else buffers.read_activations(row, self.plan.pulled)
         self.known = itertools.repeat((None, None)) if activations is None else zip(_certain(kept), activations)
-        stages, pulls = method.linearize(self._linearize, clock[4] + t, y, dt, with_f1=self.plan.outputs, stages=kept)
+        stages, pulls = method.linearize(
+            self._linearize, Since(clock[4], t), y, dt, with_f1=self.plan.outputs, stages=kept
+        )
         y_bar, stage_bars, time_bars = None, None, None
         if self.bars is not None:
             y_bar, stage_bars, time_bars = self.bars.read(row)

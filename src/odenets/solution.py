@@ -25,7 +25,7 @@ class Status(Enum):
     )
     DIVERGED = (
         "the solution grew without bound and the step size shrank to nothing: it probably blows up in finite "
-        "time; end the solve earlier, or bound f (tanh, weight decay, smaller weights)"
+        "time, or outgrows its dtype; end the solve earlier, or bound f (tanh, weight decay, smaller weights)"
     )
     NON_FINITE_FIELD = (
         "f returned NaN or infinity for a finite state; look for a division, logarithm or root in f, or for "
@@ -39,6 +39,10 @@ class Status(Enum):
         "the equations of an implicit step could not be solved, or have no solution; take smaller steps (more "
         "`steps` or a smaller `dt` in `controller=Fixed(...)`, a smaller 'step_size' in odenets.torchdiffeq), or solve "
         "in float64; where f is not smooth, an explicit method needs no such equations"
+    )
+    UNSTABLE_PAIR = (
+        "the two states of `adjoint=Reversible()` drifted apart: its scheme is unstable where f decays fast beside the "
+        "steps; take `adjoint=Checkpointed()`, or far smaller steps"
     )
     NON_FINITE_START = "`y0` contains NaN or infinity; check the input of the ODE layer and what precedes it"
 

@@ -120,6 +120,8 @@ def solve(
     if compile and isinstance(method, ImplicitRungeKutta):
         raise TypeError(f"`compile=True` goes with explicit methods, got {method.name!r}: leave `compile` out")
     flat, unflatten = _flatten_state(y0, per_sample)
+    if not torch.compiler.is_compiling() and flat.is_inference() and torch.is_grad_enabled():
+        flat = flat.clone()  # autograd keeps no tensor that was made in inference mode
     ts, times = _times(t, flat)
     sign = -1.0 if times[-1] < times[0] else 1.0
     check_times(times, _dtype_of(t))

@@ -182,7 +182,7 @@ class _ReversePass:
     def replay(self, steps: Sequence[Kept], y: Tensor) -> Tensor:
         """The state after these steps."""
         for step in steps:
-            y = self.problem.method.step(self.f, self.problem.origin + step.t, y, step.dt, None).y
+            y = self.problem.method.step(self.f, self.problem.at(step.t), y, step.dt, None).y
         return y
 
     def undo(self, k: int, kept: Kept, y: Tensor) -> None:
@@ -193,7 +193,7 @@ class _ReversePass:
         if lam is None and not kept.inside and not self.grad_dense:
             self.end = y
             return
-        method, t, dt = self.problem.method, self.problem.origin + kept.t, kept.dt
+        method, t, dt = self.problem.method, self.problem.at(kept.t), kept.dt
         with_f1 = bool(kept.inside or self.grad_dense)
         known = method.solved_stages(self.f, t, y, dt)
         stages, pulls = method.linearize(self.linearize, t, y, dt, with_f1=with_f1, stages=known)

@@ -1,12 +1,11 @@
 """The continuous adjoint: equations (6) and (7), solved backward in time."""
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from odenets.adjoint.direct import integrate_openly
 from odenets.adjoint.outside import Call, GradientSum, Wanted, inner_product, outside_autograd, refuse_backward
@@ -174,7 +173,7 @@ class _AdjointSolve:
 
     def f(self, j: int) -> Tensor:
         """f at output time j and the present state."""
-        (t,) = stage_times(self.problem.origin + self.problem.times[j], 0.0, (0.0,), self.y)
+        (t,) = stage_times(self.problem.at(self.problem.times[j]), 0.0, (0.0,), self.y)
         return self.field(t, self.y)
 
     def jump(self, y: Tensor, grad_y: Tensor) -> None:
@@ -218,13 +217,14 @@ class _AdjointSolve:
                 there = method.stage_input(i, taken.y, taken.dt, stages)
                 integrand = self.derivatives.with_integrand(times[i], there)[1]
             self.grads.add(integrand, scale=taken.dt * b_i)
+        self.derivatives.forget_all_but(stages[len(method.b) :])
 
 
 class _Derivatives:
     """The right-hand side: dz/ds = −f of equation (2), where z is solved for, and da/ds = a ∂f/∂z of equation (6).
 
     Where the stages of the method are evaluations of it, it keeps the integrand of equation (7), a ∂f/∂θ, of each,
-    found by the derivative it returned, for as long as somebody has that.
+    found by the derivative it returned.
     """
 
     def __init__(self, problem: Problem, wanted: Wanted, states: DenseOutput | None) -> None:
@@ -232,13 +232,14 @@ class _Derivatives:
         self.origin, self.times = problem.origin, problem.times
         self.wanted, self.states = wanted, states
         self.keeps = not isinstance(problem.method, ImplicitRungeKutta)
-        self.integrands: MutableMapping[Tensor, Sequence[Tensor | None]] = WeakTensorKeyDictionary()
+        # By where the derivative lies: nobody else lies there while somebody has it, and it stays nobody's but theirs.
+        self.integrands: dict[int, Sequence[Tensor | None]] = {}
 
     def __call__(self, s: Tensor, solved: Tensor) -> Tensor:
         if not self.keeps:
             return self._evaluate(s, solved, ())[0]
         derivative, integrand = self.with_integrand(s, solved)
-        self.integrands[derivative] = integrand
+        self.integrands[derivative.data_ptr()] = integrand
         return derivative
 
     def with_integrand(self, s: Tensor, solved: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
@@ -266,4 +267,9 @@ class _Derivatives:
 
     def integrand_of(self, derivative: Tensor) -> Sequence[Tensor | None]:
         """a ∂f/∂θ of the evaluation that returned this."""
-        return self.integrands[derivative]
+        return self.integrands[derivative.data_ptr()]
+
+    def forget_all_but(self, derivatives: Sequence[Tensor]) -> None:
+        """Only these are asked for again."""
+        known = [k.data_ptr() for k in derivatives]
+        self.integrands = {place: self.integrands[place] for place in known if place in self.integrands}

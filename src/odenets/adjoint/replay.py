@@ -37,7 +37,7 @@ class SameAgain:
         """Compare `again` with `before`, where f has made what is more than `start`."""
         if before.device.type == "cpu" and torch.equal(again, before):
             return
-        eps = torch.finfo(before.dtype).eps
+        eps = _rounding(before)
         size = (before - start).abs()
         largest = size.max() if size.numel() else 0.0
         allowed = math.sqrt(eps) * size + 16 * eps * before.abs() + 100 * eps * largest
@@ -60,3 +60,10 @@ class SameAgain:
                 "changes a state of its own (a counter, a running mean). Write `adjoint=Direct()`, which evaluates "
                 "`f` once, or let `f` depend on t, y and `args` alone"
             )
+
+
+def _rounding(y: Tensor) -> float:
+    """How precise f is: as y, or as what autocast computes with."""
+    kind = y.device.type
+    eps = torch.finfo(y.dtype).eps
+    return max(eps, torch.finfo(torch.get_autocast_dtype(kind)).eps) if torch.is_autocast_enabled(kind) else eps

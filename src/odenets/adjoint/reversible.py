@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from odenets import transforms
 from odenets.adjoint.direct import clock_of
 from odenets.adjoint.outside import (
     ByAutograd,
@@ -21,8 +22,8 @@ from odenets.adjoint.replay import SameAgain
 from odenets.arguments import number
 from odenets.evaluation import CountedField
 from odenets.loop import Problem, Stepper, Trajectory, find_non_finite
-from odenets.methods import Field, Pull, RungeKutta, Step, combine, stage_times
-from odenets.solution import Stats
+from odenets.methods import Field, Pull, RungeKutta, Step, Time, combine, stage_times
+from odenets.solution import Failure, Stats, Status
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Reversible:
 
     When to use: long solves for which even `Checkpointed(memory=...)` is too much or too slow: memory is two states,
     whatever the number of steps, and the gradient is that of what was computed. When not: each step costs two steps
-    of the base, forward and backward; rounding errors grow by λ^(−steps) on the way back; outputs cut steps, so many
+    of the base, forward and backward; where f decays fast beside the steps (rate · dt of about 1) the pair is unstable,
+    which fails; rounding errors grow by λ^(−steps) on the way back; outputs cut steps, so many
     of them cost steps; second derivatives and dense output raise.
 
     Args:
@@ -88,7 +90,7 @@ class _Pair:
     def order(self) -> int:
         return self.base.order
 
-    def step(self, f: Field, t: float, pair: Tensor, dt: float, f0: Tensor | None) -> Step:
+    def step(self, f: Field, t: Time, pair: Tensor, dt: float, f0: Tensor | None) -> Step:
         y, z = pair.unbind()
         forth = self.base.step(f, t, z, dt, f0)
         y1 = self.coupling * y + (1 - self.coupling) * z + combine(None, dt, self.base.b, forth.stages)
@@ -139,10 +141,24 @@ def _march(problem: Problem, coupling: float, f0: Tensor | None, clock: Tensor |
         if stepper.failure is not None:
             break
         ys.append(stepper.y[0])
+        if _drifted(problem, *stepper.y):
+            stepper.failure = Failure(Status.UNSTABLE_PAIR, stepper.t, stepper.dt or 0.0, "")
+            ys.pop()
+            break
     failure = stepper.failure
     if failure is None and not problem.controller.adaptive:
         failure = find_non_finite(paired, pair, stepper.y)
     return _Marched(Trajectory(torch.stack(ys), [], failure), steps, stepper.y)
+
+
+@torch.no_grad()
+def _drifted(problem: Problem, y: Tensor, z: Tensor) -> bool:
+    """Whether the two states, which solve one problem, lie far apart: beside their size, and beside the tolerances."""
+    apart = transforms.number((y - z).abs().max()) if y.numel() else 0.0
+    size = transforms.number(torch.maximum(y.abs(), z.abs()).max()) if apart else 0.0
+    if not problem.controller.adaptive:
+        return apart > size
+    return apart > 0.05 * size and transforms.number(problem.controller.error_ratio(y, z, y - z)) > 100
 
 
 def _set_off(problem: Problem, stepper: Stepper, clock: Tensor, j: int) -> None:
@@ -210,14 +226,14 @@ class _BackwardPass:
         """Output j is at the time of the one before it: a step of no length."""
         if self.grad_t is None:
             return
-        (t,) = stage_times(self.problem.origin + self.problem.times[j], 0.0, (0.0,), self.y)
+        (t,) = stage_times(self.problem.at(self.problem.times[j]), 0.0, (0.0,), self.y)
         with torch.no_grad():
             rise = inner_product(self.y_bar + self.z_bar, self.f(t, self.y))
         self.grad_t[j] += rise
         self.lam_t = -rise
 
     def undo(self, j: int, step: _Done) -> None:
-        t, dt, final = self.problem.origin + step.t, step.dt, step.final
+        t, dt, final = self.problem.at(step.t), step.dt, step.final
         base, c = self.problem.method, self.coupling
         inner = None if self.grad_t is None else inner_product
         stages, pulls = self._linearized(t + dt, self.y, -dt)
@@ -231,7 +247,7 @@ class _BackwardPass:
         self.y_bar, self.z_bar = c * y1_bar, self.z_bar + total - c * y1_bar
         self._times(j, final, t_bar + t1_bar, dt_bar + t1_bar - back_bar)
 
-    def _linearized(self, t: float, y: Tensor, dt: float) -> tuple[list[Tensor], list[Pull]]:
+    def _linearized(self, t: Time, y: Tensor, dt: float) -> tuple[list[Tensor], list[Pull]]:
         """The stages of a step, and the pullback of f at each."""
         method = self.problem.method
         known = method.solved_stages(self.f, t, y, dt)

@@ -10,7 +10,9 @@ from odenets.methods.runge_kutta import Field as Field
 from odenets.methods.runge_kutta import Linearize as Linearize
 from odenets.methods.runge_kutta import Pull as Pull
 from odenets.methods.runge_kutta import RungeKutta as RungeKutta
+from odenets.methods.runge_kutta import Since as Since
 from odenets.methods.runge_kutta import Step as Step
+from odenets.methods.runge_kutta import Time as Time
 from odenets.methods.runge_kutta import combine as combine
 from odenets.methods.runge_kutta import real_dtype as real_dtype
 from odenets.methods.runge_kutta import stage_times as stage_times

@@ -31,6 +31,7 @@ from odenets.methods.runge_kutta import (
     PullBack,
     RungeKutta,
     Step,
+    Time,
     close,
     combine,
     stage_times,
@@ -87,7 +88,7 @@ class ImplicitRungeKutta(RungeKutta):
         triangular = not any(any(row[i + 1 :]) for i, row in enumerate(self.a))
         return tuple((i,) for i in range(s)) if triangular else (tuple(range(s)),)
 
-    def step(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
+    def step(self, f: Field, t: Time, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
         times = stage_times(t, dt, self.nodes, y)
         start = y.to(wide(y.dtype))
         stages: list[Tensor] = []
@@ -110,14 +111,14 @@ class ImplicitRungeKutta(RungeKutta):
     def _is_explicit(self, block: tuple[int, ...]) -> bool:
         return len(block) == 1 and self.a[block[0]][block[0]] == 0
 
-    def solved_stages(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor) -> Sequence[Tensor] | None:
+    def solved_stages(self, f: Field, t: Time, y: Tensor, dt: float | Tensor) -> Sequence[Tensor] | None:
         with torch.no_grad():
             return self.step(f, t, y, dt, None).stages
 
     def linearize(
         self,
         linearize: Linearize,
-        t: float | Tensor,
+        t: Time,
         y: Tensor,
         dt: float | Tensor,
         *,

@@ -34,6 +34,27 @@ class Pull(Protocol):
 Linearize = Callable[[Tensor, Tensor], tuple[Tensor, Pull]]  # f(t, y) and its pullback
 
 
+@dataclass(frozen=True)
+class Since:
+    """A time counted from an origin.
+
+    The origin is added last, so that the end of a step and the start of the next are one time, far from zero too.
+    """
+
+    origin: float | Tensor
+    t: float | Tensor
+
+    def __add__(self, dt: float | Tensor) -> "Since":
+        return Since(self.origin, self.t + dt)
+
+    @property
+    def absolute(self) -> float | Tensor:
+        return self.origin + self.t
+
+
+Time = float | Tensor | Since
+
+
 class Step(NamedTuple):
     """One step that was tried: where it leads, and the stages it was made of."""
 
@@ -105,7 +126,7 @@ class RungeKutta:
         """Whether the error estimate weighs the derivative at the end of the step."""
         return self.b_error is not None and self.b_error[-1] != 0
 
-    def step(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
+    def step(self, f: Field, t: Time, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
         """The step from y(t) to y(t + dt); `f0` is f(t, y) where it is known already, else None."""
         raise NotImplementedError
 
@@ -114,14 +135,14 @@ class RungeKutta:
         weights = self.b if i == len(self.b) else self.a[i]
         return combine(y, dt, weights, stages[: len(weights)]) if any(weights) else y
 
-    def solved_stages(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor) -> Sequence[Tensor] | None:
+    def solved_stages(self, f: Field, t: Time, y: Tensor, dt: float | Tensor) -> Sequence[Tensor] | None:
         """The stages, where they have to be known before f can be linearized at them; else None."""
         return None
 
     def linearize(
         self,
         linearize: Linearize,
-        t: float | Tensor,
+        t: Time,
         y: Tensor,
         dt: float | Tensor,
         *,
@@ -273,7 +294,7 @@ class ExplicitRungeKutta(RungeKutta):
     def _row_length(self, i: int) -> int:
         return i
 
-    def step(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
+    def step(self, f: Field, t: Time, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
         times = stage_times(t, dt, self.nodes, y)
         stages = [f(times[0], y) if f0 is None else f0]
         for a_i, t_i in zip(self.a[1:], times[1:-1]):
@@ -283,7 +304,7 @@ class ExplicitRungeKutta(RungeKutta):
     def linearize(
         self,
         linearize: Linearize,
-        t: float | Tensor,
+        t: Time,
         y: Tensor,
         dt: float | Tensor,
         *,
@@ -327,13 +348,14 @@ class ExplicitRungeKutta(RungeKutta):
         return total, pull.t_bar, pull.dt_bar
 
 
-def stage_times(t: float | Tensor, dt: float | Tensor, nodes: Sequence[float], y: Tensor) -> Sequence[Tensor]:
+def stage_times(t: Time, dt: float | Tensor, nodes: Sequence[float], y: Tensor) -> Sequence[Tensor]:
     """t + c dt for each node c, in y's real dtype; sums are made in float64. 0-dimensional, or of t's shape."""
     dtype = real_dtype(y)
+    origin, t = (t.origin, t.t) if isinstance(t, Since) else (0.0, t)
     if isinstance(t, float) and isinstance(dt, float):
         # One tensor for all stages: one copy to the device a step instead of one a stage.
-        return torch.tensor([t + c * dt for c in nodes], dtype=dtype, device=y.device).unbind()
-    at = {c: torch.as_tensor(t + c * dt).to(dtype) for c in set(nodes)}
+        return torch.tensor([origin + (t + c * dt) for c in nodes], dtype=dtype, device=y.device).unbind()
+    at = {c: torch.as_tensor(origin + (t + c * dt)).to(dtype) for c in set(nodes)}
     return [at[c] for c in nodes]
 
 

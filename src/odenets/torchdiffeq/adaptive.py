@@ -93,6 +93,9 @@ class Adaptive:
         return magnitude * self.rtol + self.atol
 
 
+_NEARLY = 1 + 1e-6  # a step is as long as the time resolves
+
+
 class ErrorControl:
     """The controller of `Adaptive`. Its memory is the place on the way, so that it can stop at given times."""
 
@@ -126,7 +129,8 @@ class ErrorControl:
 
     def decide(self, ratio: Number, dt: Number, memory: tuple[Number, ...], order: int) -> Decision:
         scheme, place = self.scheme, (memory[0], memory[1])
-        accept = ratio <= 1 or (dt <= scheme.min_step and math.isfinite(ratio))
+        shortest = dt <= scheme.min_step * _NEARLY
+        accept = ratio <= 1 or (shortest and math.isfinite(ratio))
         if self.watch is not None:
             self.watch.end(accept)
         if ratio == 0:
@@ -136,12 +140,12 @@ class ErrorControl:
             factor = min(scheme.ifactor, max(scheme.safety / ratio ** (1 / order), least))
         else:  # the step led out of f's domain
             factor = scheme.dfactor
-            if dt <= scheme.min_step:
+            if shortest:
                 return Decision(False, 0.0, memory)  # stuck
         if not accept:
             return Decision(False, self._within(place, dt * factor), memory)
         following = dt * factor
-        if self.planned is not None and self.given is not None and dt < self.given:
+        if self.planned is not None and self.given is not None and dt < self.given / _NEARLY:
             following = max(following, self.planned)  # that it was cut to end on an output says nothing against it
         place = self.stops.after(place, dt)
         return Decision(True, self._within(place, following), place)

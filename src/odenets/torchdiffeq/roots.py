@@ -19,8 +19,10 @@ def locate(value: Callable[[float], float], at_end: float) -> float:
     while True:
         best, f_best = (a, f_a) if abs(f_a) < abs(f_b) else (b, f_b)
         least = max(_ROUNDING * abs(best), _LEAST) / abs(b - a)
-        if f_best == 0 or least > 0.5:
-            return max(a, b) if f_best != 0 else best
+        if least > 0.5:
+            return max(a, b)
+        if f_best == 0 and value(best * (1 - 4 * _ROUNDING)) > 0:  # else it is 0 from an earlier place on
+            return best
         x = a + min(max(share, least), 1 - least) * (b - a)
         f_x = value(x)
         if (f_x > 0) == (f_a > 0):
@@ -33,6 +35,8 @@ def locate(value: Callable[[float], float], at_end: float) -> float:
 
 def _inverse_quadratic(a: float, f_a: float, b: float, f_b: float, c: float, f_c: float) -> float:
     """The share of the way from a to b where the inverse parabola through the points is 0; half where that is risky."""
+    if 0 in (f_a, f_b, f_c):  # flat there: the parabola says nothing
+        return 0.5
     xi = (a - b) / (c - b)
     phi = (f_a - f_b) / (f_c - f_b)
     if not (math.isfinite(f_c) and phi**2 < xi and (1 - phi) ** 2 < 1 - xi):

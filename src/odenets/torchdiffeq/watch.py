@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.methods import ExplicitRungeKutta, Field, ImplicitRungeKutta, RungeKutta, Step
+from odenets.methods import ExplicitRungeKutta, Field, ImplicitRungeKutta, RungeKutta, Since, Step, Time
 
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
@@ -53,9 +53,9 @@ class _Watched(RungeKutta):
     watch: Watch | None = field(default=None, compare=False)
     linear: bool = False
 
-    def step(self, f: Field, t: float | Tensor, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
+    def step(self, f: Field, t: Time, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
         if self.watch is not None:
-            self.watch.begin(t, y, dt)
+            self.watch.begin(t.absolute if isinstance(t, Since) else t, y, dt)
         return super().step(f, t, y, dt, f0)
 
     def _dense(self) -> tuple[tuple[float, float, float, float], ...]:

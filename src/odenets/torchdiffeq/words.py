@@ -1,13 +1,13 @@
 """What the drop-in says: values in brief, and errors of the solver in the words of torchdiffeq's arguments."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from torch import Tensor
 
+from odenets.adjoint import ReplayError
 from odenets.captured import LostGradientError
 from odenets.solution import Failure, SolveError, Stats, Status
 
@@ -39,9 +39,6 @@ ADVICE = {
 }
 
 
-_ADVICE_BEGINS = re.compile(r"[:;,]? (?:pass|name|write|use) ")
-
-
 def raise_failure(failure: Failure, stats: Stats, sign: float = 1.0) -> NoReturn:
     """Raise the `SolveError` of a failed solve, in the caller's time and words."""
     raise _reworded(SolveError(replace(failure, t=sign * failure.t, dt=sign * failure.dt), stats))
@@ -60,9 +57,14 @@ def callers_words() -> Iterator[None]:
     try:
         yield
     except LostGradientError as error:
-        found = _ADVICE_BEGINS.split(str(error))[0].replace("`f`", "`func`")
-        advice = "name it in `adjoint_params`, detach it, or use `odeint`, which differentiates through every operation"
-        raise LostGradientError(f"{found}: {advice}") from None
+        remedy = "name it in `adjoint_params`, detach it, or use `odeint`, which differentiates through every operation"
+        raise LostGradientError(error.what.replace("`f`", "`func`"), remedy) from None
+    except ReplayError:
+        raise ReplayError(
+            "`func` returned something else in the backward pass of `odeint_adjoint` than in the forward pass, at the "
+            "same t and y, so the gradient would be wrong: it draws random numbers (dropout) or changes a state of its "
+            "own (a counter, a running mean). Use `odeint`, which evaluates it once, or let it depend on t and y alone"
+        ) from None
 
 
 @contextlib.contextmanager

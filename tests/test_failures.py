@@ -1,0 +1,81 @@
+"""Failures say what was seen."""
+
+import math
+
+import pytest
+import torch
+
+from odenets import Checkpointed, Fixed, Reversible, SolveError, Status, solve
+
+D = torch.float64
+ONE = torch.ones(1)
+
+
+def failure_of(*problem, **options):
+    with pytest.raises(SolveError) as caught:
+        solve(*problem, **options)
+    return caught.value
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize(
+    ("f", "end", "status"),
+    [
+        (lambda t, y: -torch.sqrt(y) - 0.1, 5.0, Status.NON_FINITE_FIELD),
+        (lambda t, y: -1 + 0 * torch.log(y), 5.0, Status.NON_FINITE_FIELD),
+        (lambda t, y: torch.where(t > 0.9, math.nan, 20.0) * y, 1.0, Status.NON_FINITE_FIELD),
+        (lambda t, y: torch.where(t > 0, math.nan, 20.0) * y, 1.0, Status.NON_FINITE_FIELD),
+        (lambda t, y: y * y, 2.0, Status.DIVERGED),
+        (lambda t, y: torch.exp(y), 2.0, Status.DIVERGED),
+        (lambda t, y: 500 * y, 10.0, Status.DIVERGED),
+    ],
+)
+@pytest.mark.parametrize("start", [0.0, 1e6])
+def test_the_reason(f, end, status, dtype, start):
+    error = failure_of(
+        lambda t, y: f(t - start, y), ONE.to(dtype).double() if start else ONE.to(dtype), [start, start + end]
+    )
+    assert error.status is status
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_a_blow_up_at_any_scale(scale):
+    error = failure_of(lambda t, y: y * y / scale, ONE.double() * scale, [0.0, 2.0], atol=1e-9 * scale)
+    assert error.status is Status.DIVERGED
+
+
+@pytest.mark.parametrize(("y", "f"), [(10.0, lambda t, y: -100 * y**3), (1.0, lambda t, y: 1e30 * y * y)])
+def test_fixed_steps_that_are_too_large(y, f):
+    assert (
+        failure_of(f, ONE * y, (0.0, 1.0), method="rk4", controller=Fixed(steps=10)).status is Status.NON_FINITE_STATE
+    )
+
+
+@pytest.mark.parametrize(
+    ("f", "y0", "options"),
+    [
+        (lambda t, y: torch.full_like(y, 1e14), torch.zeros(1), {}),
+        (lambda t, y: -y, torch.full((5000,), 3.0, dtype=torch.float16), {"rtol": 1e-2, "atol": 1e-2}),
+        (lambda t, y: -y, torch.tensor([1.0, 0.0]), {"atol": 0.0}),
+        (lambda t, y: -y, torch.tensor([[1.0, 0.0]]), {"atol": 0.0, "per_sample": True}),
+        (lambda t, y: -y, torch.tensor([1e200], dtype=D), {}),
+        (lambda t, y: torch.full_like(y, 1e14), torch.zeros(2, 1), {"per_sample": True}),
+    ],
+)
+def test_a_norm_that_overflows_is_no_failure(f, y0, options):
+    assert solve(f, y0, [0.0, 1.0], **options).status is Status.SUCCESS
+
+
+@pytest.mark.parametrize("rate", [20.0, 50.0])
+@pytest.mark.parametrize("options", [{"rtol": 1e-3}, {"rtol": 1e-6}, {"method": "rk4", "controller": Fixed(steps=40)}])
+def test_a_reversible_pair_that_drifts_apart_fails(rate, options):
+    def f(t, y):
+        return -rate * (y - torch.cos(t))
+
+    assert failure_of(f, ONE.double(), (0.0, 1.0), adjoint=Reversible(), **options).status is Status.UNSTABLE_PAIR
+    assert solve(f, ONE.double(), (0.0, 1.0), adjoint=Checkpointed(), **options).status is Status.SUCCESS
+
+
+def test_tolerances_below_rounding_with_a_step_size_for_each_sample():
+    with pytest.raises(ValueError, match="times the accuracy"):
+        solve(lambda t, y: -y, torch.ones(2, 2, dtype=torch.bfloat16), (0.0, 1.0), rtol=1e-3, per_sample=True)
