@@ -224,11 +224,11 @@ def test_options_of_adaptive_methods_choose_the_same_steps(option, state, sign):
     assert abs(len(mine.steps) - len(known.steps)) <= 2
     assert torch.allclose(*answers, rtol=1e-2 if option == "min_step" else 1e-3)
     if option == "max_step":
-        assert max(dt for _, _, dt in mine.steps) <= 0.05
+        assert max(dt for _, _, dt in mine.steps) <= 0.05 * (1 + 1e-12)  # as the time resolves it
     if option == "step_t":
         assert {0.33, 0.77, 1.9} <= {round(sign * t, 6) for t, _, _ in mine.accepted}
     if option == "min_step":
-        assert min(dt for _, _, dt in mine.steps[:-1]) >= 0.3
+        assert min(dt for _, _, dt in mine.steps[:-1]) >= 0.3 * (1 - 1e-12)
 
 
 @DIRECTION

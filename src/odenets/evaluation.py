@@ -17,17 +17,21 @@ class CountedField:
 
     A solver keeps the results of several evaluations and the states they were made at. So a result whose memory
     something else refers to (a buffer that f fills again, a row of a cache, an array of NumPy) is copied, and an f that
-    changes y in place gets a copy of y. Where f returns something new nothing is copied.
+    changes y in place gets a copy of y. Where f returns something new nothing is copied; `fresh` says that it always
+    does.
     """
 
-    def __init__(self, f: Field, stats: Stats) -> None:
+    def __init__(self, f: Field, stats: Stats, fresh: bool = False) -> None:
         self.f = f
         self.stats = stats
+        self.fresh = fresh
         self._spoils: bool | None = None  # whether f changes y in place; None before the first evaluation has shown it
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.stats.nfe += 1
-        if torch.compiler.is_compiling() or is_recorded():  # where every operation makes a tensor of its own
+        if (
+            self.fresh or torch.compiler.is_compiling() or is_recorded()
+        ):  # where every operation makes a tensor of its own
             return checked(self.f(t, y), t, y)
         out = self._evaluate(t, y)
         if _is_shared(out):
@@ -79,9 +83,15 @@ def _is_plain_cpu(y: Tensor) -> bool:
 
 def _is_shared(out: Tensor) -> bool:
     """Whether something else refers to a tensor that the caller holds in one variable, or to its memory."""
-    references, memory = _references(out)
-    new, new_memory = _NEW if out._base is None else _NEW_VIEW
-    return references > new or memory > new_memory
+    view = out._base is not None
+    found = _references(out)
+    if not _are_more(found, _NEW_VIEW if view else _NEW):
+        return False
+    return _are_more(found, _references_of_new(view))  # a tracer may hold references now that it did not hold before
+
+
+def _are_more(found: tuple[int, int], new: tuple[int, int]) -> bool:
+    return found[0] > new[0] or found[1] > new[1]
 
 
 def _references(out: Tensor) -> tuple[int, int]:

@@ -166,6 +166,7 @@ class _AdjointSolve:
         self.derivatives = _Derivatives(problem, call.wanted, states)
         backward = replace(problem, f=self.derivatives, origin=0.0)
         self.stepper = Stepper(backward, self._solved(), -problem.times[last])
+        self.stepper.f = CountedField(self.derivatives, problem.stats, fresh=True)  # which names them by their place
 
     def _solved(self) -> Tensor:
         """What the stepper solves for."""

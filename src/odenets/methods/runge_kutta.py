@@ -373,7 +373,8 @@ def combine(
     """
     if isinstance(dt, Tensor) or any(isinstance(w, Tensor) for w in weights):
         return _combine_tensors(y, dt, weights, stages)
-    largest, pivot, terms = _terms(tuple(weights))
+    # Dynamo traces through a cache, with a warning.
+    largest, pivot, terms = (_split if torch.compiler.is_compiling() else _terms)(tuple(weights))
     if not largest or not dt:
         return torch.zeros_like(stages[0]) if y is None else y
     total = stages[pivot]
@@ -384,12 +385,14 @@ def combine(
     return total * scale if y is None else torch.add(y, total, alpha=scale)
 
 
-@functools.lru_cache(maxsize=1024)
-def _terms(weights: tuple[Any, ...]) -> tuple[float, int, list[tuple[int, Any]]]:
+def _split(weights: tuple[Any, ...]) -> tuple[float, int, list[tuple[int, Any]]]:
     """The largest weight, its place, and the others that are not 0 in units of it."""
     largest = max(weights, key=abs, default=0.0)
     pivot = weights.index(largest) if largest else 0
     return largest, pivot, [(i, w / largest) for i, w in enumerate(weights) if w and i != pivot]
+
+
+_terms = functools.lru_cache(maxsize=1024)(_split)
 
 
 def _combine_tensors(
