@@ -48,8 +48,9 @@ def until_event(call: Call, event_fn: EventFunction, adjoint: AdjointOf | None) 
         return found
 
     with torch.no_grad():
-        if not value(t0.detach(), call.y0) > 0:
-            return call.sign * call.t[0].detach(), call.split(torch.stack([call.y0, call.y0]))
+        begun = bool(value(t0.detach(), call.y0) > 0)
+    if not begun:
+        return call.sign * call.t[0].detach(), call.split(torch.stack([call.y0, call.y0]))
     if isinstance(call.scheme, Own):
         event_t, ys = call.scheme.until_event(call, value)
     else:
