@@ -69,7 +69,12 @@ METHODS_TRIED = [
 ]
 
 
-@pytest.mark.parametrize(("method", "dtype", "rounding", "options"), METHODS_TRIED)
+def slow_but(*kept):
+    """The methods, those that are not among `kept` as slow tests: each compiles two programs."""
+    return [case if case[0] in kept else pytest.param(*case, marks=pytest.mark.slow) for case in METHODS_TRIED]
+
+
+@pytest.mark.parametrize(("method", "dtype", "rounding", "options"), slow_but("dopri5", "rk4"))
 def test_same_steps_states_and_gradients_as_eager(method, dtype, rounding, options):
     """The end alone is wanted, as in an ODE layer."""
     assert_same(Net(dtype=dtype), torch.randn(4, 3, dtype=dtype), TIMES[[0, 3]], rounding, method=method, **options)
@@ -77,13 +82,14 @@ def test_same_steps_states_and_gradients_as_eager(method, dtype, rounding, optio
 
 @pytest.mark.parametrize(
     ("method", "dtype", "rounding", "options"),
-    [METHODS_TRIED[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in METHODS_TRIED[1:])],
+    slow_but("dopri5"),
 )
 def test_same_at_all_times_and_for_the_times(method, dtype, rounding, options):
     y0 = torch.randn(4, 3, dtype=dtype)
     assert_same(Net(dtype=dtype), y0, TIMES, rounding, timed=True, method=method, **options)
 
 
+@pytest.mark.slow
 def test_same_as_the_other_adjoints():
     net, y0 = Net(), torch.randn(4, 3, dtype=torch.float64)
     fast = run(net, y0, TIMES[[0, 3]], compile=True, method="dopri5", rtol=1e-9, atol=1e-11)[1]
@@ -93,6 +99,7 @@ def test_same_as_the_other_adjoints():
             torch.testing.assert_close(a, b, rtol=rtol, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_euler_with_step_one_is_a_residual_network():
     net = MLPField(4, activation="relu", time="add")
     y0 = torch.randn(3, 4)
@@ -104,6 +111,7 @@ def test_euler_with_step_one_is_a_residual_network():
     assert sol.stats.nfe == 3
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_one_number_everywhere():
     """That of a sum is expanded, not stored; and more outputs than are taken up at a time."""
     net, times = Net(), torch.linspace(0, 1, 40, dtype=torch.float64)
@@ -121,6 +129,7 @@ def test_tanh_to_rounding():
     torch.testing.assert_close(compiled._tanh(x), torch.tanh(x), rtol=4e-7, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_more_steps_than_a_chunk_holds(monkeypatch):
     monkeypatch.setattr("odenets.chunks.FEWEST", 3)
     monkeypatch.setattr("odenets.chunks.MOST", 3)
@@ -151,6 +160,7 @@ def test_a_hidden_layer_is_kept(method, times, monkeypatch):
         assert fast.stats.nfe_backward == 0
 
 
+@pytest.mark.slow
 def test_large_activations_are_made_again_but_with_direct(monkeypatch):
     monkeypatch.setattr("odenets.adjoint.checkpointed._SMALL", 7 * 4 * (6 + 5) * 8 - 1)  # bytes
     net, y0 = Net(width=6), torch.randn(4, 6, dtype=torch.float64)
@@ -161,6 +171,7 @@ def test_large_activations_are_made_again_but_with_direct(monkeypatch):
     assert fast.stats.nfe_backward == 0  # whatever the size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [TIMES[[0, 3]], TIMES], ids=["end", "outputs"])
 def test_a_bounded_memory_gives_the_same_gradient(times):
     """Pieces of the solve are made again in the backward pass."""
@@ -182,6 +193,7 @@ def test_each_sample_its_own_steps():
     assert len(set(fast.stats.accepted.tolist())) > 1
 
 
+@pytest.mark.slow
 def test_nests_and_backward_in_time():
     def f(t, state):
         return {"a": -state["b"] * t, "b": (state["a"][:, 0], state["c"])[0][:, None] * 2, "c": -state["c"]}
@@ -222,6 +234,7 @@ def test_compiles_once_for_a_shape():
     assert_nothing_is_left(lambda: block(x).sum().backward())
 
 
+@pytest.mark.slow
 def test_controllers_that_differ_in_more_than_their_tolerances_are_told_apart():
     net, y0 = Net(), torch.randn(4, 3, dtype=torch.float64)
     for controller in (PID(rtol=1e-5, dt0=0.1), PID(rtol=1e-5, dt0=0.1, p=0.4, i=0.3), PID(rtol=1e-5, dt0=0.05)):
