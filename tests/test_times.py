@@ -93,6 +93,19 @@ def test_equal_steps_take_their_share_of_a_longer_interval(adjoint, method, step
     torch.testing.assert_close(gradient(f, times, **options), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("adjoint", EXACT, ids=name)
+@pytest.mark.parametrize("controller", [Fixed(steps=4), Fixed(dt=0.3), PID(rtol=1e-6)])
+@pytest.mark.parametrize("times", [[0.3, 0.9, 1.7], [5.3, 5.3, 5.9, 6.7]])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script. is deprecated")  # from torch.func.jvp, when it is first called
+def test_forward_mode_gives_the_same(adjoint, controller, times):
+    def total(t):
+        return solve(forced, ONE, t, method="heun", controller=controller, adjoint=adjoint).ys.sum()
+
+    t = torch.tensor(times, dtype=D)
+    along = torch.stack([torch.func.jvp(total, (t,), (e,))[1] for e in torch.eye(len(times), dtype=D)])
+    torch.testing.assert_close(along, gradient(forced, times, method="heun", controller=controller, adjoint=adjoint))
+
+
 def test_the_value_of_that_gradient():
     grad = gradient(quadratic, [0.0, 1.0], lambda sol: sol.ys[-1].sum(), method="euler", controller=Fixed(steps=2))
     torch.testing.assert_close(grad, torch.tensor([0.375, -0.375], dtype=D))

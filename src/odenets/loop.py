@@ -227,9 +227,9 @@ class Stepper:
         self.clock = clock
         self.failure: Failure | None = None
         self.origin, self.at = problem.origin, problem.at
-        self._stretch: Any = 0.0  # what the interval gets longer by: 0, but for its gradient
+        self._stretch: Any = 0.0  # what the whole interval gets longer by: 0, but for its gradient
         if clock is not None:
-            span = clock[1] - clock[0]
+            span = problem.t[-1] - problem.t[0]
             self._stretch = span - span.detach()
         self._y0 = y0
 

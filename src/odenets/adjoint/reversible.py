@@ -167,7 +167,7 @@ def _set_off(problem: Problem, stepper: Stepper, clock: Tensor, j: int) -> None:
     """Let the derivatives of the times go on to output j: by a step of no length where it is at the present time."""
     start, _ = stepper.clock or (clock[0], clock[0])
     if problem.times[j] == stepper.t:
-        (t,) = stage_times(start, 0.0, (0.0,), stepper.y)
+        (t,) = stage_times(problem.at(start), 0.0, (0.0,), stepper.y)
         stepper.y = stepper.y + (clock[j] - start) * stepper.f(t, stepper.y[0])
         start = clock[j]
     stepper.clock = (start, clock[j])
