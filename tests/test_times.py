@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -212,6 +213,7 @@ def test_ordinary_times_are_fine_in_every_dtype(dtype, times):
         torch.tensor([1.7e9, 1.7e9 + 1]),
         torch.tensor([1.7e9, 1.7e9 + 1000]),
         1e4 + torch.linspace(0, 1, 2000),
+        np.array([1.7e9, 1.7e9 + 1], dtype=np.float32),
         [1.7e9, 1.7e9 + 1e-6],
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odenets import transforms
 from odenets.controller import PID
-from odenets.loop import Problem, Tape, Trajectory, blows_up, locate_non_finite, reversal, sample_shape
+from odenets.loop import Problem, Tape, Trajectory, blows_up, locate_non_finite, reversal, sample_shape, stretch
 from odenets.march import CLOCK, Activation, Buffers, Plan, arranged, numbers_of, restored, time_shape
 from odenets.methods import real_dtype
 from odenets.solution import Failure, Status
@@ -102,7 +102,7 @@ class _Forward:
         numbers = _numbers(self.problem, first)
         written = (*(() if ys is None else (ys,)), *(buffers.tensors if buffers else ()))
         report_, clock, y, *f0 = self.program(numbers, self.times, *start.tensors, *written, *self.tensors)
-        report = transforms.numbers(report_)  # the one host read of a chunk
+        report = transforms.values_of(report_)  # the one host read of a chunk
         return report, self.plan.nfe_start + int(report[2]) * self.plan.nfe_step, Start(clock, y, tuple(f0))
 
 
@@ -301,10 +301,8 @@ def march_back(
     at_start = problem.times.count(problem.times[0])
     grad_y0 = lam + (grad_ys[0] if at_start == 1 else grad_ys[:at_start].sum(0))
     grad_t = _times_gradient(first, grad_times, state, grad_ys[:at_start]) if plan.timed else None
-    if grad_t is not None and problem.controller.share:
-        stretch = problem.controller.share * state[3].sum()
-        grad_t[0] -= stretch
-        grad_t[-1] += stretch
+    if grad_t is not None:
+        stretch(grad_t, state[3].sum(), problem.controller)
     by_index = dict(zip(engine.wanted, sums or [torch.zeros_like(tensors[i]) for i in engine.wanted]))
     return restored(plan, grad_y0), grad_t, *(by_index.get(i) for i in range(len(tensors)))
 

@@ -29,9 +29,8 @@ class CountedField:
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.stats.nfe += 1
-        if (
-            self.fresh or torch.compiler.is_compiling() or is_recorded()
-        ):  # where every operation makes a tensor of its own
+        # Where a graph is made every operation makes a tensor of its own.
+        if self.fresh or torch.compiler.is_compiling() or is_recorded():
             return checked(self.f(t, y), t, y)
         out = self._evaluate(t, y)
         if _is_shared(out):

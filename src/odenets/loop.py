@@ -12,7 +12,7 @@ from odenets.controller import PID, Controller, Number, Start, maximum, rms_of_a
 from odenets.evaluation import CountedField
 from odenets.methods import Field, NotConverged, RungeKutta, Since, Step, Time, real_dtype, stage_times
 from odenets.solution import Failure, Stats, Status
-from odenets.transforms import all_finite, number, numbers, unwrapped
+from odenets.transforms import all_finite, unwrapped, value_of, values_of
 
 Piece = TypeVar("Piece")  # what a tape keeps of each step
 State = TypeVar("State")  # and what it starts from
@@ -255,7 +255,7 @@ class Stepper:
         f0 = self.derivative()
         with torch.no_grad():
             t0, span = self.origin + self.t, t_end - self.t
-            start = Start(self.f, self.y, f0, t0, span, self.method.order, read=numbers)
+            start = Start(self.f, self.y, f0, t0, span, self.method.order, read=values_of)
             dt, size = self.controller.first_step(start)
             if not math.isfinite(dt):  # where f0 is not, or where a norm was too large
                 dt, size = self.controller.first_step(start._replace(norm=rms_of_any_size))
@@ -297,9 +297,9 @@ class Stepper:
             step = step.with_f1(self.f)
         with torch.no_grad():
             error = self.method.error(dt, step.stages)
-            ratio = number(self.controller.error_ratio(self.y, step.y, error))  # the one host read of a step
+            ratio = value_of(self.controller.error_ratio(self.y, step.y, error))  # the one host read of a step
             if not math.isfinite(ratio):
-                ratio = number(self.controller.error_ratio(self.y, step.y, error, rms_of_any_size))
+                ratio = value_of(self.controller.error_ratio(self.y, step.y, error, rms_of_any_size))
         return step, ratio
 
     def _differentiable(self, dt: float, final: bool) -> tuple[float | Tensor, float | Tensor]:
@@ -353,12 +353,18 @@ class Stepper:
         seen = f"The largest |y| is {float(y.abs().max()):.3g}, the last error was {ratio:.3g} tolerances."
         broken = next((k for k in step.stages if not all_finite(k)), None)
         jumps_off = broken is not None and bool(torch.isnan(unwrapped(broken)).any())  # log, sqrt, 0 / 0
-        outgrown = number(self.y.abs().max()) > math.sqrt(torch.finfo(y.dtype).max)
+        outgrown = value_of(self.y.abs().max()) > math.sqrt(torch.finfo(y.dtype).max)
         if outgrown or (not jumps_off and blows_up(self.y, step.stages[0], dt)):
             return self._fail(Status.DIVERGED, dt, f"{seen} Largest at {_position(y, int(y.abs().argmax()))}.")
         if broken is not None:
             return self._fail(Status.NON_FINITE_FIELD, dt, f"Just after this t, f: {locate_non_finite(broken)}. {seen}")
         return self._fail(Status.STEP_SIZE_UNDERFLOW, dt, seen)
+
+
+def stretch(grad_t: Tensor, lam_span: Any, controller: Controller) -> None:
+    """Add what a longer interval changes, ∂L/∂(its length) by the steps with a share in it, to ∂L/∂(its ends)."""
+    grad_t[0] -= controller.share * lam_span
+    grad_t[-1] += controller.share * lam_span
 
 
 def evaluate_at_start(problem: Problem, y0: Tensor) -> Tensor:
@@ -491,17 +497,17 @@ def find_non_finite(problem: Problem, y0: Tensor, y_end: Tensor) -> Failure | No
         stepper = Stepper(replace(problem, stats=Stats()), y0.detach(), problem.times[0])
         if not all_finite(y0):
             return Failure(Status.NON_FINITE_START, stepper.t, 0.0, f"y0: {locate_non_finite(y0)}.")
-        usual = number(y0.abs().max())  # the size of a state that f was made for
+        usual = value_of(y0.abs().max())  # the size of a state that f was made for
         while all_finite(stepper.y) and stepper.t < problem.times[-1]:
             taken = stepper.advance(problem.times[-1])
             if taken is None:
                 return stepper.failure
             if usual == 0 and all_finite(taken.step.y):
-                usual = number(taken.step.y.abs().max())
+                usual = value_of(taken.step.y.abs().max())
             for i, k in enumerate(taken.step.stages):
                 if not all_finite(k):
                     there = problem.method.stage_input(i, taken.y, taken.dt, taken.step.stages[:i])
-                    is_tame = number(there.abs().max()) <= 1e6 * usual
+                    is_tame = value_of(there.abs().max()) <= 1e6 * usual
                     status = Status.NON_FINITE_FIELD if is_tame else Status.NON_FINITE_STATE
                     return Failure(status, taken.t, taken.dt, f"f: {locate_non_finite(k)}.")
         return Failure(Status.NON_FINITE_STATE, stepper.t, stepper.dt or 0.0, f"y: {locate_non_finite(y_end)}.")
@@ -512,7 +518,7 @@ def blows_up(y: Tensor, k: Tensor, dt: float) -> bool:
 
     It does just before it becomes infinite; not where f breaks off, or jumps, or is stiff.
     """
-    rise, size = number(k.abs().max()), number(y.abs().max())
+    rise, size = value_of(k.abs().max()), value_of(y.abs().max())
     return not rise * dt < 1e-4 * size if size > 0 and not math.isnan(rise) else False
 
 

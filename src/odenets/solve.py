@@ -124,7 +124,6 @@ def solve(
         flat = flat.clone()  # autograd keeps no tensor that was made in inference mode
     ts, times = _times(t, flat)
     sign = -1.0 if times[-1] < times[0] else 1.0
-    check_times(times, _dtype_of(t))
     origin = times[0]
     problem = Problem(
         bind=lambda args: _field(f, args, unflatten, sign),
@@ -302,16 +301,12 @@ def _field(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], Any
     return lambda t, y: -field(-t, y)
 
 
-def _dtype_of(t: Tensor | Sequence[float]) -> torch.dtype:
-    """The dtype whose digits the times have."""
-    return t.dtype if isinstance(t, Tensor) and t.dtype.is_floating_point else torch.float64
-
-
 def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]]:
     """The times as a tensor and on the host, checked."""
     # MPS has no float64; everywhere else times are kept in it, whatever the state's dtype.
     dtype = torch.float32 if y0.device.type == "mps" else torch.float64
     t = given_times(t)
+    digits = t.dtype if isinstance(t, Tensor) and t.dtype.is_floating_point else torch.float64
     if not isinstance(t, Tensor) and any(isinstance(value, Tensor) for value in t):
         t = torch.stack([torch.as_tensor(value, dtype=dtype, device=y0.device) for value in t])
     if isinstance(t, Tensor):
@@ -334,4 +329,5 @@ def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]
             f"`t` must be monotone, increasing or decreasing; t[{i}] = {values[i]!r} is followed by "
             f"{values[i + 1]!r}: sort it"
         )
+    check_times(values, steps, digits)
     return ts, values

@@ -52,15 +52,15 @@ def unwrapped(x: Tensor) -> Tensor:
     return x
 
 
-def number(x: Tensor) -> float:
+def value_of(x: Tensor) -> float:
     """The one value of x, read by the host; where `vmap` maps over it, the largest, so that all share what follows."""
     return unwrapped(x).max().item() if _FUNCTORCH.is_functorch_wrapped_tensor(x) else x.item()
 
 
-def numbers(x: Tensor) -> list[float]:
-    """The values of a vector, as `number` reads them."""
+def values_of(x: Tensor) -> list[float]:
+    """The values of a vector, as `value_of` reads them."""
     if _FUNCTORCH.is_functorch_wrapped_tensor(x):
-        return [number(value) for value in x.unbind()]
+        return [value_of(value) for value in x.unbind()]
     return x.tolist()
 
 

@@ -23,7 +23,7 @@ from odenets.adjoint.outside import (
 from odenets.adjoint.replay import SameAgain
 from odenets.arguments import shown
 from odenets.evaluation import CountedField
-from odenets.loop import Kept, Problem, Tape, Trajectory, reversal, run
+from odenets.loop import Kept, Problem, Tape, Trajectory, reversal, run, stretch
 from odenets.solution import Stats
 
 _SMALL = 4 * 2**20  # bytes that a step of a compiled loop keeps beside its state rather than make them again
@@ -213,8 +213,8 @@ class _ReversePass:
         self.same.finish()
         self.problem.stats.nfe_backward = (self.problem.stats.nfe_backward or 0) + self.stats.nfe
         if self.grad_t is not None:
-            self.grad_t[0] += self.lam_t - self.problem.controller.share * self.lam_span
-            self.grad_t[-1] += self.problem.controller.share * self.lam_span
+            self.grad_t[0] += self.lam_t
+            stretch(self.grad_t, self.lam_span, self.problem.controller)
         reached = 1 if self.timed else self.problem.times.count(self.problem.times[0])
         return plus(self.lam, self.grad_ys[:reached].sum(0))
 

@@ -21,7 +21,7 @@ from odenets.adjoint.outside import (
 from odenets.adjoint.replay import SameAgain
 from odenets.arguments import number
 from odenets.evaluation import CountedField
-from odenets.loop import Problem, Stepper, Trajectory, find_non_finite
+from odenets.loop import Problem, Stepper, Trajectory, find_non_finite, stretch
 from odenets.methods import Field, Pull, RungeKutta, Step, Time, combine, stage_times
 from odenets.solution import Failure, Stats, Status
 
@@ -156,11 +156,11 @@ def _drifted(problem: Problem, y: Tensor, z: Tensor) -> bool:
     """Whether the two states, which solve one problem, lie far apart: beside their size, and beside the tolerances."""
     if transforms.is_recorded():
         return False  # nobody looks
-    apart = transforms.number((y - z).abs().max()) if y.numel() else 0.0
-    size = transforms.number(torch.maximum(y.abs(), z.abs()).max()) if apart else 0.0
+    apart = transforms.value_of((y - z).abs().max()) if y.numel() else 0.0
+    size = transforms.value_of(torch.maximum(y.abs(), z.abs()).max()) if apart else 0.0
     if not problem.controller.adaptive:
         return apart > size
-    return apart > 0.05 * size and transforms.number(problem.controller.error_ratio(y, z, y - z)) > 100
+    return apart > 0.05 * size and transforms.value_of(problem.controller.error_ratio(y, z, y - z)) > 100
 
 
 def _set_off(problem: Problem, stepper: Stepper, clock: Tensor, j: int) -> None:
@@ -269,6 +269,6 @@ class _BackwardPass:
         """∂L/∂y0 through both states."""
         self.problem.stats.nfe_backward = (self.problem.stats.nfe_backward or 0) + self.stats.nfe
         if self.grad_t is not None:
-            self.grad_t[0] += self.lam_t - self.problem.controller.share * self.lam_span
-            self.grad_t[-1] += self.problem.controller.share * self.lam_span
+            self.grad_t[0] += self.lam_t
+            stretch(self.grad_t, self.lam_span, self.problem.controller)
         return self.y_bar + self.z_bar

@@ -10,7 +10,7 @@ from torch import Tensor
 from odenets.controller import Norm, rms
 from odenets.methods import Field, real_dtype
 from odenets.torchdiffeq.watch import Watch, find_watch
-from odenets.torchdiffeq.words import brief, shown
+from odenets.torchdiffeq.words import brief
 
 RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's defaults, which None stands for too
 
@@ -92,7 +92,7 @@ def _check_times(t: Any) -> None:
         i = int(finite.logical_not().int().argmax())
         raise ValueError(f"`t` must be finite, got t[{i}] = {t[i].item()}")
     i = int((steps * steps[0] <= 0).int().argmax())
-    between = f"t[{i}] = {shown(t[i])} is followed by t[{i + 1}] = {shown(t[i + 1])}"
+    between = f"t[{i}] = {t[i].item()!r} is followed by t[{i + 1}] = {t[i + 1].item()!r}"
     hint = " Times that close need float64." if t.dtype != torch.float64 and bool(steps[i] == 0) else ""
     raise ValueError(f"`t` must be strictly increasing or decreasing, but {between}: leave one out.{hint}")
 

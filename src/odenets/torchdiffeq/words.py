@@ -21,11 +21,6 @@ def brief(value: Any) -> str:
     return f"{type(value).__name__}" if len(text) > 40 or isinstance(value, Tensor) else f"{text}"
 
 
-def shown(time: Tensor) -> str:
-    """A time with all its digits."""
-    return repr(time.item())
-
-
 ADVICE = {
     Status.MAX_STEPS: (
         "the solve took as many steps as the option 'max_num_steps' allows and did not reach its last time; raise it, "
