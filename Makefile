@@ -17,7 +17,7 @@ help:  ## say what the targets do
 .PHONY: test
 test: .venv/ready  ## set up, then run the tests (a few minutes)
 	@echo 'Running the tests in two processes: some minutes, longest where nothing is compiled yet.'
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: lint
 lint: .venv/ready  ## set up, then lint, check the format and the types

@@ -12,7 +12,6 @@ from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, compiled, solve
 from odenets.nn import MLPField, ODEBlock
 from problems import ROUTES, assert_nothing_is_left
 
-pytestmark = pytest.mark.xdist_group("compiled")  # one process, so that what is compiled serves several tests
 TIMES = torch.tensor([0.0, 0.4, 0.45, 1.0], dtype=torch.float64)
 
 

@@ -79,3 +79,17 @@ def test_a_reversible_pair_that_drifts_apart_fails(rate, options):
 def test_tolerances_below_rounding_with_a_step_size_for_each_sample():
     with pytest.raises(ValueError, match="times the accuracy"):
         solve(lambda t, y: -y, torch.ones(2, 2, dtype=torch.bfloat16), (0.0, 1.0), rtol=1e-3, per_sample=True)
+
+
+def test_the_reason_in_a_fixed_step_of_a_reversible_pair():
+    def f(t, y):
+        return torch.where(t > 0.5, math.nan, -1.0) * y
+
+    error = failure_of(f, ONE, [0.0, 1.0], method="rk4", controller=Fixed(steps=4), adjoint=Reversible())
+    assert error.status is Status.NON_FINITE_FIELD
+
+
+@pytest.mark.parametrize("f", [lambda t, y: y / 0, lambda t, y: y * 1e300], ids=["not finite", "too large"])
+def test_the_reason_under_vmap(f):
+    with pytest.raises(SolveError, match=r"f\(t0, y0\)"):
+        torch.vmap(lambda y: solve(f, y, [0.0, 1.0], rtol=0.0).ys)(torch.ones(3, 2))

@@ -424,7 +424,6 @@ def test_a_field_that_cannot_be_traced_runs_eagerly(compile, warned, found):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("compiled")
 def test_compiles(batch):
     block = ODEBlock(MLPField(3, (4,)))
     tuning = tune(block, batch, methods=["bosh3"], compile=True, rounds=3, verbose=False)

@@ -1,6 +1,6 @@
 """Which tensors that require grad does f reach? Parameters, arguments, closures, attributes, partials, globals.
 
-`Checkpointed` and `Backsolve` run f outside of autograd, so they must know every tensor a gradient is due to.
+All adjoints but `Direct` run f outside of autograd, so they must know every tensor a gradient is due to.
 Two views are joined: the autograd graph of one evaluation of f, which is complete for that evaluation, and a walk
 over the Python objects that f refers to, which also finds tensors that f uses only at other times.
 """
@@ -54,6 +54,7 @@ class Reached:
     leaves: tuple[Tensor, ...]
     results: tuple[Tensor, ...]
     entangled: tuple[Tensor, ...] = ()  # those results that were computed from another of these tensors
+    modules: tuple[nn.Module, ...] = ()  # among the objects that f refers to
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -85,7 +86,8 @@ def reached_tensors(
         LostGradientError: If f uses the result of an earlier computation that requires grad and cannot be found
             among the objects that f refers to.
     """
-    found, of_f = walk(watched), {id(t) for t in own}
+    objects, of_f = list(_objects(watched)), {id(t) for t in own}
+    found = [item for item in objects if isinstance(item, Tensor) and item.requires_grad]
     by_edge = {(t.grad_fn, t.output_nr): t for t in found if not t.is_leaf}
     leaves, lost, edges = _captured(f0, started, of_f | {id(t) for t in found}, by_edge, again)
     if lost:
@@ -100,7 +102,8 @@ def reached_tensors(
     entangled = tuple(r for r in results if behind[id(r)] & (wanted - {r.grad_fn}))
     hidden = set().union(*behind.values())
     spare = [t for t in found if t.is_leaf and id(t) not in hidden]
-    return Reached(_unique([*leaves, *spare]), results, entangled)
+    modules = tuple(item for item in objects if isinstance(item, nn.Module))
+    return Reached(_unique([*leaves, *spare]), results, entangled, modules)
 
 
 def check_reached(out: Tensor, started: int, reached: Reached, substitutes: Iterable[Tensor], again: Again) -> None:
@@ -142,17 +145,8 @@ def sequence_number() -> int:
     return torch.autograd._get_sequence_nr()
 
 
-def walk(roots: Iterable[object]) -> list[Tensor]:
-    """All tensors that require grad among the objects that `roots` refer to, each once."""
-    return [item for item in _objects(roots) if isinstance(item, Tensor) and item.requires_grad]
-
-
-def modules_of(roots: Iterable[object]) -> list[nn.Module]:
-    """All modules among them."""
-    return [item for item in _objects(roots) if isinstance(item, nn.Module)]
-
-
 def _objects(roots: Iterable[object]) -> Iterator[object]:
+    """All objects that `roots` refer to, each once."""
     seen: set[int] = set()
     stack = list(roots)
     while stack and len(seen) < _MOST_OBJECTS:

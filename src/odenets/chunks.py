@@ -11,6 +11,7 @@ from torch import Tensor
 
 from odenets import transforms
 from odenets.controller import PID
+from odenets.evaluation import CountedField
 from odenets.loop import Problem, Tape, Trajectory, blows_up, locate_non_finite, reversal, sample_shape, stretch
 from odenets.march import CLOCK, Activation, Buffers, Plan, arranged, numbers_of, restored, time_shape
 from odenets.methods import real_dtype
@@ -270,7 +271,7 @@ def _again(
             passing = run(index, passing)
         if keep:
             starts[end] = passing
-    problem.stats.nfe_backward = (problem.stats.nfe_backward or 0) + nfe
+    problem.stats.add_backward(nfe)
 
 
 def march_back(
@@ -297,7 +298,7 @@ def march_back(
             grad_times = grad_times + more if plan.timed else grad_times
         sums = [a + b for a, b in zip(sums, rest)] if sums else rest
         steps += chunk.rows
-    problem.stats.nfe_backward = (problem.stats.nfe_backward or 0) + steps * plan.nfe_undo
+    problem.stats.add_backward(steps * plan.nfe_undo)
     at_start = problem.times.count(problem.times[0])
     grad_y0 = lam + (grad_ys[0] if at_start == 1 else grad_ys[:at_start].sum(0))
     grad_t = _times_gradient(first, grad_times, state, grad_ys[:at_start]) if plan.timed else None
@@ -381,8 +382,7 @@ def _statuses(problem: Problem, result: Marched, clock: Tensor) -> list[Status]:
 def _rises(problem: Problem, result: Marched) -> Tensor:
     """f where each sample stands."""
     t = (problem.origin + result.clock.flatten(1)[0]).reshape(sample_shape(result.y))
-    problem.stats.nfe += 1
-    return problem.f(t.to(real_dtype(result.y)), result.y)
+    return CountedField(problem.f, problem.stats)(t.to(real_dtype(result.y)), result.y)
 
 
 @torch.no_grad()

@@ -427,7 +427,7 @@ def _time(problem: Problem) -> Tensor:
 
 def _prove(problem: Problem, graph: Graph, inputs: Sequence[Any], attempt: int) -> None:
     """Hold a new graph against f: whatever f changes, or draws, the graph has as it was while it was traced."""
-    t = torch.full_like(_time(problem), problem.times[0])
+    t = problem.field_time(0.0)
     values = [x.detach().clone() if isinstance(x, Tensor) else x for x in inputs]
     values[graph.t] = t
     versions = [x._version for x in values if isinstance(x, Tensor)]

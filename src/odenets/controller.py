@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from odenets.arguments import count, number, shown
-from odenets.methods import Field, RungeKutta, combine, stage_times
+from odenets.methods import Field, RungeKutta, combine, stage_times, wide
 
 Number = Any  # a Python float, or a float64 tensor: 0-dimensional, or (batch, 1, …, 1) with a step size each
 Norm = Callable[[Tensor], Tensor]  # the size of a state
@@ -31,11 +31,6 @@ def rms_of_any_size(x: Tensor) -> Tensor:
     x = x.abs().to(torch.float32 if x.device.type == "mps" else torch.float64)
     largest = x.max() if x.numel() else x.sum()
     return largest * rms(x / largest.clamp(min=torch.finfo(x.dtype).tiny))
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in a dtype in which errors can be measured: not in half precision."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7

@@ -29,25 +29,26 @@ class CountedField:
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.stats.nfe += 1
-        # Where a graph is made every operation makes a tensor of its own.
-        if self.fresh or torch.compiler.is_compiling() or is_recorded():
+        if self.fresh:
             return checked(self.f(t, y), t, y)
+        if torch.compiler.is_compiling() or is_recorded():  # a tracer shows no references; compilers drop what is spare
+            return checked(self.f(t, y.clone()).clone(), t, y)
         out = self._evaluate(t, y)
         if _is_shared(out):
             out = out.clone()
         return checked(out, t, y)
 
     def _evaluate(self, t: Tensor, y: Tensor) -> Tensor:
-        if self._spoils is None or self._spoils:
-            copy = y.clone()
-            version = _version(copy)
-            out = self.f(t, copy)
+        if self._spoils:
+            return self.f(t, y.clone())
+        given = y.clone() if self._spoils is None else y
+        version = _version(given)
+        out = self.f(t, given)
+        changed = _version(given) != version
+        if self._spoils is None:
             # NumPy changes memory without a word to PyTorch, so on the CPU the numbers are compared.
-            self._spoils = _version(copy) != version or (_is_plain_cpu(copy) and not torch.equal(copy, y))
-            return out
-        version = _version(y)
-        out = self.f(t, y)
-        if _version(y) != version:
+            self._spoils = changed or (_is_plain_cpu(given) and not torch.equal(given, y))
+        elif changed:
             raise ValueError("`f` changes y in place, but not at its first evaluation: write `y = y.clone()` first")
         return out
 
@@ -82,15 +83,13 @@ def _is_plain_cpu(y: Tensor) -> bool:
 
 def _is_shared(out: Tensor) -> bool:
     """Whether something else refers to a tensor that the caller holds in one variable, or to its memory."""
-    view = out._base is not None
-    found = _references(out)
-    if not _are_more(found, _NEW_VIEW if view else _NEW):
-        return False
-    return _are_more(found, _references_of_new(view))  # a tracer may hold references now that it did not hold before
-
-
-def _are_more(found: tuple[int, int], new: tuple[int, int]) -> bool:
-    return found[0] > new[0] or found[1] > new[1]
+    tensors, memory = _references(out)
+    is_view = out._base is not None
+    new = _NEW_VIEW if is_view else _NEW
+    if memory > new[1]:
+        return True
+    # A tracer may hold references of its own to what is handed through calls, at times when it did not at the import.
+    return tensors > new[0] and (is_view or tensors - new[0] > _references_of_calls() - _CALLS)
 
 
 def _references(out: Tensor) -> tuple[int, int]:
@@ -116,4 +115,17 @@ def _through_a_call(out: Tensor) -> tuple[int, int]:
     return _references(out)
 
 
-_NEW, _NEW_VIEW = _references_of_new(view=False), _references_of_new(view=True)
+def _references_of_calls() -> int:
+    """How many refer to an object that is handed on through two calls, as `_references` and its caller do."""
+    return _handed_on(object())
+
+
+def _handed_on(one: object) -> int:
+    return _counted(one)
+
+
+def _counted(one: object) -> int:
+    return sys.getrefcount(one)
+
+
+_NEW, _NEW_VIEW, _CALLS = _references_of_new(view=False), _references_of_new(view=True), _references_of_calls()

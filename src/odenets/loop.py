@@ -1,4 +1,4 @@
-"""The one loop: try a step, ask the controller, keep or drop it, and hand out what falls inside it."""
+"""The loop of the eager engine: try a step, ask the controller, keep or drop it, and hand out what falls inside it."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +42,11 @@ class Problem:
     origin: float = 0.0  # the first time, as f gets it
     sign: float = 1.0  # the caller's time is sign · (origin + t)
     stats: Stats = field(default_factory=Stats)
+
+    def field_time(self, t: float) -> Tensor:
+        """A time as f gets it: for each sample, where each has its own."""
+        shape = sample_shape(self.y0) if self.per_sample else ()
+        return torch.full(shape, self.origin + t, dtype=real_dtype(self.y0), device=self.y0.device)
 
     def at(self, t: float | Tensor) -> Time:
         """A time as a method gets it."""
@@ -226,18 +231,17 @@ class Stepper:
         self.memory: tuple[float, ...] = self.controller.start
         self.clock = clock
         self.failure: Failure | None = None
-        self.origin, self.at = problem.origin, problem.at
+        self.problem = problem
         self._stretch: Any = 0.0  # what the whole interval gets longer by: 0, but for its gradient
-        if clock is not None:
+        if clock is not None and self.controller.share:
             span = problem.t[-1] - problem.t[0]
             self._stretch = span - span.detach()
-        self._y0 = y0
 
     def derivative(self) -> Tensor:
         """f at the present point, evaluated once."""
         if self.f0 is None:
             t = self.t if self.clock is None else self.clock[0]
-            (t,) = stage_times(self.at(t), 0.0, (0.0,), self.y)
+            (t,) = stage_times(self.problem.at(t), 0.0, (0.0,), self.y)
             self.f0 = self.f(t, self.y)
         return self.f0
 
@@ -248,13 +252,13 @@ class Stepper:
     def choose_first_step(self, t_end: float) -> None:
         """Let the controller choose the first step of a solve to t_end, and check the start while at it."""
         if not self.controller.chooses_first_step:
-            self.dt = self.controller.given_step(self.origin + self.t, self.origin + t_end)
+            self.dt = self.controller.given_step(self.t, t_end)
             if self.controller.adaptive and not all_finite(self.derivative()):
                 self._fail_at_start(self.derivative())
             return
         f0 = self.derivative()
         with torch.no_grad():
-            t0, span = self.origin + self.t, t_end - self.t
+            t0, span = self.problem.origin + self.t, t_end - self.t
             start = Start(self.f, self.y, f0, t0, span, self.method.order, read=values_of)
             dt, size = self.controller.first_step(start)
             if not math.isfinite(dt):  # where f0 is not, or where a norm was too large
@@ -275,7 +279,7 @@ class Stepper:
             final, dt = cut(self.t, self.dt, t_end)
             t_in, dt_in = self._differentiable(dt, final)
             try:
-                step = self.method.step(self.f, self.at(t_in), self.y, dt_in, self.f0)
+                step = self.method.step(self.f, self.problem.at(t_in), self.y, dt_in, self.f0)
             except NotConverged as error:
                 return self._fail_in_step(error, dt)
             ratio = 0.0
@@ -334,11 +338,11 @@ class Stepper:
     def _fail_at_start(self, f0: Tensor) -> None:
         if not all_finite(self.y):
             self._fail(Status.NON_FINITE_START, 0.0, f"y0: {locate_non_finite(self.y)}.")
-        elif not bool(torch.isfinite(f0).all()):
+        elif not all_finite(f0):
             self._fail(Status.NON_FINITE_FIELD, 0.0, f"f(t0, y0): {locate_non_finite(f0)}.")
         else:
             detail = (
-                f"f(t0, y0) is as large as {float(f0.abs().max()):.3g}, which in tolerances {f0.dtype} cannot hold."
+                f"f(t0, y0) is as large as {value_of(f0.abs().max()):.3g}, which in tolerances {f0.dtype} cannot hold."
             )
             self._fail(Status.STEP_SIZE_UNDERFLOW, 0.0, detail)
 
@@ -363,16 +367,14 @@ class Stepper:
 
 def stretch(grad_t: Tensor, lam_span: Any, controller: Controller) -> None:
     """Add what a longer interval changes, ∂L/∂(its length) by the steps with a share in it, to ∂L/∂(its ends)."""
-    grad_t[0] -= controller.share * lam_span
-    grad_t[-1] += controller.share * lam_span
+    if controller.share:
+        grad_t[0] -= controller.share * lam_span
+        grad_t[-1] += controller.share * lam_span
 
 
 def evaluate_at_start(problem: Problem, y0: Tensor) -> Tensor:
     """f(t0, y0); y0 is `problem.y0`, or a copy of it outside of autograd."""
-    if not problem.per_sample:
-        return Stepper(problem, y0, problem.times[0]).derivative()
-    t0 = torch.full(sample_shape(y0), problem.origin, dtype=real_dtype(y0), device=y0.device)
-    return CountedField(problem.f, problem.stats)(t0, y0)
+    return CountedField(problem.f, problem.stats)(problem.field_time(0.0), y0)
 
 
 def stand_still(problem: Problem) -> Trajectory:
@@ -506,7 +508,7 @@ def find_non_finite(problem: Problem, y0: Tensor, y_end: Tensor) -> Failure | No
                 usual = value_of(taken.step.y.abs().max())
             for i, k in enumerate(taken.step.stages):
                 if not all_finite(k):
-                    there = problem.method.stage_input(i, taken.y, taken.dt, taken.step.stages[:i])
+                    there = problem.method.stage_input(i, taken.y, taken.dt, taken.step.stages)
                     is_tame = value_of(there.abs().max()) <= 1e6 * usual
                     status = Status.NON_FINITE_FIELD if is_tame else Status.NON_FINITE_STATE
                     return Failure(status, taken.t, taken.dt, f"f: {locate_non_finite(k)}.")

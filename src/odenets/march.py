@@ -676,11 +676,10 @@ def _certain(x: T | None) -> T:
 def numbers_of(problem: Problem, t0: float, t_end: float, first: bool) -> tuple[float, ...]:
     """The numbers that `forward` gets, from t0 to t_end."""
     controller = problem.controller
-    origin = problem.origin
-    dt = 0.0 if controller.chooses_first_step else controller.given_step(origin + t0, origin + t_end)
+    dt = 0.0 if controller.chooses_first_step else controller.given_step(t0, t_end)
     tunable = (getattr(controller, name) for name in controller.tunable)
     at_start = problem.times.count(problem.times[0])
-    return t0, t_end, float(problem.max_steps), dt, float(first), float(at_start), origin, *tunable
+    return t0, t_end, float(problem.max_steps), dt, float(first), float(at_start), problem.origin, *tunable
 
 
 def tuned(controller: Controller, numbers: Tensor) -> Controller:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from odenets.evaluation import CountedField
-from odenets.loop import Problem, sample_shape
+from odenets.loop import Problem
 from odenets.methods import real_dtype
 from odenets.solution import Stats
 
@@ -65,7 +65,5 @@ def _depends_on_time(problem: Problem) -> bool:
     f = CountedField(problem.f, Stats())
     dtype = real_dtype(y)
     at = min(abs(problem.origin), torch.finfo(dtype).max / 2)
-    shape = sample_shape(y) if problem.per_sample else ()
-    times = [torch.full(shape, x, dtype=dtype, device=y.device) for x in (at, at * 0.75, at * 0.5)]
-    first, *others = (f(t, y) for t in times)
+    first, *others = (f(problem.field_time(x - problem.origin), y) for x in (at, at * 0.75, at * 0.5))
     return not all(torch.equal(first, other) for other in others)

@@ -94,6 +94,10 @@ class Stats:
     rejected: Any = 0
     nfe_backward: int | None = None
 
+    def add_backward(self, nfe: int) -> None:
+        """Count evaluations of a backward pass."""
+        self.nfe_backward = (self.nfe_backward or 0) + nfe
+
     def reset(self) -> None:
         """Count anew."""
         self.nfe, self.accepted, self.rejected, self.nfe_backward = 0, 0, 0, None

@@ -56,7 +56,8 @@ def solve(
             `ImplicitRungeKutta`.
         rtol, atol: Tolerances of the default controller, `PID`, whose own defaults hold where they are not given.
         controller: How steps are chosen, instead of `rtol` and `atol`: `PID(...)` or `Fixed(...)`.
-        adjoint: How the solve is differentiated: `Checkpointed()`, `Direct()` or `Backsolve()`.
+        adjoint: How the solve is differentiated: `Checkpointed()`, `Direct()`, `Interpolated()`, `Backsolve()` or
+            `Reversible()`.
         per_sample: Give each sample, each entry along the first axis of y, its own steps: an easy sample is not
             slowed down by a stiff one, and its answer does not change with its neighbours. f then gets t of shape
             (batch, 1, …, 1), with as many axes as y. See `Stats` and `Solution.statuses`.
@@ -149,23 +150,22 @@ def solve(
         trajectory = traced.integrate(problem)
     elif times[0] == times[-1]:
         trajectory = stand_still(problem)
-    elif transforms.is_recorded():
-        trajectory = _record(problem, adjoint)
-    elif transforms.active():
-        trajectory = adjoint.integrate_openly(replace(problem, compile=False))
+    elif transforms.is_recorded() or transforms.active():
+        _check_recorded(problem)
+        trajectory = adjoint.integrate_openly(problem)
     else:
         trajectory = adjoint.integrate(problem)
     return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, on_failure)
 
 
-def _record(problem: Problem, adjoint: Adjoint) -> Trajectory:
-    """The solve as operations that are written down: `torch.func.linearize`, `make_fx`."""
-    if problem.controller.adaptive or isinstance(problem.method, ImplicitRungeKutta):
+def _check_recorded(problem: Problem) -> None:
+    """Refuse what cannot be written down as operations, where that is asked for: `torch.func.linearize`, `make_fx`."""
+    ends_by_values = problem.controller.adaptive or isinstance(problem.method, ImplicitRungeKutta)
+    if transforms.is_recorded() and ends_by_values:
         raise NotImplementedError(
             "`linearize` and `make_fx` record no loop that ends by values: pass `controller=Fixed(...)` and an "
             "explicit `method`, or use `torch.func.jvp`"
         )
-    return adjoint.integrate_openly(replace(problem, compile=False))
 
 
 def _solution(
@@ -301,12 +301,18 @@ def _field(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], Any
     return lambda t, y: -field(-t, y)
 
 
+def _digits(t: Any) -> torch.dtype:
+    """The dtype, of PyTorch or of NumPy, whose digits the times have."""
+    found = getattr(torch, str(getattr(t, "dtype", "")).removeprefix("torch."), None)
+    return found if isinstance(found, torch.dtype) and found.is_floating_point else torch.float64
+
+
 def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]]:
     """The times as a tensor and on the host, checked."""
     # MPS has no float64; everywhere else times are kept in it, whatever the state's dtype.
     dtype = torch.float32 if y0.device.type == "mps" else torch.float64
+    digits = _digits(t)
     t = given_times(t)
-    digits = t.dtype if isinstance(t, Tensor) and t.dtype.is_floating_point else torch.float64
     if not isinstance(t, Tensor) and any(isinstance(value, Tensor) for value in t):
         t = torch.stack([torch.as_tensor(value, dtype=dtype, device=y0.device) for value in t])
     if isinstance(t, Tensor):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from odenets.evaluation import checked
 from odenets.loop import Problem, Trajectory, run
 from odenets.march import CLOCK, Plan, forward, numbers_of, time_shape
 from odenets.methods import ImplicitRungeKutta
@@ -41,6 +42,10 @@ def integrate(problem: Problem) -> Trajectory:
 
 def _adaptive(problem: Problem) -> Tensor:
     times, y = problem.times, problem.y0
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return checked(problem.f(t, y), t, y)
+
     plan = Plan(problem.method, problem.controller, problem.per_sample, False, False, False, False)
     shape = time_shape(plan, y)
     ys = [y] * times.count(times[0])
@@ -49,7 +54,7 @@ def _adaptive(problem: Problem) -> Tensor:
         if t1 > t0:
             numbers = torch.tensor(numbers_of(problem, t0, t1, True), dtype=torch.float64, device=y.device)
             clock = torch.zeros((CLOCK + len(plan.controller.start), *shape), dtype=torch.float64, device=y.device)
-            _, clock, end, *_ = forward(plan, _while, lambda _: problem.f, numbers, numbers[:1], clock, y, y)
+            _, clock, end, *_ = forward(plan, _while, lambda _: f, numbers, numbers[:1], clock, y, y)
             y = torch.where(clock[0] >= t1, end, math.nan)
             t0 = t1
         ys.append(y)

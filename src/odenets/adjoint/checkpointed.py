@@ -195,8 +195,7 @@ class _ReversePass:
             return
         method, t, dt = self.problem.method, self.problem.at(kept.t), kept.dt
         with_f1 = bool(kept.inside or self.grad_dense)
-        known = method.solved_stages(self.f, t, y, dt)
-        stages, pulls = method.linearize(self.linearize, t, y, dt, with_f1=with_f1, stages=known)
+        stages, pulls = self.linearize.of_step(method, t, y, dt, with_f1)
         self.same.check(method.stage_input(len(method.b), y, dt, stages), self.end, y)
         inner = inner_product if self.timed else None
         stage_bars, direct, t_bar, dt_bar = self._outputs(k, kept, stages, inner)
@@ -211,7 +210,7 @@ class _ReversePass:
     def finish(self) -> Tensor:
         """∂L/∂y0, with the outputs that are y0 itself."""
         self.same.finish()
-        self.problem.stats.nfe_backward = (self.problem.stats.nfe_backward or 0) + self.stats.nfe
+        self.problem.stats.add_backward(self.stats.nfe)
         if self.grad_t is not None:
             self.grad_t[0] += self.lam_t
             stretch(self.grad_t, self.lam_span, self.problem.controller)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from odenets.adjoint.direct import integrate_openly
 from odenets.adjoint.outside import Call, GradientSum, Wanted, inner_product, outside_autograd, refuse_backward
-from odenets.adjoint.replay import SameAgain
+from odenets.adjoint.replay import check_start
 from odenets.controller import Controller, Fixed, check_pair
 from odenets.evaluation import CountedField
 from odenets.interpolate import DenseOutput
@@ -148,10 +148,10 @@ class _SolveBack(torch.autograd.Function):
                 if grad_t is not None:
                     grad_t[j] = inner_product(grad_ys[j], slopes[j] if j in slopes else solver.f(j))
                 solver.solve_to(j - 1)
-            again = SameAgain(call.extra.name).check_start(backward, ys[0], f0)
+            again = check_start(call.extra.name, call.problem, ys[0], f0)
             if grad_t is not None:
                 grad_t[0] = -inner_product(solver.a, again)
-        call.problem.stats.nfe_backward = (call.problem.stats.nfe_backward or 0) + stats.nfe
+        call.problem.stats.add_backward(stats.nfe)
         return None, solver.a + grad_ys[0], grad_t, *solver.grads.values
 
 

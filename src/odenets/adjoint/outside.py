@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from odenets.captured import Reached, check_reached, modules_of, reached_tensors, sequence_number
+from odenets.captured import Reached, check_reached, reached_tensors, sequence_number
 from odenets.evaluation import CountedField
 from odenets.loop import DenseStep, Problem, Trajectory, evaluate_at_start, run
-from odenets.methods import Pull
+from odenets.methods import Pull, RungeKutta, Time
 from odenets.solution import Stats
 from odenets.transforms import refuse_in_backward
 
@@ -71,10 +71,10 @@ def prepare(problem: Problem, extra: Any = None) -> tuple[Problem, Tensor | None
     originals, args = _substitute(problem.args)
     cut = replace(problem, args=args, f=problem.bind(args))
     f0, reached = _probe(cut)
-    then = AsThen(problem.y0, modules_of((problem.watched, problem.args)))
     inputs = [originals.get(id(t), t) for t in reached.tensors]
     if not any(t.requires_grad for t in (problem.y0, problem.t, *inputs)):
         return problem, f0.detach(), None, []
+    then = AsThen(problem.y0, reached.modules)
     call = Call(cut, f0.detach(), reached, Wanted(reached), extra, then)
     return cut, call.f0, call, inputs
 
@@ -193,6 +193,13 @@ class LinearizeAndSum:
 
     by_autograd: "ByAutograd"
     grads: "GradientSum"
+
+    def of_step(
+        self, method: RungeKutta, t: Time, y: Tensor, dt: float, with_f1: bool = False
+    ) -> tuple[list[Tensor], list[Pull]]:
+        """The stages of a step of the method, and the pullback of f at each."""
+        known = method.solved_stages(self.by_autograd.f, t, y, dt)
+        return method.linearize(self, t, y, dt, with_f1=with_f1, stages=known)
 
     def __call__(self, t: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
         k, pullback = self.by_autograd(t, y)

@@ -1,11 +1,14 @@
 """Is f the same function in the backward pass? If not, the gradient would be that of something never computed."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from odenets.loop import Problem, evaluate_at_start
+from odenets.methods import rounding_of
+from odenets.solution import Stats
 
 
 class ReplayError(RuntimeError):
@@ -26,18 +29,11 @@ class SameAgain:
         self.adjoint = adjoint
         self._excess: Tensor | None = None  # the largest difference, in units of what is allowed
 
-    def check_start(self, problem: Problem, y0: Tensor, f0: Tensor) -> Tensor:
-        """Evaluate f once more at the start, where it was f0; the new value."""
-        again = evaluate_at_start(problem, y0)
-        self.check(again, f0, torch.zeros_like(f0))
-        self.finish()
-        return again
-
     def check(self, again: Tensor, before: Tensor, start: Tensor) -> None:
         """Compare `again` with `before`, where f has made what is more than `start`."""
         if before.device.type == "cpu" and torch.equal(again, before):
             return
-        eps = _rounding(before)
+        eps = rounding_of(before)
         size = (before - start).abs()
         largest = size.max() if size.numel() else 0.0
         allowed = math.sqrt(eps) * size + 16 * eps * before.abs() + 100 * eps * largest
@@ -62,8 +58,16 @@ class SameAgain:
             )
 
 
-def _rounding(y: Tensor) -> float:
-    """How precise f is: as y, or as what autocast computes with."""
-    kind = y.device.type
-    eps = torch.finfo(y.dtype).eps
-    return max(eps, torch.finfo(torch.get_autocast_dtype(kind)).eps) if torch.is_autocast_enabled(kind) else eps
+def check_start(adjoint: str, problem: Problem, y0: Tensor, f0: Tensor) -> Tensor:
+    """Evaluate f once more at the start, where it was f0; the new value.
+
+    Raises:
+        ReplayError: If it differs.
+    """
+    stats = Stats()
+    again = evaluate_at_start(replace(problem, stats=stats), y0)
+    problem.stats.add_backward(stats.nfe)
+    same = SameAgain(adjoint)
+    same.check(again, f0, torch.zeros_like(f0))
+    same.finish()
+    return again

@@ -18,11 +18,11 @@ from odenets.adjoint.outside import (
     outside_autograd,
     refuse_backward,
 )
-from odenets.adjoint.replay import SameAgain
+from odenets.adjoint.replay import check_start
 from odenets.arguments import number
 from odenets.evaluation import CountedField
 from odenets.loop import Problem, Stepper, Trajectory, find_non_finite, stretch
-from odenets.methods import Field, Pull, RungeKutta, Step, Time, combine, stage_times
+from odenets.methods import Field, RungeKutta, Step, Time, combine, stage_times
 from odenets.solution import Failure, Stats, Status
 
 
@@ -99,6 +99,9 @@ class _Pair:
         back = self.base.step(f, t + dt, y1, -dt, None)
         z1 = z - combine(None, -dt, self.base.b, back.stages)
         return Step(torch.stack([y1, z1]), forth.stages, forth.t1)
+
+    def stage_input(self, i: int, pair: Tensor, dt: float, stages: Sequence[Tensor]) -> Tensor:
+        return self.base.stage_input(i, pair[1], dt, stages)  # Ψ starts at z
 
     def error(self, dt: float, stages: Sequence[Tensor]) -> Tensor:
         return self.base.error(dt, stages)
@@ -198,7 +201,7 @@ class _Reverse(torch.autograd.Function):
                     pass_.stand_still(j)
                 for step in reversed(ctx.steps[j]):
                     pass_.undo(j, step)
-            SameAgain("Reversible").check_start(replace(call.problem, stats=pass_.stats), y0.detach(), f0)
+            check_start("Reversible", call.problem, y0.detach(), f0)
         grad_y0 = pass_.finish() + grad_ys[0]
         return None, grad_y0, pass_.grad_t, *pass_.grads.values
 
@@ -238,22 +241,16 @@ class _BackwardPass:
         t, dt, final = self.problem.at(step.t), step.dt, step.final
         base, c = self.problem.method, self.coupling
         inner = None if self.grad_t is None else inner_product
-        stages, pulls = self._linearized(t + dt, self.y, -dt)
+        stages, pulls = self.linearize.of_step(base, t + dt, self.y, -dt)
         z = self.z + combine(None, -dt, base.b, stages)
         total, t1_bar, back_bar = base.pullback(pulls, self.y, -dt, stages, -self.z_bar, None, inner)
         y1_bar = self.y_bar + total + self.z_bar
-        stages, pulls = self._linearized(t, z, dt)
+        stages, pulls = self.linearize.of_step(base, t, z, dt)
         y = (self.y - (1 - c) * z - combine(None, dt, base.b, stages)) / c
         total, t_bar, dt_bar = base.pullback(pulls, z, dt, stages, y1_bar, None, inner)
         self.y, self.z = y, z
         self.y_bar, self.z_bar = c * y1_bar, self.z_bar + total - c * y1_bar
         self._times(j, final, t_bar + t1_bar, dt_bar + t1_bar - back_bar)
-
-    def _linearized(self, t: Time, y: Tensor, dt: float) -> tuple[list[Tensor], list[Pull]]:
-        """The stages of a step, and the pullback of f at each."""
-        method = self.problem.method
-        known = method.solved_stages(self.f, t, y, dt)
-        return method.linearize(self.linearize, t, y, dt, with_f1=False, stages=known)
 
     def _times(self, j: int, final: bool, t_bar: Any, dt_bar: Any) -> None:
         if self.grad_t is None:
@@ -267,7 +264,7 @@ class _BackwardPass:
 
     def finish(self) -> Tensor:
         """∂L/∂y0 through both states."""
-        self.problem.stats.nfe_backward = (self.problem.stats.nfe_backward or 0) + self.stats.nfe
+        self.problem.stats.add_backward(self.stats.nfe)
         if self.grad_t is not None:
             self.grad_t[0] += self.lam_t
             stretch(self.grad_t, self.lam_span, self.problem.controller)

@@ -4,6 +4,8 @@ from odenets.arguments import shown
 from odenets.methods.implicit import IMPLICIT
 from odenets.methods.implicit import ImplicitRungeKutta as ImplicitRungeKutta
 from odenets.methods.newton import NotConverged as NotConverged
+from odenets.methods.newton import rounding_of as rounding_of
+from odenets.methods.newton import wide as wide
 from odenets.methods.runge_kutta import EXPLICIT
 from odenets.methods.runge_kutta import ExplicitRungeKutta as ExplicitRungeKutta
 from odenets.methods.runge_kutta import Field as Field

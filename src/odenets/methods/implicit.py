@@ -90,7 +90,7 @@ class ImplicitRungeKutta(RungeKutta):
 
     def step(self, f: Field, t: Time, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
         times = stage_times(t, dt, self.nodes, y)
-        start = y.to(wide(y.dtype))
+        start = wide(y)
         stages: list[Tensor] = []
         for block in self.blocks:
             first = block[0]

@@ -164,7 +164,7 @@ def solve_linear(operator: Function, rhs: Tensor, rounding: float | None = None)
     Raises:
         NotConverged: If it cannot be found.
     """
-    b, rounding = rhs.to(wide(rhs.dtype)), rounding or rounding_of(rhs)
+    b, rounding = wide(rhs), rounding or rounding_of(rhs)
 
     def apply(x: Tensor) -> Tensor:
         if rounding <= torch.finfo(b.dtype).eps:
@@ -274,10 +274,12 @@ def _cycle(apply: Function, residual: Tensor, size: float, goal: float) -> tuple
     return residual.new_tensor(weights) @ basis[: len(weights)], abs(left[-1]) if columns else size
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which equations are solved: float32 for half precision, else that of the state."""
-    half = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
-    return half.get(dtype, dtype)
+_WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in a dtype to compute with: not in half precision."""
+    return x.to(_WIDE[x.dtype]) if x.dtype in _WIDE else x
 
 
 def rounding_of(y: Tensor) -> float:
