@@ -49,7 +49,7 @@ bench: .venv/bench  ## every peer on every work, scaling, memory, then the table
 	$(BIN)/python benchmarks/tables.py
 
 .PHONY: test-slow
-test-slow: .venv/ready  ## full-size checks on real data; needs ODENETS_DATA (some minutes)
+test-slow: .venv/ready  ## the long tests: everything compiled; the real records too where ODENETS_DATA names them
 	$(BIN)/python -m pytest -m slow
 
 TORCH ?= 2.14.1
@@ -62,5 +62,5 @@ test-torch:  ## the solver's tests with another torch, e.g. TORCH=2.9.1, in an e
 	$(PYTHON) -m venv $(OTHER)
 	grep -v '^torch==' constraints.txt >$(OTHER)/constraints.txt
 	$(OTHER)/bin/python -m pip install --disable-pip-version-check --constraint $(OTHER)/constraints.txt \
-		torch==$(TORCH) numpy pytest hypothesis torchdiffeq --editable .
+		torch==$(TORCH) numpy pandas pytest hypothesis torchdiffeq --editable .
 	$(OTHER)/bin/python -m pytest $(CORE:%=tests/test_%.py)

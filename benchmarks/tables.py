@@ -6,6 +6,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; a figure is a 
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
@@ -43,16 +44,18 @@ def filled(text: str) -> str:
     return BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}{match[3]}", text)
 
 
+def contents() -> dict[Path, str]:
+    """What the pages and the figures should hold."""
+    return {path: filled(path.read_text()) for path in PAGES} | {path: draw() for path, draw in FIGURES.items()}
+
+
 def main(check: bool = False) -> None:
-    """Write the tables and the figures, or with --check say whether the tables are up to date."""
-    for path in PAGES:
-        text = path.read_text()
-        if check and filled(text) != text:
-            raise SystemExit(f"{path.name}: the tables are out of date; run python benchmarks/tables.py")
+    """Write the tables and the figures, or with --check say whether they are up to date."""
+    for path, text in contents().items():
         if not check:
-            write_atomically(path, filled(text))
-    for path, draw in FIGURES.items() if not check else ():
-        write_atomically(path, draw())
+            write_atomically(path, text)
+        elif not path.exists() or path.read_text() != text:
+            raise SystemExit(f"{path.name} is out of date; run python benchmarks/tables.py")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -173,8 +174,38 @@ def test_a_tail_made_without_the_augmented_dimensions_is_named():
 
 
 def test_an_error_that_has_nothing_to_do_with_augmenting_stays():
+    layer = nn.Linear(9, 9)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        ODEBlock(lambda t, z: layer(z), augment=2)(torch.rand(4, 3))
+    with pytest.raises(ValueError, match=r"MLPField\(width=9\) takes"):
         ODEBlock(MLPField(9), augment=2)(torch.rand(4, 3))
+
+
+def test_an_error_of_a_field_of_any_width_does_not_blame_the_width():
+    def field(t, z):
+        if t > 0:
+            raise RuntimeError("out of memory")
+        return -z
+
+    with pytest.raises(RuntimeError, match=r"^out of memory$"):
+        ODEBlock(field, augment=2)(torch.rand(4, 3))
+
+
+def test_a_field_with_arguments_made_without_the_augmented_dimensions_is_named():
+    def field(t, z, rate):
+        return -rate * (z @ torch.eye(3))
+
+    with pytest.raises(ValueError, match=r"5 along axis 1: make it for width \+ augment"):
+        ODEBlock(field, augment=2, args=(2.0,))(torch.rand(4, 3))
+
+
+@pytest.mark.parametrize("time", ["add", "concat", "none"])
+@pytest.mark.parametrize("hidden", [(), (4,)])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 1), (3, 5), (0,)])
+def test_a_field_of_another_width_than_the_state_says_so(shape, hidden, time):
+    field = MLPField(3, hidden, time=time)
+    with pytest.raises(ValueError, match=rf"MLPField\(width=3\) .* \(..., 3\), got {re.escape(str(shape))}: make `wi"):
+        ODEBlock(field)(torch.zeros(shape))
 
 
 def test_a_parameter_among_the_times_is_one_of_the_block():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from odenets import Status
 from odenets.cli import app
 from odenets.data.synthetic import make_synthetic
 
@@ -109,6 +110,18 @@ def test_a_page_that_speaks_of_adjoints_leads_to_the_table_of_all(page):
         assert re.search(r"\]\((docs/)?gradients\.md[)#]", page.read_text())
 
 
+def test_every_way_to_fail_is_in_the_table_of_them():
+    section = (ROOT / "docs" / "solve.md").read_text().partition("## When it fails")[2]
+    named = re.findall(r"^\| `([A-Z_]+)` \|", section, re.M)
+    assert sorted(named) == sorted(status.name for status in Status if status is not Status.SUCCESS)
+
+
+def test_the_page_on_installing_names_what_test_torch_runs():
+    (core,) = re.findall(r"^CORE := (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    told = (ROOT / "docs" / "install.md").read_text().partition("$ make test-torch")[2]
+    assert sorted(set(re.findall(r"`test_(\w+)`", told))) == sorted(core.split())
+
+
 def test_the_readme_leads_to_every_page():
     linked = re.findall(r"\]\((docs/[\w-]+\.md)", (ROOT / "README.md").read_text())
     assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= set(linked)
@@ -136,6 +149,24 @@ def test_tables_are_those_of_the_results(tables):
 def test_figures_are_those_of_the_results(tables):
     for path, draw in tables.FIGURES.items():
         assert path.read_text() == draw(), f"{path.name} is out of date: run python benchmarks/tables.py"
+
+
+def test_check_says_which_page_or_figure_is_out_of_date(tables, tmp_path, monkeypatch):
+    page, figure = tmp_path / "page.md", tmp_path / "figure.svg"
+    page.write_text("<!-- table: one -->\nold\n<!-- end -->")
+    monkeypatch.setattr(tables, "PAGES", (page,))
+    monkeypatch.setattr(tables, "FIGURES", {figure: lambda: "new"})
+    monkeypatch.setattr(tables, "TABLES", {"one": lambda: "new\n"})
+    for path in (page, figure):
+        with pytest.raises(SystemExit, match=f"{path.name} is out of date; run python benchmarks/tables.py"):
+            tables.main(check=True)
+        path.write_text(tables.contents()[path])
+    tables.main(check=True)
+    page.write_text(page.read_text().replace("new", "old"))
+    figure.write_text("old")
+    tables.main()
+    assert "new" in page.read_text()
+    assert figure.read_text() == "new"
 
 
 @pytest.mark.parametrize(

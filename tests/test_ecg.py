@@ -169,6 +169,26 @@ def test_a_folder_that_is_not_there(tmp_path, monkeypatch):
         load()
 
 
+@pytest.mark.parametrize("data", ["auto", "mitdb"])
+@pytest.mark.parametrize("split", ecg.SPLITS)
+def test_a_named_folder_without_data_is_refused_where_the_variable_is_a_hint(
+    records, tmp_path, monkeypatch, as_published, data, split
+):
+    load(data_dir=records)  # which are kept: a source further on is there
+    (tmp_path / "empty").mkdir()
+    looked_for = r"neither the MIT-BIH records \(100\.hea, .*`mitdb/`\) nor mitbih_train\.csv or mitbih_test\.csv"
+    with pytest.raises(DataError, match=rf"`data_dir` is '.*empty', which holds {looked_for}"):
+        load(data=data, split=split, data_dir=tmp_path / "empty")
+    monkeypatch.setenv("ODENETS_DATA", str(tmp_path / "empty"))
+    assert load(data=data, split=split).source.startswith("MIT-BIH")
+
+
+def test_synthetic_beats_need_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ODENETS_DATA", str(tmp_path / "nowhere"))
+    assert load(data="synthetic").synthetic
+    assert load(data="synthetic", data_dir=tmp_path / "nowhere").synthetic
+
+
 def test_kaggle_files_that_are_not_there(tmp_path):
     with pytest.raises(DataError, match=r"There is no mitbih_train\.csv or mitbih_test\.csv in any local folder"):
         load(data="kaggle")

@@ -89,7 +89,7 @@ def test_baselines_are_always_n_and_the_class_of_the_nearest_training_beat():
     ],
 )
 def test_seconds_until_a_loss(losses, seconds, goal, expected):
-    assert ecg._seconds_until({"test_losses": losses, "seconds": seconds}, goal) == expected
+    assert ecg.seconds_until({"test_losses": losses, "seconds": seconds}, goal) == expected
 
 
 # -- statistics over seeds
@@ -227,6 +227,11 @@ def test_the_main_table_has_the_baselines_below_the_networks():
         (ODENET, "0.200", "97.50", "0.800", 0.09, 97.5, 100),
         ("always N", None, "82.00", "0.180", None, None, None),
     )
+    assert "“Always N” calls every beat normal." in table.note
+    assert "neighbour" not in table.note
+    found, neighbour = summarise([run_row(ODENET, 0)], synthetic=False), {**base[0], "network": ecg.NEIGHBOUR}
+    both = ecg.main_table(found, [*base, neighbour])
+    assert "“Nearest neighbour” takes the class of the nearest training beat." in both.note
     many = ecg.main_table(summarise([run_row(ODENET, seed, accuracy=0.9 + seed / 10) for seed in (0, 1)], True), [])
     assert many.rows[0][2] == "95.00 ± 7.07"
 

@@ -222,6 +222,31 @@ def test_learning_curves_of_one_seed_have_no_band_and_one_epoch_a_point():
     (axes,) = figures.learning_curves({"ResNet": rows(1.0, seeds=[0], epochs=[1])}).axes
     assert bands(axes) == []
     assert lines(axes)["test"][2].get_marker() == RESNET.marker
+    assert lines(axes)["train"][2].get_marker() not in ("None", RESNET.marker)
+
+
+def test_every_line_of_one_epoch_is_a_point():
+    history = {"ResNet": rows(2.0, epochs=[1]), "ODE-Net": rows(1.0, epochs=[1])}
+    for figure in (
+        figures.learning_curves(history),
+        figures.metric_over_epochs(history, "test_loss", "loss"),
+        figures.loss_over_time(history),
+    ):
+        for axes in figure.axes:
+            drawn = [line for line in axes.get_lines() if len(line.get_xdata()) == 1]
+            assert drawn
+            assert "None" not in [line.get_marker() for line in drawn]
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 7])
+def test_epochs_are_whole_numbers(last):
+    history = {"ODE-Net": rows(1.0, epochs=range(1, last + 1))}
+    for figure in (figures.learning_curves(history), figures.metric_over_epochs(history, "nfe", "evaluations")):
+        (axes,) = figure.axes
+        low, high = axes.get_xlim()
+        shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert shown
+        assert all(tick == round(tick) for tick in shown)
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.001, 1.1, 3.0, 100.0, 1e6])

@@ -19,6 +19,7 @@ from odenets.files import (
     append_line,
     check_writable,
     differences,
+    free_run_folder,
     lock_folder,
     open_run_folder,
     read_directory,
@@ -170,7 +171,37 @@ def test_only_the_first_process_looks_and_writes(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
+def test_the_other_processes_of_a_run_need_no_lock_of_their_own(tmp_path, monkeypatch, holder):
+    monkeypatch.setenv("RANK", "1")
+    with lock_folder(tmp_path), lock_folder(tmp_path / "run"):
+        free_run_folder(tmp_path)
+        assert names(tmp_path) == [".lock"]
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(RunFolderError, match=f"in use by process {holder.pid}"), lock_folder(tmp_path):
+        pass
+
+
+def test_the_folder_of_a_run_that_kept_nothing_is_freed(tmp_path):
+    open_run_folder(tmp_path, CONFIG)
+    (tmp_path / "checkpoints" / "net-seed0").mkdir(parents=True)
+    free_run_folder(tmp_path)
+    assert names(tmp_path) == []
+    open_run_folder(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").touch()
+    free_run_folder(tmp_path)
+    assert names(tmp_path) == ["config.json", "metrics.jsonl"]
+
+
 # -- run folders: what is refused, one test a message
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_folder_without_a_run_cannot_be_gone_on_with(tmp_path, made):
+    folder = tmp_path if made else tmp_path / "run"
+    with pytest.raises(RunFolderError, match=r"holds no run to go on with\. Name .*: leave out `resume=True`"):
+        open_run_folder(folder, CONFIG, resume=True)
+    assert names(folder) == []
+    open_run_folder(folder, CONFIG)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -979,6 +979,11 @@ def test_a_loss_that_compares_every_output_with_every_target_is_refused(loss):
         ValueError, match=r"`train\[1\]` has shape \(10,\) and the outputs .* \(10, 1\), so `loss` comp"
     ):
         train(regressor(), loss=loss, train=(X, y), test=(X, y))
+    ours = regressor()
+    before = copy.deepcopy(ours)
+    with pytest.raises(ValueError, match=r"`test\[1\]` has shape \(10,\) and the outputs .* \(10, 1\), so `loss` comp"):
+        train(ours, loss=loss, train=(X, y[:, None]), test=(X, y))
+    assert_same_bits(ours, before)
     with pytest.raises(ValueError, match=r"`y` has shape \(47,\) .* Give both one shape: `y\[:, None\]`"):
         evaluate(regressor(), loss, X, y)
     with pytest.raises(ValueError, match=r"`y` has shape \(47, 1\) .* Give both one shape: `y.squeeze\(1\)`"):
@@ -991,6 +996,10 @@ def test_a_loss_that_brings_the_shapes_together_by_itself_is_taken():
         return nn.functional.mse_loss(outputs.squeeze(1), y)
 
     train(regressor(), loss=loss, train=(X, X[:, 0]), test=(X, X[:, 0]))
+    x = X.clone()
+    x[:] = float("nan")
+    with pytest.raises(NonFiniteLoss, match=r"`train\[0\]` holds NaN or infinity in 47 of 47 samples"):
+        train(regressor(), loss=loss, train=(x, X[:, 0]), test=(X, X[:, 0]))
 
 
 @pytest.mark.parametrize(

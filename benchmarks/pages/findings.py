@@ -1,9 +1,8 @@
 """The tables of what the twins show: heartbeats (section 5 of the document) and x³ + 0.1x (sections 2.6 and 4.4)."""
 
-import itertools
 from typing import Any
 
-from odenets.experiments.ecg import ALWAYS, CLASSES, NEIGHBOUR
+from odenets.experiments.ecg import ALWAYS, CLASSES, NEIGHBOUR, seconds_until
 from pages.text import load, markdown, optional, with_versions
 
 
@@ -113,18 +112,13 @@ def ecg_fast() -> str:
     for seed, pair in pairs.items():
         resnet, odenet = pair["ResNet"], pair["ODE-Net"]
         goal = resnet["test_losses"][-1]
-        times = [optional(_arrival(row, goal), 1) for row in (resnet, odenet)]
+        times = [optional(seconds_until(row, goal), 1) for row in (resnet, odenet)]
         errors = [f"{value:.4f}" for value in (goal, odenet["test_loss"], odenet["exact_test_loss"])]
         per_epoch = [f"{row['seconds_per_epoch']:.2f}" for row in (resnet, odenet)]
         rows.append((str(seed), *per_epoch, *times, *errors))
     head = ("seed", "ResNet, s an epoch", "ODE-Net", "ResNet, s to its final test loss", "ODE-Net, s to that")
     head = (*head, "ResNet's test loss", "ODE-Net's", "ODE-Net's, solved to 1e-6")
     return with_versions(markdown(head, rows), result)
-
-
-def _arrival(row: dict[str, Any], goal: float) -> float | None:
-    passed = itertools.accumulate(row["seconds"])
-    return next((time for time, loss in zip(passed, row["test_losses"]) if loss <= goal), None)
 
 
 def cubic() -> str:

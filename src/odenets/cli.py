@@ -24,7 +24,7 @@ with experiments_extra("the command `odenets`"):
 
     from odenets.data.errors import DataError
     from odenets.experiments import EXPERIMENTS, Experiment
-    from odenets.files import RunFolderError, lock_folder, open_run_folder
+    from odenets.files import RunFolderError, free_run_folder, lock_folder, open_run_folder
     from odenets.progress import say
     from odenets.solution import SolveError
     from odenets.train import CheckpointError, NonFiniteLoss
@@ -44,7 +44,7 @@ run_app = typer.Typer(cls=_Experiments, help="Run an experiment; its results lan
 app.add_typer(run_app, name="run")
 
 _EXPECTED = (DataError, RunFolderError, CheckpointError, NonFiniteLoss, SolveError, ValueError)
-# Where a run looks and how it is shown: neither changes its result, so a resumed run may have others.
+# What a resumed run may have otherwise: it may go on for longer, save more often, and find its data elsewhere.
 _MAY_CHANGE = ("epochs", "checkpoint_every", "data_dir")
 
 
@@ -139,7 +139,7 @@ def _run_in(out: Path, experiment: Experiment, config: Any, resume: bool, quiet:
         raise typer.Exit(130) from stop
     except _EXPECTED as error:
         if not resume:
-            _free(folder)
+            free_run_folder(folder)
         _stop(str(error))
     show(result)
     print(f"\nReport: {report.resolve()}   ({time.perf_counter() - started:.0f} s)")
@@ -155,14 +155,6 @@ def _command_to_go_on() -> str:
         called = [name if shutil.which(name) == program else program]
     resume = [] if "--resume" in arguments else ["--resume"]
     return shlex.join([*called, *arguments, *resume])
-
-
-def _free(folder: Path) -> None:
-    """Empty the folder of a run that failed before its first checkpoint, for the corrected command to use."""
-    if any(path.is_file() and path.name not in ("config.json", ".lock") for path in folder.rglob("*")):
-        return
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    (folder / "config.json").unlink(missing_ok=True)
 
 
 def _stop(message: str) -> typing.NoReturn:

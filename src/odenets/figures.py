@@ -281,7 +281,7 @@ def learning_curves(
     """
     figure, panels = _panels(list(history), "epoch", label)
     for axes, (network, look) in zip(panels, network_looks(history).items()):
-        _draw_band(axes, _over_epochs(history, network, train), look._replace(dash="--"), "train")
+        _draw_band(axes, _over_epochs(history, network, train), look._replace(dash="--", marker="x"), "train")
         _draw_band(axes, _over_epochs(history, network, test), look._replace(dash="-"), "test")
         axes.xaxis.set_major_locator(_whole_numbers())
         axes.legend()
@@ -518,7 +518,7 @@ def _panels(titles: Sequence[str], x_label: str, y_label: str) -> tuple[Figure, 
 
 
 def _whole_numbers() -> MaxNLocator:
-    return MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True)
+    return MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)  # one, where there is one epoch
 
 
 def _logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
@@ -596,18 +596,24 @@ def _over_epochs(history: Histories, network: str, key: str) -> pd.DataFrame:
 
 def _draw_band(axes: Axes, seeds: pd.DataFrame, look: Look, name: str) -> None:
     """Mean of the seeds (only where all of them have a number) and their range."""
-    epochs, mean = seeds.index.to_numpy(), seeds.mean(axis=1, skipna=False)
-    lone = look.marker if len(epochs) == 1 else None  # a line of one point would be invisible
-    axes.plot(epochs, mean, color=look.colour, linestyle=look.dash, label=name, marker=lone)
+    epochs = seeds.index.to_numpy()
+    _draw_line(axes, epochs, seeds.mean(axis=1, skipna=False).to_numpy(), look, label=name)
     if seeds.shape[1] > 1:
         axes.fill_between(epochs, seeds.min(axis=1), seeds.max(axis=1), color=look.colour, **BAND)
 
 
 def _draw_race(axes: Axes, times: pd.DataFrame, losses: pd.DataFrame, look: Look, name: str) -> None:
-    if losses.shape[1] > 1:
-        axes.plot(times.to_numpy(), losses.to_numpy(), color=look.colour, linewidth=0.8, alpha=0.35)
-    mean = losses.mean(axis=1, skipna=False)
-    axes.plot(times.mean(axis=1), mean, color=look.colour, linestyle=look.dash, label=name)
+    for seed in losses if losses.shape[1] > 1 else ():
+        thin = {"linewidth": 0.8, "alpha": 0.35}
+        _draw_line(axes, times[seed].to_numpy(), losses[seed].to_numpy(), look._replace(dash="-"), **thin)
+    mean = losses.mean(axis=1, skipna=False).to_numpy()
+    _draw_line(axes, times.mean(axis=1).to_numpy(), mean, look, label=name)
+
+
+def _draw_line(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look, **style: Any) -> None:
+    """A network's line; of one point, which would be invisible, its marker."""
+    marker = look.marker if np.count_nonzero(np.isfinite(y)) == 1 else None
+    axes.plot(x, y, color=look.colour, linestyle=look.dash, marker=marker, **style)
 
 
 def _mark_arrival(axes: Axes, times: np.ndarray, losses: np.ndarray, level: float, colour: str) -> None:

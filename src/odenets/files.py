@@ -32,6 +32,7 @@ __all__ = [
     "check_writable",
     "differences",
     "folder_errors",
+    "free_run_folder",
     "lock_folder",
     "open_run_folder",
     "read_directory",
@@ -173,9 +174,13 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
     """In the block no other process, nor another thread, may lock `folder`; it is made if need be.
 
     The lock is one of the operating system, which ends with the process, however it ends: a kill leaves nothing
-    that blocks. It may be taken again inside of the block. Raises `RunFolderError`, which names the holder, where the
-    folder is locked, and where it cannot be written.
+    that blocks. It may be taken again inside of the block. With several processes every one may call this, but only
+    the first (`RANK`, as torchrun sets it) locks: the others belong to its run. Raises `RunFolderError`, which names
+    the holder, where the folder is locked, and where it cannot be written.
     """
+    if not _is_first_process():
+        yield
+        return
     folder, me = Path(folder).resolve(), (os.getpid(), threading.get_ident())
     if _held.get(folder) == me:
         yield
@@ -190,6 +195,11 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (folder / _LOCK).unlink()
         os.close(descriptor)
+
+
+def _is_first_process() -> bool:
+    """Whether this is the process that looks after the run folder: the first of torchrun's, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _lock(folder: Path) -> int:
@@ -248,25 +258,41 @@ def open_run_folder(
     """Make `path` the folder of the run of `config`, or go back to it; returns it as a `Path`.
 
     `config` is what makes the run that run, in values that JSON holds; it is kept as `config.json`. A new or
-    empty folder is taken. A folder that holds this run is taken with `resume`; only the `may_change` entries
-    (at any depth) may differ, and the file then gets their new values. With several processes every one may
+    empty folder is taken without `resume`. A folder that holds this run is taken with it; only the `may_change`
+    entries (at any depth) may differ, and the file then gets their new values. With several processes every one may
     call this, but only the first (`RANK`, as torchrun sets it) looks and writes.
 
     Raises `RunFolderError` for a folder that cannot be written, that another process has locked (`lock_folder`, as
-    `fit` does; wrap the whole run in it), that holds something else, another config, or the same run without `resume`;
-    `TypeError` for a `config` that JSON cannot hold.
+    `fit` does; wrap the whole run in it), that holds something else, another config, the same run without `resume`, or
+    nothing with it; `TypeError` for a `config` that JSON cannot hold.
     """
     path, text = Path(path), _config_text(config)
-    if int(os.environ.get("RANK", "0")) > 0:
+    if not _is_first_process():
         return path
     with lock_folder(path):
         check_writable(path)
         remove_leftovers(path)
         if any(file.name != _LOCK for file in path.iterdir()):
             _check_same_run(path, json.loads(text), resume, may_change)
+        elif resume:
+            raise RunFolderError(
+                f"The run folder {path} holds no run to go on with. Name the folder of the run, or start one here: "
+                "leave out `resume=True` (`--resume`)."
+            )
         with folder_errors(f"`{_CONFIG}`", path):
             write_atomically(path / _CONFIG, text)
     return path
+
+
+def free_run_folder(path: str | os.PathLike[str]) -> None:
+    """Empty the folder of a run that failed before it kept anything, for a corrected one; others stay as they are."""
+    path = Path(path)
+    if not _is_first_process():
+        return
+    if any(file.is_file() and file.name not in (_CONFIG, _LOCK) for file in path.rglob("*")):
+        return
+    shutil.rmtree(path / "checkpoints", ignore_errors=True)
+    (path / _CONFIG).unlink(missing_ok=True)
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str] = ()) -> list[str]:

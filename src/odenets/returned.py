@@ -133,14 +133,14 @@ def explain(error: Exception, f: Callable[..., Any], t: Tensor, y: Any, args: tu
             f"`f` is called as f(t, y{', *args' if args else ''}), and {_name_of(f)} does not take that "
             f"({mismatch}): write `lambda t, y: f(y)` around one without time, and give others to `args`"
         ) from error
-    if _works(f, t, y, y, args):  # it is autograd that f does not work with
+    if works(f, t, y, y, args):  # it is autograd that f does not work with
         return
-    if t.dim() == 0 and _works(f, t.reshape(1), y, y, args):
+    if t.dim() == 0 and works(f, t.reshape(1), y, y, args):
         raise TypeError(
             f"`f` gets t as a 0-dimensional tensor, and {_name_of(f)} works with one of shape (1,) alone: "
             "write t for t[0], t.reshape(1) for t in torch.cat"
         ) from error
-    if not (isinstance(y, Tensor) and y.shape == t.shape) and _works(f, y, t, y, args):
+    if not (isinstance(y, Tensor) and y.shape == t.shape) and works(f, y, t, y, args):
         raise TypeError(
             f"`f` is called as f(t, y), and {_name_of(f)} works as f(y, t) alone: time comes first, write `def f(t, y)`"
         ) from error
@@ -150,7 +150,7 @@ def _name_of(f: Any) -> str:
     return getattr(f, "__name__", type(f).__name__)
 
 
-def _works(f: Callable[..., Any], first: Any, second: Any, y: Any, args: tuple) -> bool:
+def works(f: Callable[..., Any], first: Any, second: Any, y: Any, args: tuple) -> bool:
     """Whether f works with these for t and y, outside of autograd."""
     try:
         with torch.no_grad():

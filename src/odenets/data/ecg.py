@@ -76,7 +76,7 @@ def load_ecg(
         split: "random" or "inter-patient", see the top of this file. The Kaggle files have a random one.
         seed: Of the random split. The synthetic beats themselves are always the same.
         data_dir: Where to look: a folder with `mitdb/` or `heartbeat/` in it, or with the records or CSV
-            files themselves. Without it, the environment variable ODENETS_DATA.
+            files themselves. Without it, the environment variable ODENETS_DATA. "synthetic" looks nowhere.
         cache_dir: Where to keep downloads and prepared beats; see `odenets.data.cache.cache_folder`.
         progress: Shows how far slow loops are; `odenets.progress.no_progress` shows nothing.
 
@@ -86,14 +86,14 @@ def load_ecg(
     """
     _require_choice("data", data, SOURCES)
     _require_choice("split", split, SPLITS)
+    if data == "synthetic":
+        return split_beats(make_synthetic(), split, seed)
     folder = _data_folder(data_dir)
     if data == "kaggle" or (data == "auto" and split == "random" and _kaggle_is_next(folder, cache_dir)):
         return _kaggle(folder, split, cache_dir, progress)
-    if data == "synthetic":
-        beats = make_synthetic()
-    else:
-        beats = _records(folder, cache_dir, progress, or_synthetic=data == "auto")
-    return split_beats(beats, split, seed)
+    if data_dir is not None:
+        _require_data(folder)
+    return split_beats(_records(folder, cache_dir, progress, or_synthetic=data == "auto"), split, seed)
 
 
 def _require_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -130,6 +130,16 @@ def _find_records(folder: Path | None) -> Path | None:
 
 def _find_kaggle(folder: Path | None) -> Path | None:
     return _find(folder, "heartbeat", FILE_NAMES)
+
+
+def _require_data(folder: Path | None) -> None:
+    """Refuse a folder that the caller named and that holds nothing, rather than go on to the next source."""
+    if folder is not None and _find_records(folder) is None and _find_kaggle(folder) is None:
+        raise DataError(
+            f"`data_dir` is {str(folder)!r}, which holds neither the MIT-BIH records ({RECORDS[0]}.hea, …; there or in "
+            f"`mitdb/`) nor {' or '.join(FILE_NAMES)} (there or in `heartbeat/`). Name the folder that does, or leave "
+            "`data_dir` out."
+        )
 
 
 def _kaggle_is_next(folder: Path | None, cache_dir: str | os.PathLike[str] | None) -> bool:

@@ -57,7 +57,7 @@ class Config:
     dt: float | None = option(None, "Fixed step of the solver, in place of the tolerances.")
     adjoint: str = option("direct", "How the solve is differentiated.", tuple(ADJOINTS))
     compile: bool = option(False, "Compile the solves: seconds to a minute once, then steps several times as fast.")
-    baselines: bool = option(True, "Also measure the trivial baselines (nearest neighbour: half a minute).")
+    baselines: bool = option(True, "Also measure the nearest neighbour, beside “always N” (half a minute).")
     device: str = option("cpu", "Device.", DEVICES)
     precision: str = option("no", "Mixed precision of the forward pass.", PRECISIONS)
     checkpoint_every: int | None = option(None, "Steps between checkpoints; otherwise one an epoch.")
@@ -187,7 +187,8 @@ def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = 
             for seed in range(config.seed, config.seed + config.seeds)
             for name in PAIRS[config.pair]
         ]
-        tell("Measuring the baselines …" + " The nearest neighbours take up to half a minute." * config.baselines)
+        if config.baselines:
+            tell("Measuring the nearest neighbours, up to half a minute …")
         base_rows = [{"split": split, **row} for row in baselines(data, config)]
         tell("Drawing the figures …")
         sections.append(_section(data, config, trained, base_rows))
@@ -233,7 +234,7 @@ def _summary_row(
     here = [row for row in rows if row["split"] == split]
     mine = [row for row in here if row["network"] == name]
     goals = {row["seed"]: row["test_losses"][-1] for row in here if row["network"] == RESNET}
-    arrivals = [_seconds_until(row, goals[row["seed"]]) for row in mine if row["seed"] in goals]
+    arrivals = [seconds_until(row, goals[row["seed"]]) for row in mine if row["seed"] in goals]
     reached = [a for a in arrivals if a is not None]
     out: dict[str, Any] = {"split": split, "network": name, "seeds": len(mine), "parameters": mine[0]["parameters"]}
     for key in ("test_loss", "accuracy", "macro_f1"):
@@ -250,7 +251,7 @@ def _summary_row(
     return out
 
 
-def _seconds_until(row: Mapping[str, Any], goal: float) -> float | None:
+def seconds_until(row: Mapping[str, Any], goal: float) -> float | None:
     """Training seconds until the test loss of an epoch's end is at most `goal`; None if it never is."""
     seconds = 0.0
     for loss, elapsed in zip(row["test_losses"], row["seconds"]):
@@ -403,6 +404,12 @@ MAIN_COLUMNS = {
 }
 
 
+_NOTES = {
+    ALWAYS: "“Always N” calls every beat normal.",
+    NEIGHBOUR: "“Nearest neighbour” takes the class of the nearest training beat.",
+}
+
+
 def main_table(found: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> Table:
     """Cross entropy, accuracy and macro-F1 of networks and baselines, with the document's numbers if it has any."""
     rows = [*map(_network_cells, found), *map(_baseline_cells, base)]
@@ -413,8 +420,8 @@ def main_table(found: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, A
         tuple(shown.values()),
         tuple(tuple(row.get(key) for key in shown) for row in rows),
         note=("" if seeds == 1 else "Mean ± standard deviation over the seeds. ")
-        + "Macro-F1 is the mean over the classes. “Always N” calls every beat normal; “nearest neighbour” takes the "
-        "class of the nearest training beat."
+        + "Macro-F1 is the mean over the classes."
+        + "".join(f" {_NOTES[row['network']]}" for row in base)
         + "".join(
             f" {row['network']}, seeds {row['collapsed']}: calls every beat the same."
             for row in found

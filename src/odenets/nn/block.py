@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from odenets.arguments import count, given_times, shown
+from odenets.returned import works
 from odenets.solution import Solution, SolveError, Stats
 from odenets.solve import solve
 
@@ -86,15 +87,16 @@ class ODEBlock(nn.Module):
     def _solve_augmented(self, x: Tensor, times: Any) -> Solution:
         axis = self._augmented_axis(x)
         extra = x.new_zeros([self.augment if i == axis else size for i, size in enumerate(x.shape)])
+        state = torch.cat([x, extra], dim=axis)
         try:
-            return solve(self.field, torch.cat([x, extra], dim=axis), times, **self.solve_options)
+            return solve(self.field, state, times, **self.solve_options)
         except SolveError:
             raise
-        except RuntimeError as error:
-            if self._works_without(x):
+        except (RuntimeError, ValueError) as error:
+            if self._takes(x) and not self._takes(state):
                 raise ValueError(
                     f"`field` takes the input's shape {tuple(x.shape)} and not the augmented state's, which has "
-                    f"{x.shape[axis] + self.augment} along axis {axis}: make it for width + augment"
+                    f"{state.shape[axis]} along axis {axis}: make it for width + augment"
                 ) from error
             raise
 
@@ -113,14 +115,10 @@ class ODEBlock(nn.Module):
             )
         return axis % x.dim()
 
-    def _works_without(self, x: Tensor) -> bool:
-        """Whether the field takes the state as it was before it was augmented."""
-        try:
-            with torch.no_grad():
-                out = self.field(torch.zeros((), dtype=x.real.dtype, device=x.device), x)
-        except Exception:  # the field may raise anything
-            return False
-        return isinstance(out, Tensor) and out.shape == x.shape
+    def _takes(self, state: Tensor) -> bool:
+        """Whether the field works with a state of that shape."""
+        t = torch.zeros((), dtype=state.real.dtype, device=state.device)
+        return works(self.field, t, state, state, self.solve_options.get("args", ()))
 
     def _check_field(self) -> None:
         """Refuse what makes f another function at every evaluation; no solver can control the error of that."""

@@ -51,6 +51,9 @@ class MLPField(nn.Module):
         time: How t enters: "add" adds t to the input of the first linear layer, "concat" appends it as one more
             input feature (as many weights more as the layer has outputs), "none" leaves an autonomous field.
         bias: Whether the linear layers have one.
+
+    Raises:
+        ValueError: An unknown `activation` or `time`; when called, a state of another last axis than `width`.
     """
 
     def __init__(
@@ -64,11 +67,16 @@ class MLPField(nn.Module):
         super().__init__()
         if time not in TIME:
             raise ValueError(f"`time` must be one of {', '.join(TIME)}; got {shown(time)}")
-        self.time = time
+        self.width, self.time = width, time
         self.before = None if hidden else _activation(activation)
         self.layers = _layers((width, *hidden, width), activation, extra_inputs=int(time == "concat"), bias=bias)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        if y.shape[-1:] != (self.width,):  # () too, which has no last axis
+            raise ValueError(
+                f"MLPField(width={self.width}) takes a state of shape (..., {self.width}), got {tuple(y.shape)}: make "
+                "`width` the size of the state's last axis"
+            )
         if self.before is not None:
             y = self.before(y)
         if self.time == "add":

@@ -37,7 +37,7 @@ _FORMAT = 1
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be resumed: damaged, or of another network, config, data or process count."""
+    """A checkpoint that cannot be resumed: damaged, or of another network, config, number of samples or processes."""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def check_outputs(name: str, loss: _Loss, outputs: Tensor, y: Tensor) -> None:
     if samples < 2 or not _multiply(outputs.shape, y.shape):
         return
     together, *each = _losses(loss, outputs.detach(), y, [range(samples), *([i] for i in range(samples))])
-    if not torch.isclose(together, torch.stack(each).mean(), rtol=1e-3):
+    if not torch.isclose(together, torch.stack(each).mean(), rtol=1e-3, equal_nan=True):  # NaN says nothing of shapes
         raise ValueError(
             f"`{name}` has shape {tuple(y.shape)} and the outputs of the network for them {tuple(outputs.shape)}, so "
             "`loss` compares every output with every target (broadcasting). Give both one shape: "
@@ -101,7 +101,7 @@ def _losses(loss: _Loss, outputs: Tensor, y: Tensor, parts: Sequence[Sequence[in
 
 def about_data(network: nn.Module, data: Mapping[str, Tensor]) -> str:
     """What may have made the first batch fail: shapes, dtypes that differ, and values that are not finite."""
-    return " ".join([_kinds(network, data), *filter(None, map(not_finite, data, data.values()))])
+    return " ".join([_kinds(network, data), *not_finite(data)])
 
 
 def _kinds(network: nn.Module, data: Mapping[str, Tensor]) -> str:
@@ -115,8 +115,12 @@ def _kinds(network: nn.Module, data: Mapping[str, Tensor]) -> str:
     return text
 
 
-def not_finite(name: str, value: Tensor) -> str | None:
-    """A sentence on the NaNs and infinities of `value` (N, ...), None where there are none."""
+def not_finite(data: Mapping[str, Tensor]) -> list[str]:
+    """A sentence on each tensor (N, ...) that holds NaNs or infinities."""
+    return [sentence for name, value in data.items() if (sentence := _not_finite(name, value)) is not None]
+
+
+def _not_finite(name: str, value: Tensor) -> str | None:
     bad = ~value.isfinite().flatten(1).all(1) if value.ndim > 1 else ~value.isfinite()  # (N,)
     if not bad.any():
         return None

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from odenets.files import RunFolderError
 from odenets.train.batches import Share, epoch_order, shares
-from odenets.train.checkpoint import Checkpoint, CheckpointError, Label, Store
+from odenets.train.checkpoint import Checkpoint, Label, Store
 from odenets.train.checks import about_data, check_outputs, check_pair, check_targets, not_finite
 from odenets.train.config import OPTIMIZERS, TrainConfig
 from odenets.train.display import Display
@@ -230,7 +230,7 @@ class _Trainer:
         try:
             yield
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if not self.proven and not isinstance(error, RunFolderError | CheckpointError):
+            if not self.proven and not isinstance(error, RunFolderError):
                 error.add_note(about_data(self.network, self.data.named()))
             raise
 
@@ -283,6 +283,7 @@ class _Trainer:
         check_targets("train[1]", self.loss, outputs, self.data.y)
         check_targets("test[1]", self.loss, outputs, self.data.test_y)
         check_outputs("train[1]", self.loss, outputs, y)
+        check_outputs("test[1]", self.loss, outputs, self.data.test_y[: len(outputs)])
         self.checked = True
 
     def _count(self, share: Share) -> None:
@@ -441,7 +442,7 @@ class _Trainer:
 
     def _blame(self, what: str) -> NoReturn:
         saved = None if self.store is None else self.store.latest()
-        faults = [*filter(None, map(not_finite, self.data.named(), self.data.named().values()))]
+        faults = not_finite(self.data.named())
         clip = "set `clip_norm`, for example to 1.0" if self.config.clip_norm is None else "lower `clip_norm`"
         kept = "" if saved is None else f" The last good checkpoint is {saved}."
         remedy = " ".join(faults) or f"Lower `lr` (it is {self.config.lr:g}), or {clip}."
