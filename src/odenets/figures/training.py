@@ -1,28 +1,41 @@
-"""The figures of the experiments: arrays in, one Matplotlib figure out.
-
-Every function takes NumPy arrays, tensors or plain lists and returns a `matplotlib.figure.Figure` that
-belongs to nobody: no pyplot, no global figure, nothing to close. `to_svg` and `to_png` turn it into bytes.
-
-Colours come from `PALETTE` and mean the same thing in every figure: a network keeps its look
-(`network_looks`), the target function is blue and data are purple, as in the document's figures 4, 7 and 8.
-Each colour has a twin for dark pages, so a page that embeds the SVG can exchange them, as `themed_svg` does by
-itself; that is why no figure may use a colour from anywhere else. What tells two things apart is never colour
-alone: lines also differ in dash, points in shape.
+"""The figures of trainings: fits, learning curves, races, confusion matrices, heartbeats.
 
 A `history` is a mapping from the network's name to its rows, one for each seed and epoch: `EpochRecord`s of
 `odenets.train`, mappings, or a data frame, with `epoch`, `seed` (0 where there is none) and the numbers
 measured, such as `train_loss`, `test_loss`, `seconds` and `nfe`.
 """
 
-import io
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
-
-import torch
+from typing import Any, TypeAlias
 
 from odenets.extra import experiments_extra
+from odenets.figures.look import (
+    BAND,
+    DATA,
+    FIELD,
+    GRID,
+    INK,
+    MUTED,
+    PAPER,
+    SINGLE,
+    STYLE,
+    TARGET,
+    Look,
+    Values,
+    as_array,
+    check_lengths,
+    draw_line,
+    finite_numbers,
+    make_logarithmic,
+    name_rows,
+    network_looks,
+    one_panel,
+    panels_below,
+    short_number,
+    whole_numbers,
+)
 
 with experiments_extra("`odenets.figures`"):
     import numpy as np
@@ -32,57 +45,9 @@ with experiments_extra("`odenets.figures`"):
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
-Values: TypeAlias = np.ndarray | torch.Tensor | Sequence[Any]
 Histories: TypeAlias = Mapping[str, Sequence[Any] | pd.DataFrame]
-
-
-class Colour(NamedTuple):
-    """One meaning, two inks: `light` on a white page, `dark` on a black one (both `#rrggbb`, lower case)."""
-
-    light: str
-    dark: str
-
-
-class Look(NamedTuple):
-    """What one network looks like in every figure: `#rrggbb`, and Matplotlib's line style and marker."""
-
-    colour: str
-    dash: Any
-    marker: str
-
-
-# Checked by simulating the three kinds of colour blindness: every two of the seven below "field" stay more than
-# 10 apart in CIELAB, and 3 : 1 or more against their page (4.5 : 1 for text).
-PALETTE = {
-    "paper": Colour("#ffffff", "#15181d"),
-    "ink": Colour("#24292f", "#e4e7eb"),
-    "muted": Colour("#6a737d", "#9aa4b1"),
-    "grid": Colour("#e2e6ea", "#2f353d"),
-    "field": Colour("#b4bcc6", "#4d5763"),
-    "target": Colour("#0072b2", "#58b4ea"),
-    "data": Colour("#9333d6", "#b65cf5"),
-    "odenet": Colour("#d1401f", "#ff7d5c"),
-    "resnet": Colour("#00805f", "#35c99c"),
-    "umber": Colour("#5a4012", "#e5b331"),
-    "slate": Colour("#56657f", "#d3e2f5"),
-    "plum": Colour("#56123a", "#a85a8c"),
-}
-PAPER, INK, MUTED, GRID, FIELD, TARGET, DATA = (colour.light for colour in list(PALETTE.values())[:7])
-NETWORKS = {
-    "ODE-Net": Look(PALETTE["odenet"].light, "-", "o"),
-    "ResNet": Look(PALETTE["resnet"].light, "--", "s"),
-}
-OTHERS = (
-    Look(PALETTE["umber"].light, "-.", "^"),
-    Look(PALETTE["slate"].light, ":", "D"),
-    Look(PALETTE["plum"].light, (0, (5, 1, 1, 1, 1, 1)), "v"),
-)
-
-SINGLE = (5.4, 3.5)  # inches: one panel. No figure is wider, so that a telephone shows each whole and legible
-PANEL = 2.3  # inches: the height of one of several panels, which stand below each other for that reason
-BAND: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}  # smallest to largest of the seeds
 REPORTED: dict[str, Any] = {
     "linestyle": "none",
     "marker": "D",
@@ -91,38 +56,6 @@ REPORTED: dict[str, Any] = {
     "fillstyle": "none",
 }
 BEAT_RATE = 120.0  # samples a second in the heartbeat set: every third of the 360 Hz originals
-
-STYLE: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans"],  # comes with Matplotlib, so a figure looks the same everywhere
-    "font.size": 10.0,
-    "text.color": INK,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": PAPER,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "figure.constrained_layout.h_pad": 0.08,  # inches
-    "figure.constrained_layout.w_pad": 0.08,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 1.8,
-    "legend.frameon": False,
-    "legend.handlelength": 2.4,
-    "figure.facecolor": PAPER,
-    "savefig.facecolor": PAPER,
-    "svg.fonttype": "path",  # letters as outlines: the reader needs no font, and the layout cannot shift
-    "svg.hashsalt": "odenets",  # the same figure gives the same file
-}
 
 
 @dataclass(frozen=True)
@@ -138,58 +71,12 @@ class Slopes:
     dz: Values
 
     def __post_init__(self):
-        expected, got = (len(self.z), len(self.t)), _array(self.dz).shape
+        expected, got = (len(self.z), len(self.t)), as_array(self.dz).shape
         if got != expected:
             raise ValueError(
                 f"`dz` has shape {got}, expected (len(z), len(t)) = {expected}: "
                 "evaluate the field at every pair, with one row for each `z`"
             )
-
-
-def network_looks(names: Iterable[str]) -> dict[str, Look]:
-    """The look of each network: fixed for "ODE-Net" and "ResNet", the next free one for any other name.
-
-    Raises `ValueError` for more than three other names, which nobody could tell apart.
-    """
-    names = list(names)
-    others = [name for name in names if name not in NETWORKS]
-    if len(others) > len(OTHERS):
-        raise ValueError(
-            f"`names` has {len(others)} networks besides {' and '.join(NETWORKS)}: {others}. "
-            f"At most {len(OTHERS)} can be told apart, draw the rest in a second figure"
-        )
-    looks = NETWORKS | dict(zip(others, OTHERS))
-    return {name: looks[name] for name in names}
-
-
-def to_svg(figure: Figure) -> str:
-    """The figure as the text of an SVG file: letters as outlines, no date; equal figures give equal texts."""
-    buffer = io.StringIO()
-    with rc_context(STYLE):  # ticks are made while drawing, so they need the style again
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
-
-
-def themed_svg(figure: Figure) -> str:
-    """`to_svg` for a page of any colour: light or dark as its reader prefers, on a background of its own."""
-    light, dark = (" ".join(f"--{name}: {colour[i]};" for name, colour in PALETTE.items()) for i in (0, 1))
-    theme = f":root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
-    return with_variables(to_svg(figure)).replace("</style>", f"{theme}</style>", 1)
-
-
-def with_variables(svg: str) -> str:
-    """The SVG with the name of each colour of the palette, as a variable of CSS, in the place of the colour."""
-    for name, colour in PALETTE.items():
-        svg = svg.replace(colour.light, f"var(--{name})")
-    return svg
-
-
-def to_png(figure: Figure, dpi: int = 200) -> bytes:
-    """The figure as the bytes of a PNG file on white, `dpi` pixels an inch."""
-    buffer = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 @rc_context(STYLE)
@@ -202,7 +89,7 @@ def regression_fit(
     drawn with a band from the smallest to the largest. `points_x` and `points_y` are the training data, (m,).
     Raises `ValueError` where lengths differ.
     """
-    figure, axes = _single("x", "y")
+    figure, axes = one_panel("x", "y")
     _draw_fit(axes, x, target, curves, points_x, points_y)
     axes.legend()
     return figure
@@ -223,8 +110,8 @@ def regression_comparison(
     upper.set_ylabel("y")
     upper.legend()
     lower.axhline(0.0, color=TARGET)
-    errors = {name: _array(y) - _array(target) for name, y in curves.items()}
-    _draw_curves(lower, _array(x), errors)
+    errors = {name: as_array(y) - as_array(target) for name, y in curves.items()}
+    _draw_curves(lower, as_array(x), errors)
     lower.set(xlabel="x", ylabel="network − target")
     return figure
 
@@ -243,7 +130,7 @@ def flow(
     each component, so choose few. `slopes` puts the direction field behind the lines and needs a
     one-dimensional state. Raises `ValueError` for other shapes.
     """
-    times, paths = _array(t), _array(trajectories)
+    times, paths = as_array(t), as_array(trajectories)
     if paths.ndim not in (2, 3) or len(paths) != len(times):
         raise ValueError(
             f"`trajectories` has shape {paths.shape} and `t` {times.shape}: "
@@ -256,10 +143,10 @@ def flow(
             "a direction field can be drawn for one component only, leave `slopes` out"
         )
     if components.shape[-1] == 1:
-        figure, axes = _single("time t", label)
+        figure, axes = one_panel("time t", label)
         panels = [axes]
     else:
-        figure, panels = _panels([f"component {i + 1}" for i in range(components.shape[-1])], "time t", label)
+        figure, panels = panels_below([f"component {i + 1}" for i in range(components.shape[-1])], "time t", label)
     for axes, component in zip(panels, np.moveaxis(components, -1, 0)):
         _draw_flow(axes, times, component, slopes, network_looks([network])[network].colour)
     return figure
@@ -279,13 +166,13 @@ def learning_curves(
     seed has no number. `train` and `test` are the rows' keys, `label` says what the loss is. Raises `ValueError` for a
     history without them.
     """
-    figure, panels = _panels(list(history), "epoch", label)
+    figure, panels = panels_below(list(history), "epoch", label)
     for axes, (network, look) in zip(panels, network_looks(history).items()):
         _draw_band(axes, _over_epochs(history, network, train), look._replace(dash="--", marker="x"), "train")
         _draw_band(axes, _over_epochs(history, network, test), look._replace(dash="-"), "test")
-        axes.xaxis.set_major_locator(_whole_numbers())
+        axes.xaxis.set_major_locator(whole_numbers())
         axes.legend()
-    _logarithmic(panels[0], "y")
+    make_logarithmic(panels[0], "y")
     return figure
 
 
@@ -297,13 +184,13 @@ def metric_over_epochs(history: Histories, metric: str, label: str) -> Figure:
     key, `label` the y axis with its unit. A network whose rows have `None` there is left out. Raises
     `ValueError` for a history without the key.
     """
-    figure, axes = _single("epoch", label)
+    figure, axes = one_panel("epoch", label)
     for network, look in network_looks(history).items():
         seeds = _over_epochs(history, network, metric)
         if seeds.notna().any(axis=None):
             _draw_band(axes, seeds, look, network)
     axes.set(ylim=(0, None))  # so that a change of a hundredth does not look like one
-    axes.xaxis.set_major_locator(_whole_numbers())
+    axes.xaxis.set_major_locator(whole_numbers())
     axes.legend()
     return figure
 
@@ -319,14 +206,14 @@ def bars(values: Mapping[str, Values], label: str) -> Figure:
     figure = Figure(figsize=(SINGLE[0], 0.9 + 0.55 * len(values)), layout="constrained")
     axes = figure.subplots()
     for row, (network, look) in enumerate(network_looks(values).items()):
-        numbers = _finite(f"values[{network!r}]", values[network])
+        numbers = finite_numbers(f"values[{network!r}]", values[network])
         mean, low, high = numbers.mean(), numbers.min(), numbers.max()
         axes.barh(row, mean, height=0.6, color=look.colour, alpha=0.75)
         if len(numbers) > 1:
             axes.plot([low, high], [row, row], color=INK, linewidth=1.4, marker="|", markersize=9)
-        axes.annotate(_number(mean), (high, row), (8, 0), textcoords="offset points", va="center")
-    _name_rows(axes, list(values))
-    longest = max(_array(numbers).max() for numbers in values.values())
+        axes.annotate(short_number(mean), (high, row), (8, 0), textcoords="offset points", va="center")
+    name_rows(axes, list(values))
+    longest = max(as_array(numbers).max() for numbers in values.values())
     axes.set(xlabel=label, xlim=(0, 1.2 * longest or 1.0))  # with room for the numbers
     return figure
 
@@ -352,7 +239,7 @@ def confusion(matrices: Mapping[str, Values], classes: Sequence[str]) -> Figure:
     figure = Figure(figsize=(SINGLE[0], size), layout="constrained")
     panels = figure.subplots(len(matrices), 1, sharex=True, squeeze=False)[:, 0]
     for axes, network in zip(panels, matrices):
-        _draw_confusion(axes, _array(matrices[network]), classes)
+        _draw_confusion(axes, as_array(matrices[network]), classes)
         axes.set(title=network, ylabel="true class")
     panels[-1].set_xlabel("predicted class")
     return figure
@@ -375,10 +262,10 @@ def loss_over_time(
     """
     if reference not in history:
         raise ValueError(f"`reference` is {reference!r}, but the history has {list(history)}: name one of these")
-    figure, axes = _single("training time in seconds", label)
+    figure, axes = one_panel("training time in seconds", label)
     level = _over_epochs(history, reference, loss).mean(axis=1, skipna=False).iloc[-1]
     looks = network_looks(history)
-    name = f"{reference}, last: {_number(level)}"
+    name = f"{reference}, last: {short_number(level)}"
     axes.axhline(level, color=looks[reference].colour, linewidth=1.0, linestyle=":", label=name)
     for network, look in looks.items():
         times = _over_epochs(history, network, seconds).cumsum()
@@ -387,7 +274,7 @@ def loss_over_time(
         if network != reference:
             mean = losses.mean(axis=1, skipna=False).to_numpy()
             _mark_arrival(axes, times.mean(axis=1).to_numpy(), mean, level, look.colour)
-    _logarithmic(axes, "y")
+    make_logarithmic(axes, "y")
     axes.set(xlim=(0, None))
     axes.legend()
     return figure
@@ -407,11 +294,11 @@ def seed_differences(
     the rows (0, 1, … if left out); `label` says what was taken from what. Raises `ValueError` for an interval
     the wrong way round, another number of seeds, and NaN or infinite differences.
     """
-    numbers, (low, high) = _finite("differences", differences), interval
+    numbers, (low, high) = finite_numbers("differences", differences), interval
     if not low <= high:
         raise ValueError(f"`interval` is ({low}, {high}): give (low, high) with low ≤ high")
     names = [f"seed {seed}" for seed in (range(len(numbers)) if seeds is None else seeds)]
-    _check_lengths("seeds", names, "differences", numbers)
+    check_lengths("seeds", names, "differences", numbers)
     figure = Figure(figsize=(SINGLE[0], 1.3 + 0.27 * (len(numbers) + 1)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0.0, color=MUTED, linewidth=1.2)
@@ -419,7 +306,7 @@ def seed_differences(
     axes.plot(numbers, range(len(numbers)), linestyle="none", marker="o", color=DATA)
     axes.plot([low, high], [len(numbers)] * 2, color=TARGET, linewidth=2.4, marker="|", markersize=9)
     axes.plot(numbers.mean(), len(numbers), marker="D", color=TARGET)
-    _name_rows(axes, [*names, f"mean, {confidence} interval"])
+    name_rows(axes, [*names, f"mean, {confidence} interval"])
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     return figure
@@ -433,8 +320,8 @@ def beats(x: Values, y: Values, classes: Sequence[str], examples: int = 3, rate:
     second. A class with fewer examples leaves its panels empty. Raises `ValueError` where `x` and `y` differ
     in length.
     """
-    signals, labels = _array(x), _array(y)
-    _check_lengths("y", labels, "x", signals)
+    signals, labels = as_array(x), as_array(y)
+    check_lengths("y", labels, "x", signals)
     seconds = np.arange(signals.shape[1]) / rate
     figure = Figure(figsize=(SINGLE[0], 1.0 + 0.95 * len(classes)), layout="constrained")
     grid = figure.subplots(len(classes), examples, sharex=True, sharey=True, squeeze=False)
@@ -465,90 +352,22 @@ def errors_by_seed(
     figure = Figure(figsize=(SINGLE[0], 1.3 + 0.75 * len(values)), layout="constrained")
     axes = figure.subplots()
     for row, (network, look) in enumerate(network_looks(values).items()):
-        _draw_strip(axes, row, _finite(f"values[{network!r}]", values[network]), look)
+        _draw_strip(axes, row, finite_numbers(f"values[{network!r}]", values[network]), look)
     for name, number in (reported or {}).items():
         axes.plot(number, list(values).index(name), **REPORTED)
-    _name_rows(axes, list(values), room=0.65)
+    name_rows(axes, list(values), room=0.65)
     axes.set_xlabel(label)
-    _logarithmic(axes, "x")
+    make_logarithmic(axes, "x")
     if reported:
         diamond = Line2D([], [], **REPORTED)
         figure.legend([diamond], ["printed by Della Bona and Dumez (2021)"], loc="outside upper right")
     return figure
 
 
-def _array(value: Values) -> np.ndarray:
-    """Any array-like as a NumPy array: tensors leave the graph and the device."""
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-
-
-def _finite(name: str, value: Values) -> np.ndarray:
-    numbers = _array(value)
-    if not numbers.size or not np.isfinite(numbers).all():
-        raise ValueError(
-            f"`{name}` is {numbers.tolist()}: at least one number, and only finite ones, can be averaged. "
-            "Leave failed seeds out, and say in the caption how many"
-        )
-    return numbers
-
-
-def _check_lengths(name: str, value: Any, other_name: str, other: Any) -> None:
-    if len(value) != len(other):
-        raise ValueError(
-            f"`{name}` has length {len(value)} and `{other_name}` has {len(other)}: "
-            f"give one of `{name}` for each of `{other_name}`"
-        )
-
-
-def _single(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SINGLE, layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlabel=x_label, ylabel=y_label)
-    return figure, axes
-
-
-def _panels(titles: Sequence[str], x_label: str, y_label: str) -> tuple[Figure, list[Axes]]:
-    """Panels below each other with the same axes, each with its title."""
-    figure = Figure(figsize=(SINGLE[0], 0.6 + PANEL * len(titles)), layout="constrained")
-    panels = list(figure.subplots(len(titles), 1, sharex=True, sharey=True, squeeze=False)[:, 0])
-    for axes, title in zip(panels, titles):
-        axes.set(title=title, ylabel=y_label)
-    panels[-1].set_xlabel(x_label)
-    return figure, panels
-
-
-def _whole_numbers() -> MaxNLocator:
-    return MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)  # one, where there is one epoch
-
-
-def _logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5 of each decade; at rounder steps where it has less of one."""
-    axes.set(**{f"{which}scale": "log"})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axis.get_view_interval()
-    narrow = high < 6 * low
-    axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]) if narrow else LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _number(value: float) -> str:
-    """Three significant digits, and no fewer than all digits before the point."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
-
-
-def _name_rows(axes: Axes, names: Sequence[str], room: float = 0.5) -> None:
-    """Category names on the y axis, the first on top, without grid lines across."""
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 1 + room, -room)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(False, axis="y")
-
-
 def _draw_fit(axes: Axes, x, target, curves: Mapping[str, Values], points_x, points_y) -> None:
-    x, target, points_x, points_y = map(_array, (x, target, points_x, points_y))
-    _check_lengths("target", target, "x", x)
-    _check_lengths("points_y", points_y, "points_x", points_x)
+    x, target, points_x, points_y = map(as_array, (x, target, points_x, points_y))
+    check_lengths("target", target, "x", x)
+    check_lengths("points_y", points_y, "points_x", points_x)
     axes.plot(points_x, points_y, linestyle="none", marker="o", color=DATA, label="training points", zorder=4)
     axes.plot(x, target, color=TARGET, linewidth=2.6, label="target function")
     _draw_curves(axes, x, curves)
@@ -557,8 +376,8 @@ def _draw_fit(axes: Axes, x, target, curves: Mapping[str, Values], points_x, poi
 def _draw_curves(axes: Axes, x: np.ndarray, curves: Mapping[str, Values]) -> None:
     """Each network's curve, (n,) or the median and the band of (seeds, n)."""
     for name, look in network_looks(curves).items():
-        seeds = np.atleast_2d(_array(curves[name]))
-        _check_lengths(name, seeds.T, "x", x)
+        seeds = np.atleast_2d(as_array(curves[name]))
+        check_lengths(name, seeds.T, "x", x)
         axes.plot(x, np.median(seeds, axis=0), color=look.colour, linestyle=look.dash, label=name, zorder=3)
         if len(seeds) > 1:
             axes.fill_between(x, seeds.min(axis=0), seeds.max(axis=0), color=look.colour, **BAND)
@@ -575,7 +394,7 @@ def _draw_flow(axes: Axes, times: np.ndarray, paths: np.ndarray, slopes: Slopes 
 
 def _draw_slopes(axes: Axes, slopes: Slopes) -> None:
     """Unit arrows in the direction (1, dz/dt) of the axes: the lines must run along them."""
-    t, z, dz = _array(slopes.t), _array(slopes.z), _array(slopes.dz)
+    t, z, dz = as_array(slopes.t), as_array(slopes.z), as_array(slopes.dz)
     length = np.hypot(1.0, dz)
     arrow = {"angles": "xy", "pivot": "mid", "width": 0.003, "scale": 1.1 * len(t)}
     axes.quiver(t, z, 1 / length, dz / length, color=FIELD, **arrow)
@@ -597,7 +416,7 @@ def _over_epochs(history: Histories, network: str, key: str) -> pd.DataFrame:
 def _draw_band(axes: Axes, seeds: pd.DataFrame, look: Look, name: str) -> None:
     """Mean of the seeds (only where all of them have a number) and their range."""
     epochs = seeds.index.to_numpy()
-    _draw_line(axes, epochs, seeds.mean(axis=1, skipna=False).to_numpy(), look, label=name)
+    draw_line(axes, epochs, seeds.mean(axis=1, skipna=False).to_numpy(), look, label=name)
     if seeds.shape[1] > 1:
         axes.fill_between(epochs, seeds.min(axis=1), seeds.max(axis=1), color=look.colour, **BAND)
 
@@ -605,15 +424,9 @@ def _draw_band(axes: Axes, seeds: pd.DataFrame, look: Look, name: str) -> None:
 def _draw_race(axes: Axes, times: pd.DataFrame, losses: pd.DataFrame, look: Look, name: str) -> None:
     for seed in losses if losses.shape[1] > 1 else ():
         thin = {"linewidth": 0.8, "alpha": 0.35}
-        _draw_line(axes, times[seed].to_numpy(), losses[seed].to_numpy(), look._replace(dash="-"), **thin)
+        draw_line(axes, times[seed].to_numpy(), losses[seed].to_numpy(), look._replace(dash="-"), **thin)
     mean = losses.mean(axis=1, skipna=False).to_numpy()
-    _draw_line(axes, times.mean(axis=1).to_numpy(), mean, look, label=name)
-
-
-def _draw_line(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look, **style: Any) -> None:
-    """A network's line; of one point, which would be invisible, its marker."""
-    marker = look.marker if np.count_nonzero(np.isfinite(y)) == 1 else None
-    axes.plot(x, y, color=look.colour, linestyle=look.dash, marker=marker, **style)
+    draw_line(axes, times.mean(axis=1).to_numpy(), mean, look, label=name)
 
 
 def _mark_arrival(axes: Axes, times: np.ndarray, losses: np.ndarray, level: float, colour: str) -> None:
@@ -623,7 +436,7 @@ def _mark_arrival(axes: Axes, times: np.ndarray, losses: np.ndarray, level: floa
         return
     point = (float(times[there[0]]), float(losses[there[0]]))
     axes.plot(*point, marker="o", markersize=7, color=colour, markeredgecolor=PAPER, zorder=5)
-    axes.annotate(f"{_number(point[0])} s", point, (3, 8), textcoords="offset points", color=colour)
+    axes.annotate(f"{short_number(point[0])} s", point, (3, 8), textcoords="offset points", color=colour)
 
 
 def _draw_confusion(axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
@@ -681,4 +494,4 @@ def _draw_strip(axes: Axes, row: int, numbers: np.ndarray, look: Look) -> None:
     median = float(np.median(numbers))
     axes.plot([median] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=2.4)
     above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
-    axes.annotate(f"median {_number(median)}", (median, row - 0.3), **above)
+    axes.annotate(f"median {short_number(median)}", (median, row - 0.3), **above)
