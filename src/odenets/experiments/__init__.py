@@ -1,7 +1,8 @@
 """The experiments, one file each: a `Config` and `run(config, folder) -> Result`. This is their registry."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from odenets.extra import experiments_extra
 
@@ -18,6 +19,7 @@ class Experiment:
     summary: str
     config: type
     run: Callable[..., Result]
+    small: Mapping[str, Any] = field(default_factory=dict)  # options of the form that takes seconds
 
 
 EXPERIMENTS = {

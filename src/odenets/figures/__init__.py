@@ -46,6 +46,24 @@ from odenets.figures.look import (
 from odenets.figures.look import (
     with_variables as with_variables,
 )
+from odenets.figures.plots import (
+    Line as Line,
+)
+from odenets.figures.plots import (
+    line_panels as line_panels,
+)
+from odenets.figures.plots import (
+    lines as lines,
+)
+from odenets.figures.plots import (
+    maps as maps,
+)
+from odenets.figures.plots import (
+    plane as plane,
+)
+from odenets.figures.plots import (
+    series_looks as series_looks,
+)
 from odenets.figures.training import (
     Slopes as Slopes,
 )

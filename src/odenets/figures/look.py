@@ -195,10 +195,12 @@ def whole_numbers() -> MaxNLocator:
 
 
 def make_logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5 of each decade; at rounder steps where it has less of one."""
+    """A logarithmic axis: plain numbers at 1, 2 and 5 of each decade, rounder steps in less than one, powers in many."""
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axis.get_view_interval()
+    if high > 1e4 * low:
+        return  # Matplotlib's own: powers of ten
     narrow = high < 6 * low
     axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]) if narrow else LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -1,0 +1,160 @@
+"""What all experiments share: pieces of work that are done once each, and what many seeds say together.
+
+An experiment is networks × settings × seeds. Each combination is a piece: a function that returns a row, a mapping of
+names to numbers, texts, lists or tensors. `collect` runs the pieces, keeps every row in the run folder and shows how
+far it is, so a run that is stopped goes on where it was. Tables, figures and sentences are made of the rows alone.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+from odenets.experiments.result import Cell, Table
+from odenets.extra import experiments_extra
+from odenets.files import check_writable, write_atomically
+from odenets.progress import no_progress, progress_bar
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+def collect(pieces: Mapping[str, Callable[[], Row]], folder: Path, *, progress: bool, label: str) -> list[Row]:
+    """The row of every piece, in order.
+
+    Args:
+        pieces: A name (it becomes a file's: letters, digits, hyphens, dots) and what makes the row.
+        folder: The run folder; `pieces/NAME.json` in it is a row that is there already.
+        progress: Whether to show a bar with the time left.
+        label: What stands before the bar.
+    """
+    kept = folder / "pieces"
+    check_writable(kept)
+    bar = progress_bar if progress else no_progress
+    return [_row(kept / f"{name}.json", work) for name, work in bar(list(pieces.items()), label)]
+
+
+def _row(path: Path, work: Callable[[], Row]) -> Row:
+    if not path.exists():
+        write_atomically(path, json.dumps(_listed(work())))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _listed(value: Any) -> Any:
+    """The value with lists in place of tensors and arrays."""
+    if isinstance(value, Mapping):
+        return {name: _listed(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_listed(inner) for inner in value]
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().tolist()
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def numbers_of(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """The rows without their lists: what `summary.json` keeps."""
+    return [{name: value for name, value in row.items() if not isinstance(value, list | dict)} for row in rows]
+
+
+# --- what many seeds say ---------------------------------------------------------------------------------------------
+
+
+class Quantity(NamedTuple):
+    """A column of a table of means: the key of the rows, its heading, and how it is written."""
+
+    key: str
+    heading: str
+    digits: int = 3
+    scale: float = 1.0
+    scientific: bool = False
+
+
+def groups(rows: Iterable[Row], by: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+    """The rows with equal entries `by`, in the order in which they come first."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.get(key) for key in by), []).append(row)
+    return found
+
+
+def values_of(rows: Iterable[Row], key: str) -> list[float]:
+    """The numbers that the rows have under that key."""
+    return [row[key] for row in rows if row.get(key) is not None]
+
+
+def means(rows: Iterable[Row], by: Sequence[str], quantities: Sequence[Quantity]) -> list[dict[str, Any]]:
+    """Mean, standard deviation, median and range of each quantity for each group; what no row has is None."""
+    return [
+        {
+            **dict(zip(by, names)),
+            "seeds": len({row.get("seed") for row in mine}),
+            **{quantity.key: spread(values_of(mine, quantity.key)) for quantity in quantities},
+        }
+        for names, mine in groups(rows, by).items()
+    ]
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Mean, standard deviation (of more than one), median, lowest and highest; None of nothing."""
+    if not values:
+        return None
+    several = len(values) > 1 and all(map(math.isfinite, values))
+    return {
+        "mean": statistics.fmean(values),
+        "sd": statistics.stdev(values) if several else math.nan,
+        "median": statistics.median(values),
+        "low": min(values),
+        "high": max(values),
+    }
+
+
+def mean_text(values: Sequence[float], digits: int = 3, scale: float = 1.0, scientific: bool = False) -> str | None:
+    """The mean as a cell, "0.912 ± 0.004" of several values; None of nothing."""
+    found = spread(values)
+    if found is None:
+        return None
+    form = f".{digits}{'e' if scientific else 'f'}"
+    text = f"{scale * found['mean']:{form}}"
+    return text if math.isnan(found["sd"]) else f"{text} ± {scale * found['sd']:{form}}"
+
+
+def means_table(
+    title: str,
+    rows: Sequence[Row],
+    by: Mapping[str, str],
+    quantities: Sequence[Quantity],
+    *,
+    published: Mapping[tuple[Any, ...], Mapping[str, Cell]] | None = None,
+    note: str = "",
+) -> Table:
+    """A row for each group of `by` (key → heading), mean ± standard deviation of each quantity that a row has.
+
+    `published` adds columns: group → heading → the number that somebody else reports, with the source in `note`.
+    """
+    shown = [quantity for quantity in quantities if values_of(rows, quantity.key)]
+    others = list(dict.fromkeys(name for cells in (published or {}).values() for name in cells))
+    lines = []
+    for names, mine in groups(rows, list(by)).items():
+        cells = [mean_text(values_of(mine, q.key), q.digits, q.scale, q.scientific) for q in shown]
+        theirs = (published or {}).get(names, {})
+        first, *more = (name if isinstance(name, int | float | None) else str(name) for name in names)
+        lines.append((str(first), *more, *cells, *(theirs.get(name) for name in others)))
+    seeds = max(len({row.get("seed") for row in mine}) for mine in groups(rows, list(by)).values())
+    over = "One seed." if seeds == 1 else f"Mean ± standard deviation over {seeds} seeds."
+    columns = (*by.values(), *(quantity.heading for quantity in shown), *others)
+    return Table(title, columns, tuple(lines), f"{over} {note}".rstrip())
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float | None, float | None]:
+    """The confidence interval of a mean by Student's t; (None, None) from fewer than two values."""
+    if len(values) < 2:
+        return None, None
+    with experiments_extra("a confidence interval"):
+        from scipy.special import stdtrit  # noqa: PLC0415 — slow to import
+
+    half = statistics.stdev(values) / math.sqrt(len(values))
+    half *= float(stdtrit(len(values) - 1, (1 + confidence) / 2))
+    return statistics.fmean(values) - half, statistics.fmean(values) + half

@@ -1,0 +1,169 @@
+"""Figures of any quantity over any other: lines with bands, points in a plane, maps of a plane.
+
+Use them where no figure of `odenets.figures.training` is made for the purpose.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from odenets.extra import experiments_extra
+from odenets.figures.look import (
+    BAND,
+    FIELD,
+    INK,
+    NETWORKS,
+    OTHERS,
+    PALETTE,
+    PANEL,
+    SINGLE,
+    STYLE,
+    Look,
+    Values,
+    as_array,
+    check_lengths,
+    draw_line,
+    make_logarithmic,
+    one_panel,
+)
+
+with experiments_extra("`odenets.figures`"):
+    import numpy as np
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Log = Literal["", "x", "y", "xy"]
+
+_MORE = (
+    Look(PALETTE["target"].light, "-", "P"),
+    Look(PALETTE["data"].light, (0, (3, 1, 1, 1)), "X"),
+    Look(PALETTE["ink"].light, (0, (1, 1)), "*"),
+)
+
+
+class Line(NamedTuple):
+    """One line of a figure: `x` and `y` are (n,); `low` and `high`, (n,), make a band around it."""
+
+    x: Values
+    y: Values
+    low: Values | None = None
+    high: Values | None = None
+
+
+def series_looks(names: list[str]) -> dict[str, Look]:
+    """A look for each of up to eight things: fixed for "ODE-Net" and "ResNet", in order for all others.
+
+    Raises `ValueError` for more than nobody could tell apart.
+    """
+    others = [name for name in names if name not in NETWORKS]
+    spare = (*OTHERS, *_MORE, *(look for name, look in NETWORKS.items() if name not in names))
+    if len(others) > len(spare):
+        raise ValueError(f"`lines` has {len(names)} lines, at most {len(spare)} can be told apart: use more panels")
+    looks = NETWORKS | dict(zip(others, spare))
+    return {name: looks[name] for name in names}
+
+
+@rc_context(STYLE)
+def lines(
+    lines: Mapping[str, Line], x_label: str, y_label: str, *, log: Log = "", marked: bool = False, level: str = ""
+) -> Figure:
+    """Lines with a legend, and a marker at every point where `marked`.
+
+    `log` names the logarithmic axes; points that are not above zero are left out there. `level` is the name of one of
+    the lines that is only a reference (a bound, a slope): it is drawn thin and in ink. Raises `ValueError` where
+    lengths differ, and for more than eight lines.
+    """
+    figure, axes = one_panel(x_label, y_label)
+    _draw_lines(axes, lines, series_looks([name for name in lines if name != level]), log, marked, level)
+    axes.legend()
+    return figure
+
+
+@rc_context(STYLE)
+def line_panels(
+    panels: Mapping[str, Mapping[str, Line]],
+    x_label: str,
+    y_label: str,
+    *,
+    log: Log = "",
+    marked: bool = False,
+    level: str = "",
+    share_y: bool = True,
+) -> Figure:
+    """`lines`, a panel for each title below each other; a name has one look in all of them."""
+    figure = Figure(figsize=(SINGLE[0], 0.6 + PANEL * len(panels)), layout="constrained")
+    rows = figure.subplots(len(panels), 1, sharex=True, sharey=share_y, squeeze=False)[:, 0]
+    looks = series_looks([name for name in dict.fromkeys(n for p in panels.values() for n in p) if name != level])
+    for axes, (title, content) in zip(rows, panels.items()):
+        axes.set(title=title, ylabel=y_label)
+        _draw_lines(axes, content, looks, log, marked, level)
+        axes.legend(fontsize="small")
+    rows[-1].set_xlabel(x_label)
+    return figure
+
+
+@rc_context(STYLE)
+def plane(
+    groups: Mapping[str, Values],
+    x_label: str = "x₁",
+    y_label: str = "x₂",
+    *,
+    paths: Values | None = None,
+    arrows: tuple[Values, Values] | None = None,
+    size: float = 12.0,
+) -> Figure:
+    """Points of a plane in groups, (n, 2) each, with equal scales on both axes.
+
+    `paths`, (T, n, 2), are thin lines that points have moved on; `arrows` are places and directions, (m, 2) each.
+    Raises `ValueError` for other shapes.
+    """
+    figure, axes = one_panel(x_label, y_label)
+    figure.set_size_inches(SINGLE[0], SINGLE[0] * 0.8)
+    if arrows is not None:
+        at, by = map(as_array, arrows)
+        axes.quiver(*at.T, *by.T, color=FIELD, width=0.004)
+    for path in () if paths is None else np.moveaxis(as_array(paths), 1, 0):
+        axes.plot(*path.T, color=FIELD, linewidth=0.8)
+    for (name, places), look in zip(groups.items(), series_looks(list(groups)).values()):
+        x = as_array(places)
+        if x.ndim != 2 or x.shape[1] != 2:
+            raise ValueError(f"`groups` has {name!r} of shape {x.shape}, expected (n, 2)")
+        axes.scatter(*x.T, s=size, color=look.colour, marker=look.marker, label=name, linewidths=0)
+    axes.set_aspect("equal", adjustable="datalim")
+    if len(groups) > 1:
+        axes.legend(markerscale=1.5)
+    return figure
+
+
+@rc_context(STYLE)
+def maps(values: Mapping[str, Values], extent: tuple[float, float, float, float], x_label: str, y_label: str) -> Figure:
+    """Grey maps of quantities over a plane, dark where they are large, one panel each with a scale of its own.
+
+    Each is (rows, columns), the first row at the bottom; `extent` is (left, right, bottom, top).
+    """
+    figure = Figure(figsize=(SINGLE[0], 0.4 + 1.6 * PANEL * len(values)), layout="constrained")
+    for axes, (title, value) in zip(figure.subplots(len(values), 1, squeeze=False)[:, 0], values.items()):
+        drawn = axes.imshow(as_array(value), extent=extent, origin="lower", cmap="Greys", aspect="equal")
+        figure.colorbar(drawn, ax=axes)
+        axes.set(title=title, xlabel=x_label, ylabel=y_label)
+        axes.grid(False)
+    return figure
+
+
+def _draw_lines(
+    axes: Axes, lines: Mapping[str, Line], looks: Mapping[str, Look], log: Log, marked: bool, level: str
+) -> None:
+    reference = Look(INK, (0, (6, 2)), "")
+    for name, line in lines.items():
+        x, y = as_array(line.x), as_array(line.y).astype(float)
+        check_lengths("y", y, "x", x)
+        look = reference if name == level else looks[name]
+        thin = {"linewidth": 1.0} if name == level else {}
+        if marked and name != level:
+            axes.plot(x, y, color=look.colour, linestyle=look.dash, marker=look.marker, markersize=5, label=name)
+        else:
+            draw_line(axes, x, y, look, label=name, **thin)
+        if line.low is not None and line.high is not None:
+            axes.fill_between(x, as_array(line.low), as_array(line.high), color=look.colour, **BAND)
+    for which in log:
+        make_logarithmic(axes, which)  # type: ignore[arg-type]
