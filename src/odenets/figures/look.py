@@ -195,7 +195,7 @@ def whole_numbers() -> MaxNLocator:
 
 
 def make_logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis: plain numbers at 1, 2 and 5 of each decade, rounder steps in less than one, powers in many."""
+    """A logarithmic axis: plain numbers at 1, 2, 5 of each decade, rounder steps in less than one, powers in many."""
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axis.get_view_interval()
