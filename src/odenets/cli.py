@@ -1,4 +1,4 @@
-"""The command line: `odenets list`, and `odenets run EXPERIMENT` with the fields of its Config as flags."""
+"""The command line: `odenets list`, `odenets tour`, and `odenets run EXPERIMENT` with its Config's fields as flags."""
 
 import dataclasses
 import inspect
@@ -70,6 +70,45 @@ def list_experiments() -> None:
     console.print(methods)
 
 
+@app.command("tour")
+def make_tour(
+    section: Annotated[
+        str | None, typer.Argument(help="A section of the document, such as 2.5, or 2 for all of it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; otherwise runs/tour.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """The document as one page: every section's idea, formula, code, figure, and what became of its claim."""
+    from odenets import tour  # noqa: PLC0415 — Matplotlib takes seconds to import
+
+    started = time.perf_counter()
+    torch.set_num_threads(threads)
+    folder = out or Path("runs") / ("tour" if section is None else f"tour-{section}")
+    try:
+        tour.find(section)
+        with lock_folder(folder):
+            made_before = (folder / "config.json").exists()
+            open_run_folder(folder, {"experiment": "tour", "section": section}, made_before)
+            _show(tour.make(section, progress=not quiet), folder, quiet, started)
+    except KeyboardInterrupt as stop:
+        raise typer.Exit(130) from stop
+    except _EXPECTED as error:
+        _stop(str(error))
+
+
+def _show(result: Any, folder: Path, quiet: bool, started: float) -> None:
+    """Write the report and say in the terminal what is in it."""
+    if not quiet:
+        say("Writing the report …")
+    from odenets.report import write_result  # noqa: PLC0415 — Matplotlib takes seconds to import
+    from odenets.terminal import show  # noqa: PLC0415
+
+    report = write_result(result, folder)
+    show(result)
+    print(f"\nReport: {report.resolve()}   ({time.perf_counter() - started:.0f} s)")
+
+
 def _command(experiment: Experiment) -> Callable[..., None]:
     """A command whose options are the fields of the experiment's Config."""
 
@@ -128,12 +167,7 @@ def _run_in(out: Path, experiment: Experiment, config: Any, resume: bool, quiet:
     folder = open_run_folder(out, saved, resume, _MAY_CHANGE)
     try:
         result = experiment.run(config, folder, resume=resume, progress=not quiet)
-        if not quiet:
-            say("Writing the report …")
-        from odenets.report import write_result  # noqa: PLC0415 — Matplotlib takes seconds to import
-        from odenets.terminal import show  # noqa: PLC0415
-
-        report = write_result(result, folder)
+        _show(result, folder, quiet, started)
     except KeyboardInterrupt as stop:  # `Interrupted` too, which says what it saved
         print(f"\n{stop}".rstrip() + f"\nTo go on: {_command_to_go_on()}", file=sys.stderr)
         raise typer.Exit(130) from stop
@@ -141,8 +175,6 @@ def _run_in(out: Path, experiment: Experiment, config: Any, resume: bool, quiet:
         if not resume:
             free_run_folder(folder)
         _stop(str(error))
-    show(result)
-    print(f"\nReport: {report.resolve()}   ({time.perf_counter() - started:.0f} s)")
 
 
 def _command_to_go_on() -> str:

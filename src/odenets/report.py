@@ -97,6 +97,7 @@ def _page(result: Result, drawn: Mapping[str, str]) -> str:
         result=result,
         palette=figures.PALETTE,
         plot=lambda picture, caption: Plot.of(picture, drawn[picture.name], caption),
+        formula=_formula,
         config=_pairs("Configuration", "setting", result.config),
         seeds={key: _exact(value) for key, value in result.config.items() if key in ("seed", "seeds")},
         made={key: _exact(value) for key, value in {**result.made, **result.versions}.items()},
@@ -132,6 +133,15 @@ def _inline(svg: str, name: str, caption: str, themed: bool) -> Markup:
         body = figures.with_variables(body)
     head = Markup('<svg {} role="img" aria-label="{}">').format(Markup(box[0] if box else ""), caption)
     return head + Markup(body)
+
+
+def _formula(tex: str, name: str) -> Markup:
+    """A formula as an SVG element, as large as the text around it; its TeX is what a screen reader says."""
+    svg = figures.formula_svg(tex)
+    width = re.search(r'width="([\d.]+)pt"', svg)
+    drawn = _inline(svg, name, tex, themed=True)
+    size = Markup('<svg style="width: {:.2f}em" ').format(float(width[1]) / figures.FORMULA_SIZE if width else 10)
+    return size + drawn.removeprefix("<svg ")
 
 
 class Text(NamedTuple):

@@ -26,6 +26,11 @@ def show(result: Result) -> None:
         console.print(Text(" SYNTHETIC DATA ", "bold reverse"), result.source, end="\n\n")
     console.print(result.lead)
     for section in result.sections:
+        if section.explained is not None and section.explained.finding:
+            console.print(f"\n{section.title}", style="bold")
+            console.print(f"{section.explained.verdict}: {section.explained.finding}".removeprefix(": "))
+        if section.explained is not None or not section.tables:
+            continue
         table = section.tables[0]
         console.print(f"\n{section.title}: {table.title}", style="bold")
         show_table(console, table)

@@ -118,6 +118,23 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Explained:
+    """What a section of the tour says besides: formulas (TeX), code and its output, a claim and what became of it.
+
+    `verdict` says in a word or three whether the claim holds, `finding` in a sentence or more. `more` is the command
+    of the experiment with the full numbers. Empty texts are left out.
+    """
+
+    formulas: tuple[str, ...] = ()
+    code: str = ""
+    output: str = ""
+    claim: str = ""
+    verdict: str = ""
+    finding: str = ""
+    more: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading, paragraphs of plain text (an empty line between two of them), then tables, then pictures."""
 
@@ -125,6 +142,7 @@ class Section:
     text: str
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    explained: Explained | None = None
 
 
 @dataclass(frozen=True)

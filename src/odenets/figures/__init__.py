@@ -8,6 +8,9 @@ from odenets.figures.look import (
     DATA as DATA,
 )
 from odenets.figures.look import (
+    FORMULA_SIZE as FORMULA_SIZE,
+)
+from odenets.figures.look import (
     NETWORKS as NETWORKS,
 )
 from odenets.figures.look import (
@@ -32,6 +35,9 @@ from odenets.figures.look import (
     Values as Values,
 )
 from odenets.figures.look import (
+    formula_svg as formula_svg,
+)
+from odenets.figures.look import (
     network_looks as network_looks,
 )
 from odenets.figures.look import (
@@ -48,6 +54,9 @@ from odenets.figures.look import (
 )
 from odenets.figures.plots import (
     Line as Line,
+)
+from odenets.figures.plots import (
+    graph as graph,
 )
 from odenets.figures.plots import (
     line_panels as line_panels,

@@ -20,6 +20,8 @@ with experiments_extra("`odenets.figures`"):
     from matplotlib import rc_context
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.mathtext import math_to_image
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 Values: TypeAlias = np.ndarray | torch.Tensor | Sequence[Any]
@@ -140,6 +142,20 @@ def with_variables(svg: str) -> str:
     for name, colour in PALETTE.items():
         svg = svg.replace(colour.light, f"var(--{name})")
     return svg
+
+
+FORMULA_SIZE = 12.0  # points
+
+
+def formula_svg(tex: str) -> str:
+    """A formula as the text of an SVG file, `FORMULA_SIZE` points high letters; TeX as Matplotlib's mathtext reads it.
+
+    Raises `ValueError` for what that cannot read.
+    """
+    buffer = io.BytesIO()
+    with rc_context({**STYLE, "mathtext.fontset": "cm"}):
+        math_to_image(f"${tex}$", buffer, FontProperties(size=FORMULA_SIZE), format="svg", color=INK)
+    return buffer.getvalue().decode()
 
 
 def to_png(figure: Figure, dpi: int = 200) -> bytes:

@@ -3,7 +3,7 @@
 Use them where no figure of `odenets.figures.training` is made for the purpose.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from odenets.extra import experiments_extra
@@ -11,10 +11,12 @@ from odenets.figures.look import (
     BAND,
     FIELD,
     INK,
+    MUTED,
     NETWORKS,
     OTHERS,
     PALETTE,
     PANEL,
+    PAPER,
     SINGLE,
     STYLE,
     Look,
@@ -147,6 +149,24 @@ def maps(values: Mapping[str, Values], extent: tuple[float, float, float, float]
         figure.colorbar(drawn, ax=axes)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         axes.grid(False)
+    return figure
+
+
+@rc_context(STYLE)
+def graph(nodes: Mapping[str, tuple[float, float]], arrows: Sequence[tuple[str, str]]) -> Figure:
+    """Named boxes at places and arrows between them. Raises `KeyError` for an arrow of no box."""
+    wide, high = (max(place[i] for place in nodes.values()) - min(place[i] for place in nodes.values()) for i in (0, 1))
+    figure = Figure(figsize=(SINGLE[0], SINGLE[0] * (high + 0.8) / (wide + 0.8)), layout="constrained")
+    axes = figure.subplots()
+    for start, end in arrows:
+        style = {"arrowstyle": "-|>", "color": MUTED, "shrinkA": 22, "shrinkB": 22}
+        axes.annotate("", nodes[end], nodes[start], arrowprops=style)
+    for name, place in nodes.items():
+        box = {"boxstyle": "round,pad=0.4", "facecolor": PAPER, "edgecolor": INK}
+        axes.text(*place, name, ha="center", va="center", bbox=box)
+    x, y = zip(*nodes.values())
+    axes.set(xlim=(min(x) - 0.4, max(x) + 0.4), ylim=(min(y) - 0.4, max(y) + 0.4))
+    axes.set_axis_off()
     return figure
 
 

@@ -1,0 +1,287 @@
+"""Sections 5 to 7: heartbeats, advantages and disadvantages, the definitions of the appendix."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from odenets import figures
+from odenets.experiments.result import Picture
+from odenets.figures import Line
+from odenets.tour.lesson import FAILS, HOLDS, PARTLY, Lesson, Names, Shown, table
+
+
+def _heartbeats(names: Names) -> Shown:
+    pair, found = names["pair"], names["found"]
+    rows = [(name, *values) for name, values in found.items()]
+    rows.append(("always N", None, names["always"]))
+    return Shown(
+        "On synthetic beats, three epochs: this shows the networks at work, and says nothing about hearts. The "
+        "experiment "
+        "trains the document's 20 epochs on the MIT-BIH records and sets its numbers beside the document's.",
+        tables=(table(f"Synthetic beats, {pair}", ("network", "cross entropy", "accuracy"), rows),),
+    )
+
+
+HEARTBEATS = Lesson(
+    "5",
+    "Real data: heartbeats",
+    "Five classes of heartbeats. Both networks have the same head and tail; between them the ResNet has six residual "
+    "blocks and the ODE-Net one field.",
+    (),
+    """
+    import torch
+    from odenets.data.ecg import load_ecg
+    from odenets.nn import twins
+    from odenets.train import TrainConfig, evaluate, fit
+
+    torch.manual_seed(0)
+    data = load_ecg("synthetic")                                # load_ecg() takes the real records where it can
+    train, test = (data.train.x[:4000], data.train.y[:4000]), (data.test.x[:1000], data.test.y[:1000])
+    pair = twins(187, 5, verbose=False)
+    loss, found = torch.nn.functional.cross_entropy, {}
+    for name, network in zip(("ResNet", "ODE-Net"), pair):
+        fit(network, loss, train, test, TrainConfig(epochs=3, lr=0.1, momentum=0.9), progress=False)
+        error, outputs = evaluate(network, loss, *test)
+        found[name] = error, (outputs.argmax(1) == test[1]).float().mean().item()
+    always = (test[1] == 0).float().mean().item()
+    """,
+    _heartbeats,
+    claim="Test cross entropy 0.10 (ResNet) and 0.09 (ODE-Net), accuracy 97.5 % for both; the ODE-Net learns faster.",
+    more="odenets run ecg",
+)
+
+
+def _series(names: Names) -> Shown:
+    error, steps = float(names["error"]), names["grid_error"]
+    return Shown(
+        f"The state of an ODE is there at every time: from the same solve, {len(names['t'])} irregular times come out "
+        "to "
+        f"{error:.0e}. A recurrent network that counts observations instead of time sees the same numbers for other "
+        f"gaps: taking them as evenly spaced is wrong by {float(steps):.2f} here. What that is worth in prediction is "
+        "an "
+        "experiment of its own.",
+        HOLDS if error < 1e-4 else FAILS,
+        pictures=(
+            Picture(
+                "irregular",
+                "A solution at irregular times",
+                "Forty observation times drawn at random; each gets its state from one solve.",
+                figures.lines(
+                    {
+                        "state at the observations": Line(names["t"], names["z"][:, 0]),
+                        "cos t": Line(names["fine"], names["fine"].cos()),
+                    },
+                    "time t",
+                    "z₁(t)",
+                    marked=True,
+                    level="cos t",
+                ),
+            ),
+        ),
+    )
+
+
+SERIES = Lesson(
+    "6.1",
+    "Advantage: time series at irregular times",
+    "A recurrent network has one layer an observation and no time between. The state of an ODE-Net is defined at every "
+    "time, so it can be asked for wherever there is an observation.",
+    (),
+    """
+    import torch
+    from odenets import solve
+
+    torch.manual_seed(0)
+    t = torch.cat([torch.zeros(1), torch.rand(39).sort().values * 10]).double()
+    swing = lambda t, z: torch.stack([z[1], -z[0]])
+    z = solve(swing, torch.tensor([1.0, 0.0], dtype=torch.float64), t, rtol=1e-7, atol=1e-7).ys
+    error = (z[:, 0] - t.cos()).abs().max()
+
+    even = torch.linspace(0, float(t[-1]), len(t), dtype=torch.float64)      # what counting observations assumes
+    grid_error, fine = (z[:, 0] - even.cos()).abs().max(), torch.linspace(0, 10, 401)
+    """,
+    _series,
+    claim="The hidden state can be evaluated at every time t, so irregular time series are no difficulty.",
+)
+
+
+def _gradient_descent(names: Names) -> Shown:
+    return Shown(
+        f"The solver takes the place of the layers, not of gradient descent: the {names['count']} parameters below "
+        "were "
+        f"learned by gradient descent through the solver (loss {names['losses'][0]:.3f} before, "
+        f"{names['losses'][-1]:.4f} "
+        "after). The century of theory is real, and pays in the forward pass: orders, error control, dense output.",
+        FAILS,
+    )
+
+
+SOLVER = Lesson(
+    "6.2",
+    "Advantage: a century of solvers",
+    "Everything known about solving equations is at hand: high order, steps chosen by an estimate of the error, "
+    "implicit "
+    "methods for stiff equations.",
+    (),
+    """
+    import torch
+    from odenets.nn import MLPField, ODEBlock
+
+    torch.manual_seed(0)
+    block, x = ODEBlock(MLPField(2, (16,))), torch.randn(64, 2)
+    goal = torch.stack([x[:, 0] * 1.5, x[:, 1] - 0.5], 1)
+    optimizer, losses = torch.optim.Adam(block.parameters(), lr=0.01), []
+    for _ in range(100):
+        loss = (block(x) - goal).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    count = sum(p.numel() for p in block.parameters())
+    """,
+    _gradient_descent,
+    claim="ODE solvers can be used instead of gradient descent.",
+    more="odenets run order",
+)
+
+
+def _memory(names: Names) -> Shown:
+    steps, kept = names["steps"], names["kept"]
+    lines = {name: Line(steps, [n / 1024 for n in values]) for name, values in kept.items()}
+    constant = [name for name, values in kept.items() if values[-1] <= 1.1 * values[0]]
+    growing = [name for name in kept if name not in constant]
+    return Shown(
+        f"Between {steps[0]} and {steps[-1]} steps the memory that a solve keeps for its backward pass is constant for "
+        f"{', '.join(constant) or 'none'} and grows for {', '.join(growing) or 'none'}. Solving the state backward, as "
+        "the "
+        "document has it, is one of the constant ways and not the most exact: the experiment shows what is lost.",
+        HOLDS if "Backsolve" in constant else FAILS,
+        pictures=(
+            Picture(
+                "memory-kept",
+                "What the backward pass keeps",
+                "KiB of tensors kept by one solve, a state of 8 KiB, over the number of RK4 steps.",
+                figures.lines(lines, "steps", "KiB kept", log="xy", marked=True),
+            ),
+        ),
+    )
+
+
+MEMORY = Lesson(
+    "6.4",
+    "Advantage: constant memory",
+    "A ResNet keeps the output of every layer for the backward pass. The adjoint method keeps the last state and "
+    "solves "
+    "for the others backward in time; there are ways between the two.",
+    (),
+    """
+    import torch
+    from odenets import Backsolve, Checkpointed, Direct, Fixed, Reversible, solve
+
+    torch.manual_seed(0)
+    W, x = torch.randn(32, 32).div(8).requires_grad_(), torch.randn(64, 32)
+    steps, kept = [8, 32, 128, 512], {}
+    adjoints = {"Direct": Direct(), "Checkpointed": Checkpointed(), "Checkpointed(memory=8)": Checkpointed(memory=8),
+                "Reversible": Reversible(), "Backsolve": Backsolve()}
+    f = lambda t, z: torch.tanh(z @ W)
+    for name, adjoint in adjoints.items():
+        for n in steps:
+            sizes = {}
+            keep = lambda tensor: sizes.setdefault(tensor.data_ptr(), tensor.nbytes) and tensor
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                solve(f, x, [0.0, 1.0], method="rk4", controller=Fixed(steps=n), adjoint=adjoint)
+            kept.setdefault(name, []).append(sum(sizes.values()))
+    """,
+    _memory,
+    claim="ODE-Nets can be trained with memory constant in the number of evaluations of f.",
+    more="odenets run memory",
+)
+
+
+def _named(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def _slower(names: Names) -> Shown:
+    rows = names["rows"]
+    chosen = names["tuning"].chosen
+    return Shown(
+        f"A tighter tolerance costs evaluations, and a trained layer asks for more than a new one. `odenets.tune` "
+        "measures "
+        f"instead of guessing: here it takes {_named(chosen.options)} with "
+        f"{chosen.nfe:g} evaluations of f.",
+        PARTLY,
+        tables=(table("A layer before and after its weights have grown", ("rtol", "nfe, new", "nfe, grown"), rows),),
+    )
+
+
+SLOWER = Lesson(
+    "6.5",
+    "Disadvantages: slower training, more hyper-parameters",
+    "The solver decides how many evaluations of f a batch takes, and takes more as the dynamics get harder. Solver and "
+    "tolerance have to be chosen.",
+    (),
+    """
+    import torch, copy
+    from odenets import tune
+    from odenets.nn import MLPField, ODEBlock
+
+    torch.manual_seed(0)
+    field, x, rows = MLPField(8, (32,)), torch.randn(32, 8), []
+    grown = copy.deepcopy(field)
+    for p in grown.parameters():
+        p.data *= 4
+    for rtol in (1e-2, 1e-4, 1e-6):
+        blocks = [ODEBlock(f.double(), rtol=rtol, atol=rtol) for f in (field, grown)]
+        nfe = [(block(x.double()), block.stats.nfe)[1] for block in blocks]
+        rows.append((f"{rtol:g}", *nfe))
+    tuning = tune(ODEBlock(grown), x.double(), compile=False, verbose=False)
+    """,
+    _slower,
+    claim="ODE-Nets train more slowly, and a solver and its tolerance have to be chosen.",
+    more="odenets run tolerance",
+)
+
+
+def _definitions(names: Names) -> Shown:
+    rows = names["rows"]
+    good = all(abs(a - b) <= 1e-5 * max(1, abs(b)) for _, a, b in rows) and names["convex"] and names["lipschitz"]
+    return Shown(
+        "Each definition is a line of code; the numbers on the left come from the definition, those on the right from "
+        "automatic differentiation.",
+        HOLDS if good else FAILS,
+        tables=(table("Definitions 3 and 6", ("", "by the definition", "by autograd"), rows),),
+    )
+
+
+APPENDIX = Lesson(
+    "7",
+    "Appendix: the definitions",
+    "Partial derivative (3), Taylor's formula (4, see 3.4), convexity (5), the chain rule (6), a Lipschitz gradient "
+    "(7).",
+    (
+        r"\frac{\partial f}{\partial x_i}(a) = \lim_{h\to 0}\frac{f(\ldots, a_i+h, \ldots)-f(a)}{h}",
+        r"f(tx_1+(1-t)x_2) \leq tf(x_1)+(1-t)f(x_2)",
+        r"\frac{\partial f\circ g}{\partial x} = \left(\frac{\partial f}{\partial x}\circ "
+        r"g\right)\frac{\partial g}{\partial x}",
+    ),
+    """
+    import torch
+    from torch.func import grad
+
+    D, h = torch.float64, 1e-7
+    f, g = lambda x: x[0] ** 2 * torch.sin(x[1]), lambda u: torch.stack([u.exp(), 3 * u])
+    a, u = torch.tensor([1.5, 0.5], dtype=D), torch.tensor(0.3, dtype=D)
+    partial = (f(a + torch.tensor([h, 0.0], dtype=D)) - f(a)) / h                       # 3
+    chain = grad(f)(g(u)) @ torch.func.jacfwd(g)(u)                                       # 6
+    rows = [("∂f/∂x₁", partial.item(), grad(f)(a)[0].item()),
+            ("∂(f∘g)/∂u", chain.item(), grad(lambda u: f(g(u)))(u).item())]
+
+    x, y, s = torch.randn(1000, dtype=D), torch.randn(1000, dtype=D), torch.rand(1000, dtype=D)
+    soft = torch.nn.functional.softplus
+    convex = bool((soft(s * x + (1 - s) * y) <= s * soft(x) + (1 - s) * soft(y)).all())   # 5
+    lipschitz = bool(((x.sigmoid() - y.sigmoid()).abs() <= 0.25 * (x - y).abs()).all())   # 7, L = 1/4
+    """,
+    _definitions,
+)
+
+LESSONS = (HEARTBEATS, SERIES, SOLVER, MEMORY, SLOWER, APPENDIX)
