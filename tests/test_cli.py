@@ -17,9 +17,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import odenets
-from odenets import cli
-from odenets.experiments import EXPERIMENTS, cubic
-from odenets.experiments.result import Table
+from odenets import cli, figures
+from odenets.experiments import EXPERIMENTS, Experiment, cubic
+from odenets.experiments.option import option
+from odenets.experiments.result import Picture, Result, Section, Table
 from odenets.files import lock_folder
 from odenets.terminal import show_table
 from odenets.train import NonFiniteLoss
@@ -41,7 +42,7 @@ def refusal(*arguments):
     assert result.exit_code == 1
     assert result.stdout == ""
     *progress, line = result.stderr.splitlines()
-    assert all(re.match(r"odenets run \w+, into |\S+-seed\d+ epoch ", earlier) for earlier in progress)
+    assert all(re.match(r"odenets run [\w-]+, into |\S+-seed\d+ epoch ", earlier) for earlier in progress)
     assert line.startswith("odenets: ")
     return line.removeprefix("odenets: ")
 
@@ -76,10 +77,10 @@ def copy(finished, tmp_path):
 def test_list_names_every_experiment_and_method():
     result = call("list")
     assert result.exit_code == 0
-    for name in (*EXPERIMENTS, *odenets.METHODS):
+    for name in (*EXPERIMENTS, "all", *odenets.METHODS):
         assert re.search(rf"│ {name} +│", result.stdout)
-    for experiment in EXPERIMENTS.values():
-        assert experiment.summary in words(result.stdout)
+    for listed in EXPERIMENTS.values():
+        assert listed.summary in words(result.stdout)
     assert "…" not in result.stdout
 
 
@@ -203,7 +204,7 @@ def test_a_table_that_does_not_fit_lies_on_its_side_and_is_never_cut(width):
         (("run", "cubic", "--seeds", "0"), "`seeds` must be at least 1, got 0"),
         (("run", "ecg", "--lr", "0"), "`lr` is 0.0; it must be a positive number, such as 0.1."),
         (("run", "cubic", "--rtol", "-1"), "`rtol` must be a number ≥ 0, got -1.0"),
-        (("run", "nothing"), "`experiment` must be one of cubic, ecg; got 'nothing'"),
+        (("run", "nothing"), f"`experiment` must be one of {', '.join([*EXPERIMENTS, 'all'])}; got 'nothing'"),
     ],
 )
 def test_wrong_options_are_one_line_before_anything_is_made(tmp_path, monkeypatch, arguments, message):
@@ -306,6 +307,194 @@ def test_a_bug_is_not_hidden(tmp_path, monkeypatch):
     result = call(*RUN, "--out", tmp_path)
     assert isinstance(result.exception, TypeError)
     assert result.stderr == f"odenets run cubic, into {tmp_path}\n"
+
+
+# -- the small form
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.name)
+def test_help_says_what_the_small_form_is(experiment):
+    assert experiment.small
+    assert experiment.config(**experiment.small) != experiment.config()
+    said = words(call("run", experiment.name, "--help", columns=300).stdout)
+    for name, value in experiment.small.items():
+        flag = name.replace("_", "-")
+        assert (f"--{flag} {value}" if not isinstance(value, bool) else f"--{'' if value else 'no-'}{flag}") in said
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """The configs that the command asks the cubic experiment to run; it fails, so that nothing is drawn."""
+    configs = []
+
+    def run(config, folder, *, resume, progress):
+        configs.append(config)
+        raise ValueError("tried")
+
+    monkeypatch.setitem(EXPERIMENTS, "cubic", dataclasses.replace(EXPERIMENTS["cubic"], run=run))
+    app = cli.typer.Typer()
+    app.command("cubic")(cli._command(EXPERIMENTS["cubic"]))
+    app.command("other")(cli.list_experiments)
+    monkeypatch.setattr(cli, "app", app)
+    return configs
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ((), {"settings": "chosen", "epochs": 4}),
+        (("--epochs", "7"), {"settings": "chosen", "epochs": 7}),
+        (("--settings", "both"), {"settings": "both", "epochs": 4}),  # the default, but given
+        (("--noise", "2"), {"settings": "chosen", "epochs": 4, "noise": 2.0}),
+    ],
+)
+def test_small_is_in_place_of_the_defaults_and_not_of_what_is_given(tmp_path, tried, options, changes):
+    assert call("cubic", "--small", *options, "--quiet", "--out", tmp_path).stderr == "odenets: tried\n"
+    assert tried == [cubic.Config(**changes)]
+
+
+def test_the_small_form_has_a_folder_of_its_own(tmp_path, monkeypatch, tried):
+    monkeypatch.chdir(tmp_path)
+    assert "into runs/cubic-small\n" in call("cubic", "--small").stderr
+    assert "into runs/cubic\n" in call("cubic").stderr
+    assert tried == [cubic.Config(**cubic.SMALL), cubic.Config()]
+
+
+def test_what_a_resumed_run_may_have_otherwise_is_said_by_its_experiment(tmp_path, finished):
+    message = refusal(*RUN, "--noise", 2, "--out", finished[0], "--resume")
+    assert "`noise` is 1.0 there and 2.0 here" in message
+    assert {e.name: e.may_change for e in EXPERIMENTS.values() if e.may_change} == {
+        "cubic": ("epochs",),
+        "ecg": ("epochs", "checkpoint_every", "data_dir"),
+    }
+
+
+# -- all experiments
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Config of an experiment that does nothing."""
+
+    size: int = option(9, "Size.")
+
+
+def experiment(name, sections=1, **changes):
+    """An experiment that has one table and one picture in each section, and counts its runs in its folder."""
+
+    def run(config, folder, *, resume, progress):
+        made = [
+            Section(
+                f"Section {number}",
+                "",
+                (Table("Numbers", ("", "size"), (("a", config.size),)), Table("More", ("", "b"), ())),
+                (Picture(f"line-{number}", "A line", "What one sees.", figures.bars({"a": [1.0]}, "s")),),
+            )
+            for number in range(sections)
+        ]
+        runs = folder / "runs.txt"
+        runs.write_text((runs.read_text() if runs.exists() else "") + f"{resume} ")
+        parts = {"lead": f"What {name} found.", "config": dataclasses.asdict(config), "source": f"Data of {name}."}
+        parts |= {"title": f"Title of {name}", "synthetic": False, "summary": {"size": config.size}, **changes}
+        return Result(experiment=name, sections=tuple(made), **parts)
+
+    return Experiment(name, f"Summary of {name}.", Options, run, {"size": 2})
+
+
+def failing(name, error):
+    def run(config, folder, *, resume, progress):
+        raise error
+
+    return dataclasses.replace(experiment(name), run=run)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Put these in the place of the experiments."""
+
+    def register(*experiments):
+        for name in [*EXPERIMENTS]:
+            monkeypatch.delitem(EXPERIMENTS, name)
+        for one in experiments:
+            monkeypatch.setitem(EXPERIMENTS, one.name, one)
+
+    return register
+
+
+def test_all_runs_every_small_form_in_a_folder_each_and_makes_one_report(tmp_path, registered):
+    registered(experiment("one"), experiment("two", sections=2))
+    result = call("run", "all", "--out", tmp_path / "all")
+    assert result.exit_code == 0, result.output
+    for name in ("one", "two"):
+        assert json.loads((tmp_path / "all" / name / "summary.json").read_text())["config"] == {"size": 2}
+    page = (tmp_path / "all" / "report.html").read_text()
+    for text in ("2 of 2 experiments ran", "Title of one", "What two found.", "Data of one.", "two/report.html"):
+        assert text in page
+    assert "More" not in page
+    assert "Section 1: Numbers" in page
+    assert {path.stem for path in (tmp_path / "all" / "figures").glob("*.svg")} == {
+        "one-line-0",
+        "two-line-0",
+        "two-line-1",
+    }
+    summary = json.loads((tmp_path / "all" / "summary.json").read_text())
+    assert summary["summary"] == {"one": {"size": 2}, "two": {"size": 2}}
+    assert summary["config"] == {"one": {"size": 2}, "two": {"size": 2}}
+    running = [line for line in result.stderr.splitlines() if line.startswith("odenets run all")]
+    assert running == [
+        f"odenets run all, {place} of 2: {name}, into {tmp_path / 'all' / name}"
+        for place, name in ((1, "one"), (2, "two"))
+    ]
+    assert f"Report: {tmp_path / 'all' / 'report.html'}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NonFiniteLoss("The loss became nan."), "The loss became nan."),
+        (TypeError("a bug"), "TypeError: a bug"),
+    ],
+)
+def test_a_failing_experiment_does_not_lose_the_others(tmp_path, registered, error, reason):
+    registered(experiment("one"), failing("two", error), experiment("three"))
+    result = call("run", "all", "--quiet", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"odenets: two failed: {reason}\n")
+    assert ("Traceback" in result.stderr) == isinstance(error, TypeError)
+    page = (tmp_path / "report.html").read_text()
+    for text in ("2 of 3 experiments ran", "and two failed", f"This experiment failed: {reason}", "Title of three"):
+        assert text in page
+    assert json.loads((tmp_path / "summary.json").read_text())["summary"]["two"] == {"failed": reason}
+    assert (tmp_path / "three" / "report.html").exists()
+
+
+def test_all_goes_on_with_what_is_there_and_with_what_is_not(tmp_path, registered):
+    registered(experiment("one"), failing("two", KeyboardInterrupt()), experiment("three"))
+    stopped = call("run", "all", "--quiet", "--out", tmp_path)
+    assert stopped.exit_code == 130
+    assert "To go on: " in stopped.stderr
+    assert not (tmp_path / "three").exists()
+    registered(experiment("one"), experiment("two"), experiment("three"))
+    assert refusal("run", "all", "--quiet", "--out", tmp_path).startswith(f"The run folder {tmp_path} already holds")
+    result = call("run", "all", "--quiet", "--resume", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    runs = {name: (tmp_path / name / "runs.txt").read_text().split() for name in ("one", "two", "three")}
+    assert runs == {"one": ["False", "True"], "two": ["True"], "three": ["False"]}
+
+
+def test_all_calls_synthetic_data_so_where_they_are(tmp_path, registered):
+    registered(experiment("one"), experiment("two", synthetic=True))
+    call("run", "all", "--quiet", "--out", tmp_path / "mixed")
+    page = words(re.sub("<[^>]+>", " ", (tmp_path / "mixed" / "report.html").read_text()))
+    assert page.count("Synthetic data. What two found.") == 1
+    assert page.count("Synthetic data. Numbers") == 1
+    assert page.count("Synthetic data. What one sees.") == 1
+    assert "Synthetic data. Every number" not in page
+    registered(experiment("two", synthetic=True))
+    call("run", "all", "--quiet", "--out", tmp_path / "made-up")
+    assert "Every number and figure on this page comes from generated data" in (
+        (tmp_path / "made-up" / "report.html").read_text()
+    )
 
 
 # -- runs that are stopped

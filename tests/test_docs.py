@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 TINY = {
+    "all": ["--quiet"],
     "cubic": ["--epochs", "1", "--seeds", "1", "--quiet"],
     "ecg": ["--epochs", "1", "--seeds", "1", "--data", "synthetic", "--no-baselines", "--quiet"],
 }

@@ -6,8 +6,9 @@ import shlex
 import shutil
 import sys
 import time
+import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,8 @@ with experiments_extra("the command `odenets`"):
 
     from odenets.data.errors import DataError
     from odenets.experiments import EXPERIMENTS, Experiment
+    from odenets.experiments.combined import Part, combine
+    from odenets.experiments.result import Result
     from odenets.files import RunFolderError, free_run_folder, lock_folder, open_run_folder
     from odenets.progress import say
     from odenets.solution import SolveError
@@ -44,8 +47,6 @@ run_app = typer.Typer(cls=_Experiments, help="Run an experiment; its results lan
 app.add_typer(run_app, name="run")
 
 _EXPECTED = (DataError, RunFolderError, CheckpointError, NonFiniteLoss, SolveError, ValueError)
-# What a resumed run may have otherwise: it may go on for longer, save more often, and find its data elsewhere.
-_MAY_CHANGE = ("epochs", "checkpoint_every", "data_dir")
 
 
 @app.callback(invoke_without_command=True)
@@ -61,6 +62,7 @@ def list_experiments() -> None:
     experiments = Grid("experiment", "what it shows", title="odenets run EXPERIMENT", title_justify="left")
     for experiment in EXPERIMENTS.values():
         experiments.add_row(experiment.name, experiment.summary)
+    experiments.add_row("all", "Every experiment in its small form (--small), and one report of all.")
     methods = Grid("method", "order", "steps", "kind", title="--method METHOD", title_justify="left")
     for method in odenets.METHODS.values():
         kind = "implicit" if isinstance(method, odenets.ImplicitRungeKutta) else "explicit"
@@ -90,43 +92,64 @@ def make_tour(
         with lock_folder(folder):
             made_before = (folder / "config.json").exists()
             open_run_folder(folder, {"experiment": "tour", "section": section}, made_before)
-            _show(tour.make(section, progress=not quiet), folder, quiet, started)
+            result = tour.make(section, progress=not quiet)
+            _write(result, folder, quiet)
+            _show(result, folder, started)
     except KeyboardInterrupt as stop:
         raise typer.Exit(130) from stop
     except _EXPECTED as error:
         _stop(str(error))
 
 
-def _show(result: Any, folder: Path, quiet: bool, started: float) -> None:
-    """Write the report and say in the terminal what is in it."""
+def _write(result: Result, folder: Path, quiet: bool) -> None:
+    """Write the report into the folder."""
     if not quiet:
         say("Writing the report …")
     from odenets.report import write_result  # noqa: PLC0415 — Matplotlib takes seconds to import
-    from odenets.terminal import show  # noqa: PLC0415
 
-    report = write_result(result, folder)
+    write_result(result, folder)
+
+
+def _show(result: Result, folder: Path, started: float) -> None:
+    """Say in the terminal what is in the report, and where that is."""
+    from odenets.terminal import show  # noqa: PLC0415 — Matplotlib takes seconds to import
+
     show(result)
-    print(f"\nReport: {report.resolve()}   ({time.perf_counter() - started:.0f} s)")
+    print(f"\nReport: {(folder / 'report.html').resolve()}   ({time.perf_counter() - started:.0f} s)")
 
 
 def _command(experiment: Experiment) -> Callable[..., None]:
     """A command whose options are the fields of the experiment's Config."""
 
-    def command(out: Path | None, resume: bool, threads: int, quiet: bool, **options: Any) -> None:
+    def command(
+        context: typer.Context, small: bool, out: Path | None, resume: bool, threads: int, quiet: bool, **options: Any
+    ) -> None:
+        if small:
+            options |= {name: value for name, value in experiment.small.items() if not _is_given(context, name)}
         try:
             config = experiment.config(**options)
         except ValueError as error:
             _stop(str(error))
         torch.set_num_threads(threads)
-        _run(experiment, config, out or Path("runs") / experiment.name, resume, quiet)
+        folder = out or Path("runs") / (experiment.name + "-small" * small)
+        if not quiet:
+            say(f"odenets run {experiment.name}, into {folder}")
+        _run(experiment, config, folder, resume, quiet)
 
     hints = typing.get_type_hints(experiment.config)
     parameters = [_option(item, hints[item.name]) for item in dataclasses.fields(experiment.config)]
     common = inspect.signature(_common).parameters.values()
-    command.__signature__ = inspect.Signature([*parameters, *common])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*parameters, *common)}
+    every = [_parameter("context", typer.Context), *parameters, _small_option(experiment.small), *common]
+    command.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in every}
     command.__doc__ = experiment.summary
     return command
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether the option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 _FEW = 8  # choices that are named in the help, which has a narrow column for them
@@ -136,45 +159,115 @@ def _option(item: dataclasses.Field, annotation: Any) -> inspect.Parameter:
     choices = item.metadata["choices"]
     named = ", ".join(choices) if len(choices) <= _FEW else "those that `odenets list` shows"
     text = item.metadata["help"] + (f" One of: {named}." if choices else "")
-    annotated = Annotated[annotation, typer.Option(help=text)]
-    return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=annotated)
+    return _parameter(item.name, Annotated[annotation, typer.Option(help=text)], item.default)
+
+
+def _small_option(options: Mapping[str, Any]) -> inspect.Parameter:
+    """The flag `--small`, with what it stands for."""
+    text = (
+        f"Seconds instead of minutes: what is not given becomes {' '.join(_flag(*item) for item in options.items())}."
+    )
+    return _parameter("small", Annotated[bool, typer.Option("--small", help=text)], False)
+
+
+def _flag(name: str, value: Any) -> str:
+    """An option as it is written on the command line."""
+    flag = name.replace("_", "-")
+    return f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}"
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")]
+# Small networks wait longer for a second thread than it saves them.
+Threads = Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 def _common(
     *,
-    out: Annotated[Path | None, typer.Option(help="Run folder; otherwise that of its name in runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")] = False,
-    # Small networks wait longer for a second thread than it saves them.
-    threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")] = 1,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Run folder; otherwise runs/NAME, or runs/NAME-small.")] = None,
+    resume: Resume = False,
+    threads: Threads = 1,
+    quiet: Quiet = False,
 ) -> None:
     """The options that every experiment has; only its signature is used."""
 
 
-def _run(experiment: Experiment, config: Any, out: Path, resume: bool, quiet: bool) -> None:
-    if not quiet:
-        say(f"odenets run {experiment.name}, into {out}")
+def _run(experiment: Experiment, config: Any, folder: Path, resume: bool, quiet: bool) -> None:
+    started = time.perf_counter()
     try:
-        with lock_folder(out):
-            _run_in(out, experiment, config, resume, quiet)
+        _show(_made(experiment, config, folder, resume, quiet), folder, started)
+    except KeyboardInterrupt as stop:  # `Interrupted` too, which says what it saved
+        _stop_for_now(stop)
+    except _EXPECTED as error:
+        _stop(str(error))
+
+
+def _made(experiment: Experiment, config: Any, folder: Path, resume: bool, quiet: bool) -> Result:
+    """Run the experiment and write its report; a failure before anything is kept leaves the folder free."""
+    with lock_folder(folder):
+        saved = {"experiment": experiment.name, **dataclasses.asdict(config)}
+        open_run_folder(folder, saved, resume, experiment.may_change)
+        try:
+            result = experiment.run(config, folder, resume=resume, progress=not quiet)
+            _write(result, folder, quiet)
+        except _EXPECTED:
+            if not resume:
+                free_run_folder(folder)
+            raise
+        return result
+
+
+def run_all(
+    out: Annotated[Path | None, typer.Option(help="Folder of all of them; otherwise runs/all.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is not done yet.")] = False,
+    threads: Threads = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Every experiment in its small form, in a folder of its own, and one report of all (some minutes)."""
+    started = time.perf_counter()
+    torch.set_num_threads(threads)
+    folder = out or Path("runs") / "all"
+    try:
+        with lock_folder(folder):
+            open_run_folder(folder, {"experiment": "all"}, resume)
+            parts = [_part(name, folder / name, resume, quiet) for name in EXPERIMENTS]
+            result = combine(parts)
+            _write(result, folder, quiet)
+            _show(result, folder, started)
+    except KeyboardInterrupt as stop:
+        _stop_for_now(stop)
     except RunFolderError as error:
         _stop(str(error))
+    if any(isinstance(part.found, str) for part in parts):
+        raise typer.Exit(1)
 
 
-def _run_in(out: Path, experiment: Experiment, config: Any, resume: bool, quiet: bool) -> None:
-    started = time.perf_counter()
-    saved = {"experiment": experiment.name, **dataclasses.asdict(config)}
-    folder = open_run_folder(out, saved, resume, _MAY_CHANGE)
+def _part(name: str, folder: Path, resume: bool, quiet: bool) -> Part:
+    """One experiment in its small form, or, so that the others are not lost with it, what it failed with."""
+    experiment, place = EXPERIMENTS[name], list(EXPERIMENTS).index(name) + 1
+    if not quiet:
+        say(f"odenets run all, {place} of {len(EXPERIMENTS)}: {name}, into {folder}")
     try:
-        result = experiment.run(config, folder, resume=resume, progress=not quiet)
-        _show(result, folder, quiet, started)
-    except KeyboardInterrupt as stop:  # `Interrupted` too, which says what it saved
-        print(f"\n{stop}".rstrip() + f"\nTo go on: {_command_to_go_on()}", file=sys.stderr)
-        raise typer.Exit(130) from stop
+        config = experiment.config(**experiment.small)
+        begun = resume and (folder / "config.json").exists()
+        return Part(name, experiment.small, _made(experiment, config, folder, begun, quiet))
     except _EXPECTED as error:
-        if not resume:
-            free_run_folder(folder)
-        _stop(str(error))
+        reason = str(error)
+    except Exception as error:  # a bug, which is not hidden: the exit status says it too
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+    print(f"odenets: {name} failed: {reason}", file=sys.stderr)
+    return Part(name, experiment.small, reason)
+
+
+def _stop_for_now(stop: KeyboardInterrupt) -> typing.NoReturn:
+    """End as Ctrl-C asks, with what it says and the command to go on."""
+    print(f"\n{stop}".rstrip() + f"\nTo go on: {_command_to_go_on()}", file=sys.stderr)
+    raise typer.Exit(130) from stop
 
 
 def _command_to_go_on() -> str:
@@ -196,3 +289,4 @@ def _stop(message: str) -> typing.NoReturn:
 
 for _experiment in EXPERIMENTS.values():
     run_app.command(_experiment.name)(_command(_experiment))
+run_app.command("all")(run_all)

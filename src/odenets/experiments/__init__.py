@@ -1,7 +1,7 @@
 """The experiments, one file each: a `Config` and `run(config, folder) -> Result`. This is their registry."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from odenets.extra import experiments_extra
@@ -19,7 +19,8 @@ class Experiment:
     summary: str
     config: type
     run: Callable[..., Result]
-    small: Mapping[str, Any] = field(default_factory=dict)  # options of the form that takes seconds
+    small: Mapping[str, Any]  # options of the form that takes seconds
+    may_change: tuple[str, ...] = ()  # options that a resumed run may have otherwise
 
 
 EXPERIMENTS = {
@@ -30,12 +31,16 @@ EXPERIMENTS = {
             "Regression of x³ + 0.1x from ten noisy points: ResNet and ODE-Net (sections 2.6 and 4.4).",
             cubic.Config,
             cubic.run,
+            cubic.SMALL,
+            may_change=("epochs",),
         ),
         Experiment(
             "ecg",
             "Heartbeats of the MIT-BIH database in five classes: ResNet and ODE-Net (section 5).",
             ecg.Config,
             ecg.run,
+            ecg.SMALL,
+            may_change=("epochs", "checkpoint_every", "data_dir"),
         ),
     )
 }

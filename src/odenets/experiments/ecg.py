@@ -28,6 +28,7 @@ from odenets.progress import no_progress, progress_bar, say
 from odenets.train import TrainConfig, evaluate, fit
 from odenets.train.config import DEVICES, PRECISIONS
 
+SMALL = {"data": "synthetic", "epochs": 1, "baselines": False}
 RESNET, ODENET, MATCHED = "ResNet", "ODE-Net", "ODE-Net (matched)"
 FILE_NAMES = {RESNET: "resnet", ODENET: "odenet", MATCHED: "odenet-matched"}
 PAIRS = {"document": (RESNET, ODENET), "matched": (RESNET, MATCHED), "both": (RESNET, ODENET, MATCHED)}
