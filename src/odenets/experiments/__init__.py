@@ -7,7 +7,7 @@ from typing import Any
 from odenets.extra import experiments_extra
 
 with experiments_extra("`odenets.experiments`"):
-    from odenets.experiments import cubic, ecg
+    from odenets.experiments import cubic, descent, ecg
     from odenets.experiments.result import Result
 
 
@@ -33,6 +33,13 @@ EXPERIMENTS = {
             cubic.run,
             cubic.SMALL,
             may_change=("epochs",),
+        ),
+        Experiment(
+            "descent",
+            "Gradient descent on convex functions of real data, and on one with two minima (section 2.4, theorem 2).",
+            descent.Config,
+            descent.run,
+            descent.SMALL,
         ),
         Experiment(
             "ecg",

@@ -158,3 +158,26 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float |
     half = statistics.stdev(values) / math.sqrt(len(values))
     half *= float(stdtrit(len(values) - 1, (1 + confidence) / 2))
     return statistics.fmean(values) - half, statistics.fmean(values) + half
+
+
+# --- tables and sentences of plain rows ------------------------------------------------------------------------------
+
+
+def rows_table(title: str, rows: Iterable[Row], columns: Mapping[str, str], note: str = "") -> Table:
+    """A row for each row: heading → the key of its value, or "key:format" to write it as Python formats it.
+
+    What a row lacks is a dash; the first column is text.
+    """
+    keys = [key.partition(":")[::2] for key in columns.values()]
+    cells = [[_cell(row.get(key), form) for key, form in keys] for row in rows]
+    return Table(title, tuple(columns), tuple((str(first), *others) for first, *others in cells), note)
+
+
+def _cell(value: Any, form: str) -> Cell:
+    return format(value, form) if form and value is not None else value
+
+
+def listed(parts: Iterable[str], none: str = "none") -> str:
+    """The parts as in a sentence, a, b and c; `none` where there is nothing."""
+    *before, last = list(parts) or [none]
+    return f"{', '.join(before)} and {last}" if before else last

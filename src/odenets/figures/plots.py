@@ -132,8 +132,8 @@ def plane(
             raise ValueError(f"`groups` has {name!r} of shape {x.shape}, expected (n, 2)")
         axes.scatter(*x.T, s=size, color=look.colour, marker=look.marker, label=name, linewidths=0)
     axes.set_aspect("equal", adjustable="datalim")
-    if len(groups) > 1:
-        axes.legend(markerscale=1.5)
+    if len(groups) > 1:  # above the axes: points may be everywhere in them
+        figure.legend(loc="outside upper center", ncols=3, markerscale=1.5, handletextpad=0.2, columnspacing=1.2)
     return figure
 
 
