@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, ReplayError, Reversible
 from odenets.arguments import given_times, shown
 from odenets.captured import LostGradientError, reached_tensors, sequence_number
+from odenets.measure import difference, flat, synchronize
 from odenets.solution import Solution, SolveError
 from odenets.solve import solve
 from odenets.table import aligned
@@ -236,7 +237,7 @@ class _Lab:
         return _Gradients(dict(zip(PARTS, (full[:n], full[n:-1], full[-1:]))), solution)
 
     def flat(self, gradients: _Gradients) -> Tensor:
-        return torch.cat([_flat(parts) for parts in gradients.parts.values() if parts])
+        return torch.cat([flat(parts) for parts in gradients.parts.values() if parts])
 
     def finer(self) -> dict[str, Any]:
         """Options of a solve whose own error is far smaller."""
@@ -251,9 +252,7 @@ def _row(lab: _Lab, adjoint: Adjoint, reference: _Gradients, repeats: int) -> Ro
         found = lab.gradients(adjoint)
         stats = found.solution.stats
         errors = {
-            part: _difference(_flat(reference.parts[part]), _flat(grads))
-            for part, grads in found.parts.items()
-            if grads
+            part: difference(flat(reference.parts[part]), flat(grads)) for part, grads in found.parts.items() if grads
         }
         seconds = statistics.median(_seconds(lab, adjoint) for _ in range(repeats))
         return Row(adjoint, errors, stats.nfe, stats.nfe_backward or 0, seconds, _kept(lab, adjoint))
@@ -268,14 +267,13 @@ def _discretisation(lab: _Lab, reference: _Gradients) -> float:
         fine = lab.gradients(Direct(), lab.finer())
     except SolveError:  # f is too rough for it, or not the same twice
         return math.nan
-    return _difference(lab.flat(reference), lab.flat(fine))
+    return difference(lab.flat(reference), lab.flat(fine))
 
 
 def _seconds(lab: _Lab, adjoint: Adjoint) -> float:
     begun = time.perf_counter()
     lab.gradients(adjoint)
-    if lab.t.device.type != "cpu":
-        torch.accelerator.synchronize(lab.t.device)
+    synchronize({lab.t.device})
     return time.perf_counter() - begun
 
 
@@ -309,7 +307,7 @@ def _finite_differences(lab: _Lab, reference: _Gradients) -> float:
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device) for x in places]
     directions = [g / _nonzero(_norm(grads)) + u / _norm(drawn) for g, u in zip(grads, drawn)]
-    expected = float(sum(_flat([d]) @ _flat([g]) for d, g in zip(directions, grads)))
+    expected = float(sum(flat([d]) @ flat([g]) for d, g in zip(directions, grads)))
     step = (1 + _norm(places)) * torch.finfo(lab.y0[0].dtype).eps ** (1 / 3)
     before = [x.clone() for x in places]
     losses = []
@@ -326,7 +324,7 @@ def _finite_differences(lab: _Lab, reference: _Gradients) -> float:
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    return float(_flat(tensors).norm())
+    return float(flat(tensors).norm())
 
 
 def _nonzero(x: float) -> float:
@@ -362,13 +360,3 @@ def _weighted_sum(ys: Any) -> Tensor:
         weights = torch.linspace(0.5, 1.5, y.numel(), dtype=y.real.dtype, device=y.device).reshape(y.shape)
         total = total + ((y.real + y.imag if y.is_complex() else y) * weights).sum()
     return total
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    parts = [(torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).detach() for x in tensors]
-    return torch.cat([x.flatten().cpu().double() for x in parts])
-
-
-def _difference(reference: Tensor, found: Tensor) -> float:
-    size, difference = float(reference.norm()), float((found - reference).norm())
-    return difference / size if size > 0 else (0.0 if difference == 0 else math.inf)

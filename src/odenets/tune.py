@@ -1,8 +1,6 @@
 """`tune`: the solver settings that are the fastest for an ODE layer at an error that does not show in the loss."""
 
-import contextlib
 import copy
-import inspect
 import math
 import statistics
 import time
@@ -18,16 +16,28 @@ from torch.utils import _pytree as pytree
 from odenets.adjoint import COMPILED, Adjoint, Checkpointed, Direct
 from odenets.adjoint.marched import compiler
 from odenets.arguments import count, number, shown
-from odenets.controller import PID, Fixed
+from odenets.controller import Fixed
+from odenets.measure import (
+    DEFAULTS,
+    Layer,
+    State,
+    difference,
+    flat,
+    left_as_it_was,
+    method_text,
+    ratio,
+    steps_text,
+    the_block,
+    to_double,
+    to_dtypes,
+    value_of,
+)
 from odenets.methods import ImplicitRungeKutta, RungeKutta, find
-from odenets.nn import ODEBlock
-from odenets.solution import SolveError, Stats, Status
-from odenets.solve import solve
+from odenets.solution import SolveError, Status
 from odenets.table import aligned
 
 TUNED = ("method", "rtol", "atol", "controller", "adjoint", "compile")
 
-_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(solve).parameters.items()}
 _FAR_SLOWER = 2.0  # times the fewest evaluations of f that suffice: a candidate that needs more is given up
 _SLOWER = 1.5  # times the best time: a candidate that takes longer is dropped after the first rounds
 _FIRST_ROUNDS = 3
@@ -67,7 +77,7 @@ class Row:
 
     @property
     def compiled(self) -> bool:
-        return bool(_value(self.options, "compile"))
+        return bool(value_of(self.options, "compile"))
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ class Tuning:
         Raises:
             ValueError: If the module does not contain exactly one `ODEBlock`.
         """
-        layer = _the_block(block)
+        layer = the_block(block, "tune")
         layer.solve_options = {**_others(layer.solve_options), **self.options}
 
     def __str__(self) -> str:
@@ -122,7 +132,7 @@ class Tuning:
         if isinstance(self.chosen.options.get("controller"), Fixed):
             yield (
                 "Fixed steps do not follow a field that changes: tune again as it trains, or leave "
-                f"{_method_text(self.options)} out of `methods`."
+                f"{method_text(self.options)} out of `methods`."
             )
 
 
@@ -185,8 +195,8 @@ def tune(
     """
     limits = _Limits(tolerance, 10 * tolerance if gradient_tolerance is None else gradient_tolerance)
     _check(limits, methods, tolerances, steps, adjoints, rounds, compile)
-    lab = _Lab(_the_block(block), block, batch, loss)
-    with _left_as_it_was(lab) as state:
+    lab = _Lab(block, batch, loss)
+    with left_as_it_was(lab) as state:
         bench = _Bench(lab, state, limits, _reference(lab, state, tolerance), timer, rounds, seconds)
         bench.try_present()
         for ladder in _ladders(methods, tolerances, steps, lab):
@@ -222,118 +232,57 @@ class _Reference:
 
     def errors(self, measured: _Measured) -> tuple[float, float]:
         """The relative errors of the loss and of the gradient."""
-        exact, gradient = self.measured, self.measured.gradient
+        exact = self.measured
         return (
-            _ratio(abs(measured.loss - exact.loss), abs(exact.loss)),
-            _ratio(float((measured.gradient - gradient).norm()), float(gradient.norm())),
+            ratio(abs(measured.loss - exact.loss), abs(exact.loss)),
+            difference(exact.gradient, measured.gradient),
         )
 
 
-class _Lab:
+class _Lab(Layer):
     """A module whose ODE layer runs training steps under any options."""
 
-    def __init__(self, block: ODEBlock, module: nn.Module, batch: Any, loss: Callable[[Any], Tensor] | None) -> None:
-        if not isinstance(batch, Tensor | tuple):
-            raise TypeError(f"`batch` must be a tensor or a tuple of arguments, got {type(batch).__name__}")
-        self.block, self.module, self.loss = block, module, loss or _mean_square
-        self.batch = pytree.tree_map(_own, batch if isinstance(batch, tuple) else (batch,))
+    def __init__(self, module: nn.Module, batch: Any, loss: Callable[[Any], Tensor] | None) -> None:
+        super().__init__(module, batch, "tune")
+        block, self.loss = self.block, loss or _mean_square
         self.present = {name: value for name, value in block.solve_options.items() if name in TUNED}
         self.others = {**_others(block.solve_options), "on_failure": "raise"}
-        tensors = [x for x in pytree.tree_leaves(self.batch) if isinstance(x, Tensor)]
-        inputs = [x for x in tensors if x.is_floating_point() or x.is_complex()]
+        inputs = [x for x in self.tensors if x.is_floating_point() or x.is_complex()]
         self.wanted = [p for p in module.parameters() if p.requires_grad] or [x.requires_grad_() for x in inputs]
         if not self.wanted:
             raise ValueError("`block` has no parameter that requires grad, and `batch` no floating-point tensor")
         self.dtype = self.wanted[0].dtype.to_real() if self.wanted[0].is_complex() else self.wanted[0].dtype
-        self.devices = {x.device for x in (*module.parameters(), *module.buffers(), *tensors)}
 
     def step(self, options: dict[str, Any]) -> tuple[Tensor, Sequence[Tensor | None]]:
         """The loss and its gradients; those that the module holds stay as they are."""
-        self.block.solve_options = {**self.others, **options}
         with torch.enable_grad():
-            loss = self.loss(self.module(*self.batch))
+            loss = self.loss(self.run({**self.others, **options}))
             if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
                 raise ValueError(f"`loss` must return a scalar made from the module's output, returned {shown(loss)}")
             return loss, torch.autograd.grad(loss, self.wanted, allow_unused=True)
 
     def measure(self, options: dict[str, Any]) -> _Measured:
-        self.block.stats = None
         loss, grads = self.step(options)
-        stats: Stats | None = self.block.stats
-        if stats is None:
-            raise ValueError("`block` does not call its ODEBlock: pass the ODEBlock itself, with its own input")
-        flat = [torch.zeros_like(x) if g is None else g for x, g in zip(self.wanted, grads)]
+        stats: Any = self.block.stats
+        full = [torch.zeros_like(x) if g is None else g for x, g in zip(self.wanted, grads)]
         reached = tuple(g is not None for g in grads)
-        gradient = torch.cat([_flat(g) for g in flat])
-        return _Measured(float(loss.detach()), gradient, reached, stats.nfe, stats.nfe_backward or 0)
+        return _Measured(float(loss.detach()), flat(full), reached, stats.nfe, stats.nfe_backward or 0)
 
     def in_float64(self) -> "_Lab":
         """A copy in float64, whose output comes back in the present dtype so that the loss need not know."""
         module = copy.deepcopy(self.module).double()
         back = {torch.float64: self.dtype, torch.complex128: self.dtype.to_complex()}
-        batch = pytree.tree_map(_double, self.batch)
-        lab = _Lab(_the_block(module), module, batch, lambda out: self.loss(pytree.tree_map(_to(back), out)))
-        lab.others = {**self.others, "args": pytree.tree_map(_double, self.others.get("args", ()))}
+        batch = pytree.tree_map(to_double, self.batch)
+        lab = _Lab(module, batch, lambda out: self.loss(pytree.tree_map(to_dtypes(back), out)))
+        lab.others = {**self.others, "args": pytree.tree_map(to_double, self.others.get("args", ()))}
         return lab
 
     def possible(self, adjoints: Sequence[Adjoint]) -> Sequence[Adjoint]:
         """Those that go with the layer's other options."""
         return [a for a in adjoints if isinstance(a, Checkpointed)] if self.others.get("per_sample") else adjoints
 
-    def synchronize(self) -> None:
-        """Wait until the devices have done what they were told to."""
-        for device in self.devices:
-            if device.type != "cpu":
-                torch.accelerator.synchronize(device)
 
-
-class _State:
-    """What running a module changes: its buffers, and the random numbers that come next."""
-
-    def __init__(self, lab: _Lab) -> None:
-        places = [(m, name, b) for m in lab.module.modules() for name, b in m._buffers.items() if b is not None]
-        self.buffers = [(module, name, buffer, buffer.clone()) for module, name, buffer in places]
-        self.generators = [_Generator(device) for device in {torch.device("cpu"), *lab.devices}]
-
-    def rewind(self) -> None:
-        """Make it what it was, so that every step sees the same buffers and random numbers."""
-        for generator in self.generators:
-            generator.rewind()
-        for module, name, buffer, value in self.buffers:
-            module._buffers[name] = buffer
-            buffer.data.copy_(value)  # of `data`, which leaves a graph valid that holds the buffer
-
-    def drawn(self) -> bool:
-        """Whether random numbers have been drawn since."""
-        return any(generator.moved() for generator in self.generators)
-
-
-class _Generator:
-    """The random numbers of a device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.module = torch if device.type == "cpu" else torch.get_device_module(device)
-        self.arguments = () if device.type in ("cpu", "mps") else (device,)
-        self.state: Tensor = self.module.get_rng_state(*self.arguments)
-
-    def rewind(self) -> None:
-        self.module.set_rng_state(self.state, *self.arguments)
-
-    def moved(self) -> bool:
-        return not torch.equal(self.state, self.module.get_rng_state(*self.arguments))
-
-
-@contextlib.contextmanager
-def _left_as_it_was(lab: _Lab) -> Iterator[_State]:
-    state, options, stats = _State(lab), lab.block.solve_options, lab.block.stats
-    try:
-        yield state
-    finally:
-        state.rewind()
-        lab.block.solve_options, lab.block.stats = options, stats
-
-
-def _reference(lab: _Lab, state: _State, tolerance: float) -> _Reference:
+def _reference(lab: _Lab, state: State, tolerance: float) -> _Reference:
     """A solve that is as good as exact: in float64, or where that does not work as tight as the dtype allows.
 
     Random numbers, of a dropout layer for example, may differ between dtypes: then the module's own is kept.
@@ -357,7 +306,7 @@ def _reference(lab: _Lab, state: _State, tolerance: float) -> _Reference:
         raise
 
 
-def _in_float64(lab: _Lab, state: _State, options: dict[str, Any]) -> _Measured | None:
+def _in_float64(lab: _Lab, state: State, options: dict[str, Any]) -> _Measured | None:
     """None where the module cannot be copied, or not be run in float64."""
     state.rewind()
     try:
@@ -369,7 +318,7 @@ def _in_float64(lab: _Lab, state: _State, options: dict[str, Any]) -> _Measured 
 
 
 def _tight(tolerance: float) -> dict[str, Any]:
-    return {"method": "tsit5", "rtol": tolerance, "atol": tolerance, "max_steps": _DEFAULTS["max_steps"]}
+    return {"method": "tsit5", "rtol": tolerance, "atol": tolerance, "max_steps": DEFAULTS["max_steps"]}
 
 
 def _checked(measured: _Measured, text: str) -> _Reference:
@@ -398,7 +347,7 @@ class _Bench:
     """The search: candidates are tried for their errors, and those that are accurate enough are timed."""
 
     lab: _Lab
-    state: _State
+    state: State
     limits: _Limits
     reference: _Reference
     timer: Callable[[], float]
@@ -434,8 +383,8 @@ class _Bench:
 
     def _try(self, options: dict[str, Any], budget: int | None = None) -> Row:
         """The errors of a candidate, given up where it takes more evaluations of f than its budget."""
-        allowed = self.lab.others.get("max_steps", _DEFAULTS["max_steps"])
-        stages = len(find(_value(options, "method")).b)
+        allowed = self.lab.others.get("max_steps", DEFAULTS["max_steps"])
+        stages = len(find(value_of(options, "method")).b)
         steps = allowed if budget is None else min(allowed, max(1, budget // stages))
         self.state.rewind()
         try:
@@ -495,7 +444,7 @@ class _Bench:
         contestants = [fastest]
         for options in self._to_compile(finalists):
             if verbose:
-                print(f"compiling {_method_text(options)}, which takes up to a minute for the first time", flush=True)
+                print(f"compiling {method_text(options)}, which takes up to a minute for the first time", flush=True)
             row = self._try_compiled(options)
             self.rows.append(row)
             if row.failed:
@@ -542,8 +491,8 @@ _TIGHTER_HELPS = (Status.DIVERGED, Status.NON_FINITE_FIELD, Status.NON_FINITE_ST
 
 
 def _compilable(row: Row) -> bool:
-    explicit = not isinstance(find(_value(row.options, "method")), ImplicitRungeKutta)
-    return explicit and not row.compiled and isinstance(_value(row.options, "adjoint"), COMPILED)
+    explicit = not isinstance(find(value_of(row.options, "method")), ImplicitRungeKutta)
+    return explicit and not row.compiled and isinstance(value_of(row.options, "adjoint"), COMPILED)
 
 
 def _check(
@@ -568,52 +517,14 @@ def _check(
         raise TypeError(f"`compile=True` needs `Checkpointed()` or `Direct()` among `adjoints`, got {shown(adjoints)}")
 
 
-def _the_block(module: nn.Module) -> ODEBlock:
-    """The one ODE layer of a module."""
-    blocks = {name: part for name, part in module.named_modules() if isinstance(part, ODEBlock)}
-    if len(blocks) != 1:
-        names = ", ".join(f"`{name}`" for name in blocks)
-        found = f"{len(blocks)} of them, {names}: tune one at a time, with the input that it gets" if blocks else "none"
-        raise ValueError(f"`block` must be an ODEBlock or contain exactly one; {type(module).__name__} has {found}")
-    return next(iter(blocks.values()))
-
-
 def _others(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in TUNED}
-
-
-def _value(options: dict[str, Any], name: str) -> Any:
-    """An option, or the default of `solve`."""
-    return options.get(name, _DEFAULTS[name])
 
 
 def _mean_square(output: Any) -> Tensor:
     if not isinstance(output, Tensor):
         raise TypeError(f"`loss` is needed for a module that returns {type(output).__name__}: a function of its output")
     return output.abs().square().mean()
-
-
-def _own(x: Any) -> Any:
-    return x.detach() if isinstance(x, Tensor) else x
-
-
-def _double(x: Any) -> Any:
-    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
-
-
-def _to(dtypes: dict[torch.dtype, torch.dtype]) -> Callable[[Any], Any]:
-    return lambda x: x.to(dtypes.get(x.dtype, x.dtype)) if isinstance(x, Tensor) else x
-
-
-def _flat(x: Tensor) -> Tensor:
-    """A tensor as real numbers in float64 on the host."""
-    return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).detach().flatten().cpu().double()
-
-
-def _ratio(difference: float, size: float) -> float:
-    if size > 0:
-        return difference / size
-    return 0.0 if difference == 0 else math.inf
 
 
 def _or_infinity(seconds: float) -> float:
@@ -623,20 +534,6 @@ def _or_infinity(seconds: float) -> float:
 # The table.
 
 
-def _method_text(options: dict[str, Any]) -> str:
-    return find(_value(options, "method")).name
-
-
-def _steps_text(options: dict[str, Any]) -> str:
-    controller = options.get("controller") or PID(**{k: v for k, v in options.items() if k in ("rtol", "atol")})
-    if isinstance(controller, Fixed):
-        return f"steps {controller.steps}" if controller.dt is None else f"dt {controller.dt:g}"
-    if not isinstance(controller, PID):
-        return type(controller).__name__
-    same = controller.rtol == controller.atol
-    return f"tol {controller.rtol:g}" + ("" if same else f", {controller.atol:g}")
-
-
 _HEAD = ("method", "steps", "adjoint", "loss error", "gradient error", "nfe", "ms", "")
 _RIGHT = (3, 4, 5, 6)  # the columns of numbers
 
@@ -644,9 +541,9 @@ _RIGHT = (3, 4, 5, 6)  # the columns of numbers
 def _cells(row: Row) -> tuple[str, ...]:
     remarks = ("as it is now" if row.present else "", row.note)
     return (
-        _method_text(row.options),
-        _steps_text(row.options),
-        type(_value(row.options, "adjoint")).__name__ + (", compiled" if row.compiled else ""),
+        method_text(row.options),
+        steps_text(row.options),
+        type(value_of(row.options, "adjoint")).__name__ + (", compiled" if row.compiled else ""),
         "" if row.failed else f"{row.loss_error:.1e}",
         "" if row.failed else f"{row.gradient_error:.1e}",
         "" if row.failed else f"{row.nfe} + {row.nfe_backward}",
