@@ -96,10 +96,10 @@ class _Equations(NamedTuple):
     def at(x: Tensor, value: Tensor, derivative: Linear, size: Tensor) -> "_Equations":
         own = torch.maximum(x.abs(), size)
         if isinstance(derivative, Tensor):
-            sizes = _positive(own + derivative.abs() @ own)
+            sizes = positive(own + derivative.abs() @ own)
             return _Equations(value - x, derivative, own, sizes, sizes)
-        sizes = _positive(own + derivative(own * _irregular(x)).abs())
-        unknowns = _positive(torch.maximum(own, value.abs()))
+        sizes = positive(own + derivative(own * irregular(x)).abs())
+        unknowns = positive(torch.maximum(own, value.abs()))
         # Like rows stay like rows, since GMRES lives on the structure of the matrix; among stiff ones each is divided.
         ratio = sizes / unknowns
         stiff = ratio.max() > _STIFF * ratio.kthvalue(1 + len(ratio) // 20).values
@@ -127,28 +127,28 @@ class _Equations(NamedTuple):
         return (unknowns * gmres(apply, rhs, tolerance, length)[0]).to(dtype)
 
 
-def _irregular(like: Tensor) -> Tensor:
+def irregular(like: Tensor) -> Tensor:
     """A vector with components of about 1 whose signs follow no pattern, so that few sums of them cancel."""
     i = torch.arange(1, len(like) + 1, device=like.device, dtype=torch.float32)
     sign, more = (i * 0.6180339887) % 1, (i * 0.4142135624) % 1
     return torch.where(sign < 0.5, -0.5 - more / 2, 0.5 + more / 2).to(like.dtype)
 
 
-def _positive(size: Tensor) -> Tensor:
+def positive(size: Tensor) -> Tensor:
     """The sizes, with the largest in place of zeros: of what has no size yet."""
     largest = size.max()
     return torch.where(size > 0, size, torch.where(largest > 0, largest, 1.0))
 
 
-def by_differences(function: Function, size: Tensor, rounding: float) -> Linearize:
+def by_differences(function: Function, size: Tensor, rounding: float) -> Callable[[Tensor], tuple[Tensor, Function]]:
     """F and its derivative by differences of F, whose steps are small beside each component: for any F."""
 
     def linearize(x: Tensor) -> tuple[Tensor, Function]:
         value = function(x)
-        sizes = _positive(torch.maximum(torch.maximum(x.abs(), value.abs()), size.abs()))
+        sizes = positive(torch.maximum(torch.maximum(x.abs(), value.abs()), size.abs()))
 
         def along(v: Tensor) -> Tensor:
-            epsilon = math.sqrt(rounding) / _positive((v.abs() / sizes).max())
+            epsilon = math.sqrt(rounding) / positive((v.abs() / sizes).max())
             return (function(x + epsilon * v) - value) / epsilon
 
         return value, along
@@ -169,7 +169,7 @@ def solve_linear(operator: Function, rhs: Tensor, rounding: float | None = None)
     def apply(x: Tensor) -> Tensor:
         if rounding <= torch.finfo(b.dtype).eps:
             return operator(x)
-        top = _positive(x.abs().max())  # half precision has no small numbers
+        top = positive(x.abs().max())  # half precision has no small numbers
         return operator((x / top).to(rhs.dtype)).to(b.dtype) * top
 
     flat, shaped = as_real_vector(b)

@@ -68,6 +68,7 @@ class ODEBlock(nn.Module):
             raise TypeError(f"ODEBlock has no option `{sorted(unknown)[0]}`; it takes {', '.join(sorted(_OPTIONS))}")
         if not callable(field):
             raise TypeError(f"`field` must be a module or a function, called as field(t, z), got {shown(field)}")
+        check_repeatable("field", field, "the ODEBlock")
         self.field = field
         self.t = _registered(t)
         self.augment = count("augment", augment, least=0)
@@ -78,7 +79,6 @@ class ODEBlock(nn.Module):
         self.stats: Stats | None = None
         self.regularisation: dict[str, Tensor] = {}
         self._integrands: Integrands | None = None
-        self._check_field()
 
     def forward(self, x: Tensor) -> Tensor:
         """z(t[-1]) for z(t[0]) = x, or all states: see `t`."""
@@ -148,22 +148,25 @@ class ODEBlock(nn.Module):
         t = torch.zeros((), dtype=state.real.dtype, device=state.device)
         return works(self.field, t, state, state, self.solve_options.get("args", ()))
 
-    def _check_field(self) -> None:
-        """Refuse what makes f another function at every evaluation; no solver can control the error of that."""
-        modules = self.field.modules() if isinstance(self.field, nn.Module) else ()
-        for module in modules:
-            if isinstance(module, _RANDOM) and module.p > 0:
-                raise ValueError(
-                    f"`field` contains {type(module).__name__}(p={module.p}), which draws anew at every evaluation; "
-                    "that makes the error estimate and the replayed gradient meaningless: put it before or after "
-                    "the ODEBlock"
-                )
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-                raise ValueError(
-                    f"`field` contains {type(module).__name__}, whose running statistics would be updated at every "
-                    "evaluation of f, rejected steps and replays included: use LayerNorm or GroupNorm, or "
-                    "`track_running_stats=False`"
-                )
+
+def check_repeatable(name: str, f: Any, layer: str) -> None:
+    """Refuse what makes f another function at every evaluation; no iteration or solver can control the error of that.
+
+    Raises:
+        ValueError: Naming the argument, the module in it, and where to put that instead.
+    """
+    for module in f.modules() if isinstance(f, nn.Module) else ():
+        if isinstance(module, _RANDOM) and module.p > 0:
+            raise ValueError(
+                f"`{name}` contains {type(module).__name__}(p={module.p}), which draws anew at every evaluation; "
+                f"that makes the error estimate and the gradient meaningless: put it before or after {layer}"
+            )
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            raise ValueError(
+                f"`{name}` contains {type(module).__name__}, whose running statistics would be updated at every "
+                "evaluation, rejected and replayed ones included: use LayerNorm or GroupNorm, or "
+                "`track_running_stats=False`"
+            )
 
 
 def _registered(t: Any) -> Any:
