@@ -1,6 +1,7 @@
 """Layers and models, plain `torch.nn.Module`s."""
 
 from odenets.nn.block import ODEBlock as ODEBlock
+from odenets.nn.cnf import CNF as CNF
 from odenets.nn.field import ACTIVATIONS as ACTIVATIONS
 from odenets.nn.field import MLPField as MLPField
 from odenets.nn.field import activation as activation
@@ -13,3 +14,4 @@ from odenets.nn.models import Twins as Twins
 from odenets.nn.models import count_parameters as count_parameters
 from odenets.nn.models import twins as twins
 from odenets.nn.roots import ImplicitError as ImplicitError
+from odenets.nn.squash import ConcatSquashField as ConcatSquashField

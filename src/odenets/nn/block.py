@@ -63,14 +63,14 @@ class ODEBlock(nn.Module):
         **solve_options: Any,
     ) -> None:
         super().__init__()
-        unknown = set(solve_options) - _OPTIONS
+        unknown = set(solve_options) - OPTIONS
         if unknown:
-            raise TypeError(f"ODEBlock has no option `{sorted(unknown)[0]}`; it takes {', '.join(sorted(_OPTIONS))}")
+            raise TypeError(f"ODEBlock has no option `{sorted(unknown)[0]}`; it takes {', '.join(sorted(OPTIONS))}")
         if not callable(field):
             raise TypeError(f"`field` must be a module or a function, called as field(t, z), got {shown(field)}")
         check_repeatable("field", field, "the ODEBlock")
         self.field = field
-        self.t = _registered(t)
+        self.t = registered(t)
         self.augment = count("augment", augment, least=0)
         self.augment_dim = augment_dim
         self.last = len(self.t) == 2 if last is None else last
@@ -169,7 +169,7 @@ def check_repeatable(name: str, f: Any, layer: str) -> None:
             )
 
 
-def _registered(t: Any) -> Any:
+def registered(t: Any) -> Any:
     """The times, in a module where there are Parameters among them."""
     times = given_times(t)
     if isinstance(times, Tensor):
@@ -186,4 +186,4 @@ def _registered(t: Any) -> Any:
 
 _FEATURES_LAST = 3  # axes up to which an input is (features), (batch, features) or (batch, time, features)
 _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_OPTIONS = set(inspect.signature(solve).parameters) - {"f", "y0", "t", "dense"}
+OPTIONS = set(inspect.signature(solve).parameters) - {"f", "y0", "t", "dense"}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from odenets.arguments import shown
-from odenets.controller import PID, FirstStep, Norm, Number, Start, rms
+from odenets.nn.leading import controlled_by_leading
 from odenets.solution import Solution
 from odenets.solve import solve
 
@@ -50,7 +50,7 @@ def solve_regularised(
     # One probe for the whole solve: with a new one at every evaluation there would be no function to integrate.
     probe = torch.randint_like(y0, 2) * 2 - 1 if "jacobian" in field.names else y0.new_empty(0)
     args = (probe, *options.get("args", ()))
-    options = {**_without_extra(options, size), "args": args}
+    options = {**controlled_by_leading(options, size, "regularise"), "args": args}
     solution = solve(field, state, t, **options)
     forward = (solution.ts[-1] - solution.ts[0]).detach().sign().to(y0.dtype)  # the integrals are over |dt|
     ys, sums = solution.ys[..., :size], forward * solution.ys[-1, :, size:]
@@ -100,33 +100,3 @@ def _with_product(
             grads = torch.autograd.grad(dz, there, probe, create_graph=wanted, retain_graph=wanted, allow_unused=True)
     product = torch.zeros_like(z) if grads[0] is None else grads[0]
     return (dz if wanted else dz.detach()), product
-
-
-@dataclass(frozen=True)
-class _OfLeading(PID):
-    """`PID` that judges the first `size` columns of the state alone."""
-
-    size: int = 0
-
-    def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = rms) -> Tensor:
-        return PID.error_ratio(self, y, y1, error, self._leading(norm))
-
-    def first_step(self, start: Start) -> FirstStep:
-        return PID.first_step(self, start._replace(norm=self._leading(start.norm)))
-
-    def _leading(self, norm: Norm) -> Callable[[Tensor], Number]:
-        return lambda x: norm(x[..., : self.size])
-
-
-def _without_extra(options: dict[str, Any], size: int) -> dict[str, Any]:
-    """The options with a controller that does not see the integrals."""
-    controller = options.get("controller")
-    if controller is None:
-        given = {name: options[name] for name in ("rtol", "atol") if options.get(name) is not None}
-        controller = PID(**given)
-    elif type(controller) is not PID:
-        if controller.adaptive:
-            raise TypeError(f"`regularise` goes with `PID` and with fixed steps, got `controller` {shown(controller)}")
-        return options
-    rest = {name: value for name, value in options.items() if name not in ("rtol", "atol", "controller")}
-    return {**rest, "controller": _OfLeading(**vars(controller), size=size)}
