@@ -29,6 +29,7 @@ __all__ = ["render", "summary_json", "versions", "write_result"]
 
 DASH, MINUS = "–", "−"
 PIXELS_PER_INCH = 96  # a CSS inch
+_FORMULA = 1.2  # how much larger than the text: fractions are small print
 INK = re.compile(r": (#[0-9a-f]{6})\b")  # a colour in the SVG that Matplotlib writes
 
 
@@ -140,7 +141,9 @@ def _formula(tex: str, name: str) -> Markup:
     svg = figures.formula_svg(tex)
     width = re.search(r'width="([\d.]+)pt"', svg)
     drawn = _inline(svg, name, tex, themed=True)
-    size = Markup('<svg style="width: {:.2f}em" ').format(float(width[1]) / figures.FORMULA_SIZE if width else 10)
+    size = Markup('<svg style="width: {:.2f}em" ').format(
+        _FORMULA * float(width[1]) / figures.FORMULA_SIZE if width else 10
+    )
     return size + drawn.removeprefix("<svg ")
 
 

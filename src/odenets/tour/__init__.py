@@ -6,7 +6,7 @@ from odenets.arguments import shown
 from odenets.experiments.result import INTRODUCTION, Result
 from odenets.progress import no_progress, progress_bar
 from odenets.tour import equations, findings, learning, odenet, residual
-from odenets.tour.lesson import Lesson
+from odenets.tour.lesson import FAILS, HOLDS, PARTLY, Lesson
 
 LESSONS: tuple[Lesson, ...] = (
     *learning.LESSONS,
@@ -39,13 +39,14 @@ def make(section: str | None = None, *, progress: bool = True) -> Result:
     lessons, bar = find(section), progress_bar if progress else no_progress
     sections = tuple(lesson.section() for lesson in bar(lessons, "Lessons"))
     verdicts = [made.explained.verdict for made in sections if made.explained and made.explained.verdict]
-    counts = "; ".join(f"{verdict.lower()}: {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts))
+    words = {HOLDS: "hold", PARTLY: "hold in part", FAILS: "do not hold"}
+    counts = ", ".join(f"{verdicts.count(verdict)} {text}" for verdict, text in words.items() if verdict in verdicts)
     return Result(
         experiment="tour",
         title="ODE-Nets: the tour",
         lead=f"The sections of {INTRODUCTION}, “the document” below, each with code that was run to make this page and "
         "that can be pasted into Python."
-        + (f"\n\nOf its {len(verdicts)} claims on this page, {counts}." if len(verdicts) > 1 else ""),
+        + (f"\n\nOf its {len(verdicts)} claims on this page {counts}." if len(verdicts) > 1 else ""),
         config={"section": section or "all", "threads": torch.get_num_threads()},
         source="Made by the code on this page.",
         synthetic=False,

@@ -30,7 +30,7 @@ def _networks(names: Names) -> Shown:
                 "activations",
                 "Activations and their slopes",
                 "Sigmoid, tanh and ReLU above, their derivatives below.",
-                figures.line_panels(panels, "z", "value"),
+                figures.line_panels(panels, "z", "value", share_y=False),
             ),
         ),
     )
