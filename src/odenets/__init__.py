@@ -10,6 +10,8 @@ from odenets.captured import LostGradientError as LostGradientError
 from odenets.check_gradient import check_gradient as check_gradient
 from odenets.controller import PID as PID
 from odenets.controller import Fixed as Fixed
+from odenets.diagnose import diagnose as diagnose
+from odenets.diagnosis import Diagnosis as Diagnosis
 from odenets.methods import METHODS as METHODS
 from odenets.methods import ExplicitRungeKutta as ExplicitRungeKutta
 from odenets.methods import ImplicitRungeKutta as ImplicitRungeKutta

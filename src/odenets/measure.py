@@ -4,14 +4,15 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from odenets.controller import PID, Fixed
-from odenets.methods import find
+from odenets.methods import METHODS, ImplicitRungeKutta, find
 from odenets.nn import ODEBlock
 from odenets.solve import solve
 
@@ -170,6 +171,47 @@ def steps_text(options: dict[str, Any]) -> str:
         return type(controller).__name__
     same = controller.rtol == controller.atol
     return f"tol {controller.rtol:g}" + ("" if same else f", {controller.atol:g}")
+
+
+class OtherSolver(NamedTuple):
+    """Options to compare with, None where none are known, and their name."""
+
+    options: dict[str, Any] | None
+    text: str
+
+
+def finer(options: dict[str, Any], dtype: torch.dtype) -> OtherSolver:
+    """A hundredth of the tolerances, as far as the dtype can tell it apart; or half the step."""
+    controller = controller_of(options)
+    if isinstance(controller, PID):
+        least = 16 * torch.finfo(dtype).eps
+        found: Any = replace(controller, rtol=max(controller.rtol / 100, least), atol=controller.atol / 100)
+    elif isinstance(controller, Fixed):
+        steps, dt = controller.steps, controller.dt
+        found = Fixed(dt=None if dt is None else dt / 2, steps=None if steps is None else 2 * steps)
+    else:
+        return OtherSolver(None, "a finer solver")
+    rest = {name: value for name, value in options.items() if name not in ("rtol", "atol", "controller")}
+    return _named({**rest, "controller": found})
+
+
+def another(options: dict[str, Any]) -> OtherSolver:
+    """A method of another order, as accurate at the same tolerance or more accurate at the same step."""
+    method = find(value_of(options, "method"))
+    if isinstance(method, ImplicitRungeKutta):
+        name = "gl6" if method.order == 5 else "radauIIA5"
+    elif controller_of(options).adaptive:
+        name = "bosh3" if method.order == 5 else "tsit5"
+    else:
+        name = next((m for m in ("rk4", "dopri5", "dopri8") if METHODS[m].order > method.order), "tsit5")
+    return _named({**options, "method": name})
+
+
+def _named(options: dict[str, Any]) -> OtherSolver:
+    return OtherSolver(options, f"{method_text(options)}, {steps_text(options)}")
+
+
+# Dtypes.
 
 
 def to_double(x: Any) -> Any:
