@@ -9,6 +9,7 @@ from torch import nn
 
 from odenets.experiments import cubic
 from odenets.experiments.cubic import Config, network, points, summarise, table, target, train_one
+from odenets.experiments.flow import learned_flow
 
 TINY = Config(epochs=1)
 
@@ -171,7 +172,7 @@ def test_the_trajectories_of_the_flow_never_cross():
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.mul_(4)  # far from the identity, as after training
-    (axes,) = cubic._flow(block).axes
+    (axes,) = learned_flow(block, 2.5, 16).axes
     paths = np.array([line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 61])
     assert paths.shape == (15, 61)
     assert np.abs(paths[:, -1] - paths[:, 0]).max() > 0.5
@@ -180,4 +181,4 @@ def test_the_trajectories_of_the_flow_never_cross():
 
 def test_the_flow_of_a_resnet_is_refused():
     with pytest.raises(TypeError, match="`block` must be an ODEBlock, got FieldSteps"):
-        cubic._flow(network("resnet", TINY, 0))
+        learned_flow(network("resnet", TINY, 0), 2.5, 16)

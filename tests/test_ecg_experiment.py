@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from odenets import cli
 from odenets.data import ecg as data_module
 from odenets.data.ecg import ECGData, load_ecg
 from odenets.data.synthetic import make_synthetic
-from odenets.experiments import ecg
-from odenets.experiments.ecg import MATCHED, ODENET, RESNET, Config, differences, interval, measure, summarise
+from odenets.experiments import ecg, ecg_page, ecg_tables
+from odenets.experiments.driver import Trained, interval
+from odenets.experiments.ecg import MATCHED, ODENET, RESNET, Config, measure
+from odenets.experiments.ecg_summary import COMPARISON, class_means, differences, seconds_until, summarise
 
 QUANTITIES = ("test_loss", "accuracy", "macro_f1")
 
@@ -89,7 +92,7 @@ def test_baselines_are_always_n_and_the_class_of_the_nearest_training_beat():
     ],
 )
 def test_seconds_until_a_loss(losses, seconds, goal, expected):
-    assert ecg.seconds_until({"test_losses": losses, "seconds": seconds}, goal) == expected
+    assert seconds_until({"test_losses": losses, "seconds": seconds}, goal) == expected
 
 
 # -- statistics over seeds
@@ -132,10 +135,10 @@ def test_evaluations_of_f_are_averaged_where_there_are_any():
 def test_the_documents_numbers_stand_only_beside_what_they_are_of(split, synthetic, expected):
     found = summarise(random_rows(2, split), synthetic)
     assert [row["test_loss_document"] for row in found] == expected
-    columns = ecg.main_table(found, []).columns
+    columns = ecg_tables.main_table(found, []).columns
     for name in ("document: cross entropy", "document: accuracy %"):
         assert (name in columns) == any(expected)
-    lead = ecg._lead(random_rows(2, split), [baseline(0.5, split=split)], synthetic)
+    lead = ecg_page.lead(random_rows(2, split), [baseline(0.5, split=split)], synthetic)
     assert ("0.10 (ResNet)" in lead) == any(expected)
     assert ("synthetic heartbeats" in lead) == synthetic
 
@@ -188,7 +191,7 @@ def test_the_splits_are_not_mixed():
 def test_verdicts(quantity, low, high, better):
     difference = {"network": ODENET, "quantity": quantity, "mean": 0.0, "low": low, "high": high}
     difference |= {"collapsed": [], "without_collapsed": None}
-    assert ecg.difference_table([difference]).rows[0][2] == better
+    assert COMPARISON.table([difference]).rows[0][2] == better
 
 
 def test_a_collapsed_network_is_named_and_its_seed_also_left_out():
@@ -202,14 +205,17 @@ def test_a_collapsed_network_is_named_and_its_seed_also_left_out():
     assert found["without_collapsed"]["mean"] == pytest.approx(np.mean(rest))
     assert (found["without_collapsed"]["low"], found["without_collapsed"]["high"]) == pytest.approx(interval(rest))
     assert [row["collapsed"] for row in summarise(rows, synthetic=False)] == [[2], [], []]
-    assert "ResNet, seeds [2]: calls every beat the same." in ecg.main_table(summarise(rows, synthetic=False), []).note
-    assert "the same without seeds [2]" in [row[0] for row in ecg.difference_table([found]).rows]
+    assert (
+        "ResNet, seeds [2]: calls every beat the same."
+        in ecg_tables.main_table(summarise(rows, synthetic=False), []).note
+    )
+    assert "the same without seeds [2]" in [row[0] for row in COMPARISON.table([found]).rows]
 
 
 def test_class_means_are_means_over_the_seeds_and_the_baseline_is_itself():
     rows = [run_row(RESNET, seed, sensitivity=[seed, 0, 0, 0, 1]) for seed in (0, 1)]
     base = [run_row("always N", 0, sensitivity=[1, 0, 0, 0, 0], precision=[0.8, 0, 0, 0, 0])]
-    found = {(m["network"], m["quantity"]): m["values"] for m in ecg.class_means(rows, base)}
+    found = {(m["network"], m["quantity"]): m["values"] for m in class_means(rows, base)}
     assert found == {
         (RESNET, "sensitivity"): [0.5, 0, 0, 0, 1],
         (RESNET, "precision"): [0.25] * 5,
@@ -220,7 +226,7 @@ def test_class_means_are_means_over_the_seeds_and_the_baseline_is_itself():
 
 def test_the_main_table_has_the_baselines_below_the_networks():
     base = [{"network": "always N", "accuracy": 0.82, "macro_f1": 0.18}]
-    table = ecg.main_table(summarise([run_row(ODENET, 0, accuracy=0.975)], synthetic=False), base)
+    table = ecg_tables.main_table(summarise([run_row(ODENET, 0, accuracy=0.975)], synthetic=False), base)
     found = ("cross entropy", "accuracy %", "macro-F1")
     assert table.columns == ("", *found, "document: cross entropy", "document: accuracy %", "parameters")
     assert table.rows == (
@@ -230,9 +236,11 @@ def test_the_main_table_has_the_baselines_below_the_networks():
     assert "“Always N” calls every beat normal." in table.note
     assert "neighbour" not in table.note
     found, neighbour = summarise([run_row(ODENET, 0)], synthetic=False), {**base[0], "network": ecg.NEIGHBOUR}
-    both = ecg.main_table(found, [*base, neighbour])
+    both = ecg_tables.main_table(found, [*base, neighbour])
     assert "“Nearest neighbour” takes the class of the nearest training beat." in both.note
-    many = ecg.main_table(summarise([run_row(ODENET, seed, accuracy=0.9 + seed / 10) for seed in (0, 1)], True), [])
+    many = ecg_tables.main_table(
+        summarise([run_row(ODENET, seed, accuracy=0.9 + seed / 10) for seed in (0, 1)], True), []
+    )
     assert many.rows[0][2] == "95.00 ± 7.07"
 
 
@@ -251,12 +259,12 @@ def test_the_main_table_has_the_baselines_below_the_networks():
         (0.96, 0.96, "no network is right about more test beats than {rival} (96.0 %)"),
     ],
 )
-@pytest.mark.parametrize("name", ecg.IN_WORDS)
+@pytest.mark.parametrize("name", ecg_page.IN_WORDS)
 def test_the_lead_begins_with_the_best_network_beside_the_best_trivial_answer(accuracy, rival, finding, name):
     rows = [run_row(RESNET, 0, accuracy=0.9), run_row(ODENET, 0, accuracy=accuracy)]
-    base = [baseline(rival, name), baseline(0.5, *(other for other in ecg.IN_WORDS if other != name))]
-    lead = ecg._lead(rows, base, synthetic=False)
-    assert lead.startswith(f"Random split: {finding.format(rival=ecg.IN_WORDS[name])}")
+    base = [baseline(rival, name), baseline(0.5, *(other for other in ecg_page.IN_WORDS if other != name))]
+    lead = ecg_page.lead(rows, base, synthetic=False)
+    assert lead.startswith(f"Random split: {finding.format(rival=ecg_page.IN_WORDS[name])}")
     assert "S. Della Bona and E. Dumez (2021), “the document”" in lead
 
 
@@ -272,7 +280,7 @@ def test_the_lead_begins_with_the_best_network_beside_the_best_trivial_answer(ac
 def test_the_lead_says_what_the_seeds_settle(losses, settled):
     rows = [run_row(RESNET, seed, losses=(1.0,)) for seed in range(len(losses))]
     rows += [run_row(ODENET, seed, losses=(loss,)) for seed, loss in enumerate(losses)]
-    assert settled in ecg._lead(rows, [baseline(0.5)], synthetic=False)
+    assert settled in ecg_page.lead(rows, [baseline(0.5)], synthetic=False)
 
 
 @pytest.fixture(scope="module")
@@ -282,8 +290,8 @@ def section_of_one_seed():
         for name, nfe in ((RESNET, None), (ODENET, 20.0))
     ]
     record = {"epoch": 1, "seed": 0, "train_loss": 0.3, "test_loss": 0.2, "seconds": 1.0}
-    trained = [ecg.Trained(row, [record | {"nfe": row["nfe"]}]) for row in rows]
-    return ecg._section(load_small("random"), Config(), trained, [rows[0] | {"network": ecg.ALWAYS}])
+    trained = [Trained(nn.Identity(), row, [record | {"nfe": row["nfe"]}]) for row in rows]
+    return ecg_page.section(load_small("random"), Config(), trained, [rows[0] | {"network": ecg.ALWAYS}])
 
 
 def test_one_seed_is_not_called_a_mean(section_of_one_seed):
@@ -295,10 +303,10 @@ def test_one_seed_is_not_called_a_mean(section_of_one_seed):
 
 def test_the_letters_of_the_classes_are_explained_in_the_text_and_below_the_matrices(section_of_one_seed):
     for letter, name in zip(data_module.CLASSES, data_module.CLASS_NAMES):
-        assert f"{letter} {name}" in ecg.CLASS_TEXT
-    assert ecg.CLASS_TEXT in section_of_one_seed.text
+        assert f"{letter} {name}" in ecg_page.CLASS_TEXT
+    assert ecg_page.CLASS_TEXT in section_of_one_seed.text
     (matrices,) = [picture for picture in section_of_one_seed.pictures if picture.name == "random-confusion"]
-    assert ecg.CLASS_TEXT in matrices.caption
+    assert ecg_page.CLASS_TEXT in matrices.caption
 
 
 # -- configs and networks

@@ -7,14 +7,16 @@ Expect:     out-of-sample error on [−2.5, 2.5] of about 1 to 10 under the docu
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from odenets.experiments.driver import MEAN_AND_RANGE, Row, Trained, groups, histories, rows_table, seeds_of, values_of
+from odenets.experiments.flow import learned_flow
 from odenets.experiments.option import ADJOINTS, check_at_least, check_choices, option, solver_options
 from odenets.experiments.result import INTRODUCTION, Picture, Result, Section, Table
 from odenets.methods import METHODS
@@ -22,11 +24,7 @@ from odenets.nn.block import ODEBlock
 from odenets.nn.field import ACTIVATIONS, MLPField
 from odenets.nn.models import FieldSteps, count_parameters
 from odenets.progress import say
-from odenets.solve import solve
 from odenets.train import TrainConfig, evaluate, fit
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NAMES = {"resnet": "ResNet", "odenet": "ODE-Net"}
 DOCUMENT = {"ResNet": 4.673, "ODE-Net": 7.72}  # out-of-sample errors, one run each
@@ -100,14 +98,6 @@ def network(kind: str, config: Config, seed: int) -> nn.Module:
     return ODEBlock(field, **solver_options(config))
 
 
-class Trained(NamedTuple):
-    """One network after training."""
-
-    network: nn.Module
-    row: dict[str, Any]  # what `summary.json` keeps of the run
-    history: list[dict[str, Any]]
-
-
 def train_one(
     kind: str, setting: str, config: Config, seed: int, folder: Path, resume: bool, progress: bool
 ) -> Trained:
@@ -119,13 +109,12 @@ def train_one(
     train = (x.expand(STEPS_PER_EPOCH, 10, 1), y.expand(STEPS_PER_EPOCH, 10, 1))
     inside, wide = (torch.linspace(-edge, edge, 101)[None, :, None] for edge in (2.5, 3.0))
     epochs = config.epochs or -(-training.iterations // STEPS_PER_EPOCH)
-    train_config = TrainConfig(
+    how = TrainConfig(
         epochs=epochs, lr=training.lr, optimizer=training.optimizer, batch_size=1, seed=seed, device=config.device
     )
     name = kind if setting == "document" else f"{kind}-{setting}"
     loss = nn.functional.mse_loss
-    test = (inside, target(inside))
-    history = fit(model, loss, train, test, train_config, folder, name, resume=resume, progress=progress)
+    history = fit(model, loss, train, (inside, target(inside)), how, folder, name, resume=resume, progress=progress)
     row = {
         "network": NAMES[kind],
         "settings": setting,
@@ -137,57 +126,54 @@ def train_one(
         "nfe": history.final.nfe,
         "parameters": count_parameters(model),
     }
-    return Trained(model.cpu(), row, [dataclasses.asdict(record) for record in history.records])
+    return Trained.of(model, row, history)
 
 
 def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = True) -> Result:
     """Train both networks under each setting for each seed; files go to `folder`, the findings are returned."""
     settings = list(SETTINGS) if config.settings == "both" else [config.settings]
-    seeds = range(config.seed, config.seed + config.seeds)
-    trained = {
-        (setting, kind, seed): train_one(kind, setting, config, seed, folder, resume, progress)
+    trained = [
+        train_one(kind, setting, config, seed, folder, resume, progress)
         for setting in settings
-        for seed in seeds
+        for seed in seeds_of(config)
         for kind in NAMES
-    }
-    rows = [t.row for t in trained.values()]
+    ]
+    rows = [t.row for t in trained]
     if progress:
         say("Drawing the figures …")
-    sections = tuple(_section(setting, config, seeds, trained) for setting in settings)
     return Result(
         experiment="cubic",
         title="Cubic: x³ + 0.1x from ten noisy points",
-        lead=_lead(rows, settings, len(seeds)),
+        lead=_lead(rows, settings, config.seeds),
         config=dataclasses.asdict(config),
         source="Ten points of x³ + 0.1x between −2.5 and 2.5 with normal noise, drawn from the seed.",
         synthetic=False,
-        sections=sections,
+        sections=tuple(_section(config, [t for t in trained if t.row["settings"] == name]) for name in settings),
         summary={"table": summarise(rows), "runs": rows},
     )
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Median and range over the seeds for each setting and network."""
-    groups = dict.fromkeys((row["settings"], row["network"]) for row in rows)
-    return [_summary_row(setting, name, rows) for setting, name in groups]
+    medians = ("in_sample", "out_of_sample", "extrapolation", "seconds")
+    return [
+        {
+            "settings": setting,
+            "network": name,
+            "seeds": len(mine),
+            "parameters": mine[0]["parameters"],
+            **{key: statistics.median(values_of(mine, key)) for key in medians},
+            "lowest": min(values_of(mine, "out_of_sample")),
+            "highest": max(values_of(mine, "out_of_sample")),
+            "document": DOCUMENT[name] if setting == "document" else None,
+        }
+        for (setting, name), mine in groups(rows, ["settings", "network"]).items()
+    ]
 
 
-def _summary_row(setting: str, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    mine = [row for row in rows if (row["settings"], row["network"]) == (setting, name)]
-    errors = [row["out_of_sample"] for row in mine]
-    return {
-        "settings": setting,
-        "network": name,
-        "seeds": len(mine),
-        "parameters": mine[0]["parameters"],
-        "in_sample": statistics.median(row["in_sample"] for row in mine),
-        "out_of_sample": statistics.median(errors),
-        "lowest": min(errors),
-        "highest": max(errors),
-        "extrapolation": statistics.median(row["extrapolation"] for row in mine),
-        "document": DOCUMENT[name] if setting == "document" else None,
-        "seconds": statistics.median(row["seconds"] for row in mine),
-    }
+def errors_of(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """The out-of-sample error of each network for each seed."""
+    return {name: values_of(mine, "out_of_sample") for (name,), mine in groups(rows, ["network"]).items()}
 
 
 COLUMNS = {
@@ -206,29 +192,25 @@ COLUMNS = {
 
 def table(summary: Sequence[Mapping[str, Any]]) -> Table:
     """The summary as a table for the report and the README, without the columns that would say nothing."""
-    seeds = summary[0]["seeds"]
-    silent = {key for key in ("settings", "document") if len(summary) > 1 and _same(row[key] for row in summary)}
+    seeds, settings = summary[0]["seeds"], {row["settings"] for row in summary}
+    silent = {"settings"} if len(settings) == 1 else set()
     silent |= {"lowest", "highest"} if seeds == 1 else set()
-    shown = {key: head for key, head in COLUMNS.items() if key not in silent}
-    return Table(
+    return rows_table(
         "Mean squared error, " + ("one seed" if seeds == 1 else f"median of {seeds} seeds"),
-        tuple(shown.values()),
-        tuple(tuple(row[key] for key in shown) for row in summary),
+        summary,
+        {heading: key for key, heading in COLUMNS.items() if key not in silent},
+        empty=False,
         note="In-sample: on the ten noisy points. Out-of-sample: against the noiseless function on 101 points of "
         "[−2.5, 2.5], or of [−3, 3]"
         + ("." if seeds == 1 else "; lowest and highest over the seeds.")
-        + (_ON_THE_DOCUMENT if "document" in shown else ""),
+        + (_ONE_RUN if "document" in settings else ""),
     )
 
 
-_ON_THE_DOCUMENT = (
+_ONE_RUN = (
     " The document's number is that of one run; it does not say on which points it was tested, nor which optimizer "
     "was used."
 )
-
-
-def _same(values: Iterable[Any]) -> bool:
-    return len(set(values)) == 1
 
 
 def _lead(rows: Sequence[Mapping[str, Any]], settings: Sequence[str], seeds: int) -> str:
@@ -242,77 +224,70 @@ def _lead(rows: Sequence[Mapping[str, Any]], settings: Sequence[str], seeds: int
 
 def _finding(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
     """Which network is nearer under one setting, and how often."""
-    ours = summarise(rows)
-    near, far = sorted(ours, key=lambda row: row["out_of_sample"])
-    names = near["network"], far["network"]
-    errors = [{row["seed"]: row["out_of_sample"] for row in rows if row["network"] == name} for name in names]
-    wins = sum(errors[0][seed] < errors[1][seed] for seed in errors[0])
+    near, far = sorted(summarise(rows), key=lambda row: row["out_of_sample"])
+    names, errors = (near["network"], far["network"]), errors_of(rows)
+    wins = sum(one < other for one, other in zip(errors[names[0]], errors[names[1]]))
     over = "one seed" if seeds == 1 else f"medians of {seeds} seeds; nearer in {wins} of them"
     return (
-        f"{_TITLES[ours[0]['settings']]}: the {names[0]} comes nearer to the function than the {names[1]}, with an "
+        f"{_TITLES[near['settings']]}: the {names[0]} comes nearer to the function than the {names[1]}, with an "
         f"out-of-sample mean squared error of {near['out_of_sample']:.2f} against {far['out_of_sample']:.2f} ({over})."
     )
 
 
-def _section(setting: str, config: Config, seeds: range, trained: Mapping[tuple[str, str, int], Trained]) -> Section:
+def _section(config: Config, trained: Sequence[Trained]) -> Section:
+    """What one setting shows."""
+    setting = trained[0].row["settings"]
+    found = table(summarise([t.row for t in trained]))
+    return Section(_TITLES[setting], _TEXTS[setting], (found,), tuple(_pictures(setting, config, trained)))
+
+
+def _pictures(setting: str, config: Config, trained: Sequence[Trained]) -> Iterator[Picture]:
     from odenets import figures  # noqa: PLC0415 — Matplotlib takes seconds to import
 
-    first = seeds[0]
-    mine = {NAMES[kind]: trained[setting, kind, first] for kind in NAMES}
+    first = {t.row["network"]: t.network for t in trained if t.row["seed"] == config.seed}
     x = torch.linspace(-3, 3, 121)[:, None]
-    px, py = (v[:, 0] for v in points(first, config.noise))
+    px, py = (v[:, 0] for v in points(config.seed, config.noise))
     with torch.no_grad():
-        curves = {name: t.network(x)[:, 0] for name, t in mine.items()}
+        curves = {name: model(x)[:, 0] for name, model in first.items()}
     grid, truth = x[:, 0], target(x)[:, 0]
-    errors = {NAMES[kind]: [trained[setting, kind, seed].row["out_of_sample"] for seed in seeds] for kind in NAMES}
-    histories = {NAMES[k]: [r for s in seeds for r in trained[setting, k, s].history] for k in NAMES}
-    rows = [t.row for (s, _, _), t in trained.items() if s == setting]
     document = setting == "document"
-    pictures = (
-        *(
-            Picture(
-                f"{setting}-{kind}",
-                f"{NAMES[kind]} after training" + (f" (the document's figure {number})" if document else ""),
-                f"The ten training points, x³ + 0.1x and what the {NAMES[kind]} makes of them, seed {first}.",
-                figures.regression_fit(grid, truth, {NAMES[kind]: curves[NAMES[kind]]}, px, py),
-            )
-            for kind, number in (("resnet", 4), ("odenet", 7))
-        ),
-        Picture(
-            f"{setting}-comparison",
-            "Both networks" + (" (the document's figure 8)" if document else ""),
-            f"Both networks on the same points, and below how far each is from the function, seed {first}.",
-            figures.regression_comparison(grid, truth, curves, px, py),
-        ),
-        Picture(
-            f"{setting}-flow",
-            "The learned flow",
-            "Trajectories z(t) of the ODE-Net from the input at t = 0 to the output at t = 1, with the vector field "
-            "behind. They never cross: the flow of a one-dimensional ODE keeps the order of its points.",
-            _flow(mine["ODE-Net"].network),
-        ),
-        Picture(
-            f"{setting}-training",
-            "Learning curves",
-            f"Mean squared error on the ten points and out of sample{_band(len(seeds))}; an epoch is {STEPS_PER_EPOCH} "
-            "iterations.",
-            figures.learning_curves(histories, label="mean squared error"),
-        ),
+    for kind, number in (("resnet", 4), ("odenet", 7)):
+        name = NAMES[kind]
+        yield Picture(
+            f"{setting}-{kind}",
+            f"{name} after training" + f" (the document's figure {number})" * document,
+            f"The ten training points, x³ + 0.1x and what the {name} makes of them, seed {config.seed}.",
+            figures.regression_fit(grid, truth, {name: curves[name]}, px, py),
+        )
+    yield Picture(
+        f"{setting}-comparison",
+        "Both networks" + " (the document's figure 8)" * document,
+        f"Both networks on the same points, and below how far each is from the function, seed {config.seed}.",
+        figures.regression_comparison(grid, truth, curves, px, py),
     )
-    if len(seeds) > 1:
-        strip = Picture(
+    yield Picture(
+        f"{setting}-flow",
+        "The learned flow",
+        "Trajectories z(t) of the ODE-Net from the input at t = 0 to the output at t = 1, with the vector field "
+        "behind. They never cross: the flow of a one-dimensional ODE keeps the order of its points.",
+        learned_flow(first["ODE-Net"], 2.5, 16),
+    )
+    several = config.seeds > 1
+    yield Picture(
+        f"{setting}-training",
+        "Learning curves",
+        f"Mean squared error on the ten points and out of sample{', ' + MEAN_AND_RANGE if several else ''}; an epoch "
+        f"is {STEPS_PER_EPOCH} iterations.",
+        figures.learning_curves(histories(trained), label="mean squared error"),
+    )
+    if several:
+        yield Picture(
             f"{setting}-errors",
             "How much one run can say",
             "Out-of-sample error of every seed, with the median"
             + (" and the document's single number (diamond)." if document else "."),
-            figures.errors_by_seed(errors, reported=DOCUMENT if document else None),
+            figures.errors_by_seed(errors_of([t.row for t in trained]), reported=DOCUMENT if document else None),
         )
-        pictures = (*pictures, strip)
-    return Section(_TITLES[setting], _TEXTS[setting], (table(summarise(rows)),), pictures)
-
-
-def _band(seeds: int) -> str:
-    return "" if seeds == 1 else ", mean of the seeds and, as a band, their range"
 
 
 _TITLES = {"document": "The document's settings", "chosen": "Settings of our choice"}
@@ -323,16 +298,3 @@ _TEXTS = {
     "gradient descent at the document's rates is still far from the minimum when it stops; most of the difference that "
     "the document saw between the two networks is that.",
 }
-
-
-def _flow(block: nn.Module) -> "Figure":
-    from odenets import figures  # noqa: PLC0415 — Matplotlib takes seconds to import
-
-    if not isinstance(block, ODEBlock):
-        raise TypeError(f"`block` must be an ODEBlock, got {type(block).__name__}")
-    t, starts = torch.linspace(0, 1, 61), torch.linspace(-2.5, 2.5, 15)[:, None]
-    z, at = torch.linspace(-16, 16, 17), torch.linspace(0, 1, 13)
-    with torch.no_grad():
-        paths = solve(block.field, starts, t, rtol=1e-6, atol=1e-6).ys[..., 0]
-        slopes = torch.stack([block.field(time, z[:, None])[:, 0] for time in at], 1)
-    return figures.flow(t, paths, figures.Slopes(at, z, slopes))

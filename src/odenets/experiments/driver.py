@@ -3,8 +3,10 @@
 An experiment is networks × settings × seeds. Each combination is a piece: a function that returns a row, a mapping of
 names to numbers, texts, lists or tensors. `collect` runs the pieces, keeps every row in the run folder and shows how
 far it is, so a run that is stopped goes on where it was. Tables, figures and sentences are made of the rows alone.
+A training by `odenets.train.fit` is no piece: `fit` itself keeps it in the run folder, and it becomes a `Trained`.
 """
 
+import dataclasses
 import json
 import math
 import statistics
@@ -13,13 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch import nn
 
 from odenets.experiments.result import Cell, Table
 from odenets.extra import experiments_extra
 from odenets.files import check_writable, write_atomically
 from odenets.progress import no_progress, progress_bar
+from odenets.train import History
 
 Row: TypeAlias = Mapping[str, Any]
+
+MEAN_AND_RANGE = "mean of the seeds and, as a band, their range"  # what the figures of trainings draw of several
 
 
 def collect(pieces: Mapping[str, Callable[[], Row]], folder: Path, *, progress: bool, label: str) -> list[Row]:
@@ -57,6 +63,31 @@ def _listed(value: Any) -> Any:
 def numbers_of(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """The rows without their lists: what `summary.json` keeps."""
     return [{name: value for name, value in row.items() if not isinstance(value, list | dict)} for row in rows]
+
+
+class Trained(NamedTuple):
+    """A network that `fit` has trained: its row, and a record for each epoch, as mappings."""
+
+    network: nn.Module
+    row: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, network: nn.Module, row: dict[str, Any], history: History) -> "Trained":
+        return cls(network.cpu(), row, [dataclasses.asdict(record) for record in history.records])
+
+
+def histories(trained: Iterable[Trained]) -> dict[str, list[dict[str, Any]]]:
+    """The records of each network, all seeds together, as the figures of trainings take them."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in trained:
+        found.setdefault(one.row["network"], []).extend(one.history)
+    return found
+
+
+def seeds_of(config: Any) -> range:
+    """The seeds that a config with `seed` and `seeds` asks for."""
+    return range(config.seed, config.seed + config.seeds)
 
 
 # --- what many seeds say ---------------------------------------------------------------------------------------------
@@ -114,11 +145,14 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 def mean_text(values: Sequence[float], digits: int = 3, scale: float = 1.0, scientific: bool = False) -> str | None:
     """The mean as a cell, "0.912 ± 0.004" of several values; None of nothing."""
     found = spread(values)
-    if found is None:
-        return None
+    return None if found is None else plus_minus(found["mean"], found["sd"], digits, scale, scientific)
+
+
+def plus_minus(mean: float, sd: float | None, digits: int = 3, scale: float = 1.0, scientific: bool = False) -> str:
+    """Mean and standard deviation as a cell; the mean alone where there is no other, None or NaN."""
     form = f".{digits}{'e' if scientific else 'f'}"
-    text = f"{scale * found['mean']:{form}}"
-    return text if math.isnan(found["sd"]) else f"{text} ± {scale * found['sd']:{form}}"
+    text = f"{scale * mean:{form}}"
+    return text if sd is None or math.isnan(sd) else f"{text} ± {scale * sd:{form}}"
 
 
 def means_table(
@@ -163,14 +197,18 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float |
 # --- tables and sentences of plain rows ------------------------------------------------------------------------------
 
 
-def rows_table(title: str, rows: Iterable[Row], columns: Mapping[str, str], note: str = "") -> Table:
+def rows_table(
+    title: str, rows: Iterable[Row], columns: Mapping[str, str], note: str = "", *, empty: bool = True
+) -> Table:
     """A row for each row: heading → the key of its value, or "key:format" to write it as Python formats it.
 
-    What a row lacks is a dash; the first column is text.
+    What a row lacks is a dash, and a column that has nothing else is left out unless `empty`; the first column is text.
     """
-    keys = [key.partition(":")[::2] for key in columns.values()]
-    cells = [[_cell(row.get(key), form) for key, form in keys] for row in rows]
-    return Table(title, tuple(columns), tuple((str(first), *others) for first, *others in cells), note)
+    rows = list(rows)
+    keys = {heading: key.partition(":")[::2] for heading, key in columns.items()}
+    shown = {head: key for head, key in keys.items() if empty or any(row.get(key[0]) is not None for row in rows)}
+    cells = [[_cell(row.get(key), form) for key, form in shown.values()] for row in rows]
+    return Table(title, tuple(shown), tuple((str(first), *others) for first, *others in cells), note)
 
 
 def _cell(value: Any, form: str) -> Cell:
