@@ -36,6 +36,11 @@ def carries_derivative(x: Tensor) -> bool:
         return carries_derivative(x)
 
 
+def is_differentiated(x: Tensor) -> bool:
+    """Whether derivatives by x are wanted: of a backward pass, of forward mode or of a transform."""
+    return (x.requires_grad and torch.is_grad_enabled()) or carries_derivative(x)
+
+
 def is_mapped(x: Tensor) -> bool:
     """Whether `vmap` maps over x."""
     while _FUNCTORCH.is_functorch_wrapped_tensor(x):

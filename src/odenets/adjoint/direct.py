@@ -55,5 +55,4 @@ def integrate_openly(problem: Problem) -> Trajectory:
 
 def clock_of(problem: Problem) -> Tensor | None:
     """The times, where their derivatives are wanted."""
-    wanted = problem.t.requires_grad and torch.is_grad_enabled()
-    return problem.t if wanted or transforms.carries_derivative(problem.t) else None
+    return problem.t if transforms.is_differentiated(problem.t) else None

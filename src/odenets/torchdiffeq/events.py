@@ -20,6 +20,7 @@ from odenets.torchdiffeq.roots import locate
 from odenets.torchdiffeq.scipy_solver import Scipy
 from odenets.torchdiffeq.solvers import MOST_STEPS, Own
 from odenets.torchdiffeq.words import raise_failure
+from odenets.transforms import is_differentiated
 
 EventFunction = Callable[..., Tensor]
 
@@ -127,7 +128,7 @@ def _step_past_event(call: Call, t0: Tensor, value: Callable[[Tensor, Tensor], T
         dense=False,
         watched=call.func,
     )
-    stepper = Stepper(problem, call.y0, start, (t0, t0) if t0.requires_grad and torch.is_grad_enabled() else None)
+    stepper = Stepper(problem, call.y0, start, (t0, t0) if is_differentiated(t0) else None)
     edges = [start, *([] if fixed else [edge for edge in scheme.edges(call, call.t) if edge > start]), math.inf]
     for low, high in itertools.pairwise(edges):
         if len(edges) > 2:

@@ -14,6 +14,7 @@ from odenets.methods import ImplicitRungeKutta, RungeKutta
 from odenets.torchdiffeq.call import Call
 from odenets.torchdiffeq.stops import Stops
 from odenets.torchdiffeq.watch import Watch, watched
+from odenets.transforms import is_differentiated
 
 Constructor = Callable[[Any, Any, Tensor], Tensor]
 
@@ -93,7 +94,7 @@ class Grid:
 
     def _each_alone(self, t: Tensor) -> bool:
         """Whether each step is a solve of its own: where the outputs are steps, their gradient is that of the sizes."""
-        return self.perturb or (self.on_outputs and t.requires_grad)
+        return self.perturb or (self.on_outputs and is_differentiated(t))
 
     def edges(self, call: Call, t: Tensor) -> list[float]:
         return self.points(call, t, call.sign) if self._each_alone(t) else []

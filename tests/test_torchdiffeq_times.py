@@ -1,0 +1,56 @@
+"""Derivatives by the times of the drop-in: backward, forward, beside torchdiffeq and beside finite differences."""
+
+import pytest
+import torch
+from torch.func import grad, jacfwd
+
+import odenets.torchdiffeq as ours
+
+DOUBLE = torch.float64
+INTERFACES = pytest.mark.parametrize("interface", ["odeint", "odeint_adjoint"])
+DIRECTION = pytest.mark.parametrize("sign", [1, -1])
+WEIGHTS = torch.tensor([[0.3, -1.0], [0.7, 0.2], [-0.5, 0.4], [0.9, 0.6]], dtype=DOUBLE)
+# torch's own: forward mode compiles formulas by a deprecated function.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script. is deprecated")
+
+
+def f(t, y):
+    return torch.tanh(y.flip(-1)) * torch.cos(3 * t) - 0.5 * y * t
+
+
+def loss(module, interface, t, **options):
+    y0 = torch.tensor([0.8, -0.4], dtype=DOUBLE)
+    given = {"adjoint_params": ()} if interface == "odeint_adjoint" else {}
+    return (WEIGHTS * getattr(module, interface)(f, y0, t, **options, **given)).sum()
+
+
+def points(sign):
+    return sign * torch.tensor([0.1, 0.4, 0.75, 1.3], dtype=DOUBLE)
+
+
+def by_differences(of, t, step=1e-6):
+    return torch.stack([(of(t + move) - of(t - move)) / (2 * step) for move in step * torch.eye(len(t), dtype=DOUBLE)])
+
+
+FIXED = {
+    "on the outputs": {"method": "rk4"},
+    "implicit": {"method": "gl4"},
+    "of a size": {"method": "rk4", "options": {"step_size": 0.22}},
+    "cubic": {"method": "rk4", "options": {"step_size": 0.22, "interp": "cubic"}},
+    "adaptive": {"method": "dopri5", "rtol": 1e-10, "atol": 1e-10},
+}
+
+
+@INTERFACES
+@DIRECTION
+@pytest.mark.parametrize("steps", FIXED)
+def test_forward_mode_backward_mode_and_differences_agree(steps, sign, interface):
+    def of(t):
+        return loss(ours, interface, t, **FIXED[steps])
+
+    t = points(sign)
+    (backward,) = torch.autograd.grad(of(t.requires_grad_()), t)
+    t = t.detach()
+    torch.testing.assert_close(backward, by_differences(of, t), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(jacfwd(of)(t), backward, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(grad(of)(t), backward, rtol=1e-9, atol=1e-9)
