@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchdiffeq as theirs
 from torch.func import grad, jacfwd
 
 import odenets.torchdiffeq as ours
@@ -54,3 +55,33 @@ def test_forward_mode_backward_mode_and_differences_agree(steps, sign, interface
     torch.testing.assert_close(backward, by_differences(of, t), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(jacfwd(of)(t), backward, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(grad(of)(t), backward, rtol=1e-9, atol=1e-9)
+
+
+def curved(func, y0, t):
+    """Points that depend on the first and the last time, and on one between."""
+    share = torch.linspace(0, 1, 8, dtype=t.dtype) ** 1.3
+    through = t[0] + (t[-1] - t[0]) * share
+    return torch.cat([through[:4], through[3:4] + 0.1 * (t[1] - t[0]), through[4:]])
+
+
+MOVING = {
+    "a grid": {"grid_constructor": curved},
+    "a grid, cubic": {"grid_constructor": curved, "interp": "cubic"},
+    "a grid, perturbed": {"grid_constructor": curved, "perturb": True},
+    "a size, perturbed": {"step_size": 0.22, "perturb": True},
+    "the outputs, perturbed": {"perturb": True},
+}
+
+
+@INTERFACES
+@DIRECTION
+@pytest.mark.parametrize("options", MOVING)
+def test_the_points_of_a_grid_have_their_part_in_the_gradient(options, sign, interface):
+    t, given = points(sign).requires_grad_(), {"method": "rk4", "options": MOVING[options]}
+    (expected,) = torch.autograd.grad(loss(theirs, "odeint", t, **given), t)
+    (found,) = torch.autograd.grad(loss(ours, interface, t, **given), t)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    t = t.detach()
+    torch.testing.assert_close(jacfwd(lambda t: loss(ours, interface, t, **given))(t), expected, rtol=1e-9, atol=1e-9)
+    differences = by_differences(lambda t: loss(ours, interface, t, **given), t)
+    torch.testing.assert_close(found, differences, rtol=1e-6, atol=1e-7)

@@ -68,9 +68,9 @@ class Adaptive:
         """Whether f is to be evaluated inside of the pieces only, not at their edges."""
         return True
 
-    def edges(self, call: Call, t: Tensor) -> list[float]:
-        """Where a solve of its own begins."""
-        return sorted(call.sign * jump for jump in self.jump_t)
+    def edges(self, call: Call, t: Tensor) -> Tensor:
+        """Where a solve of its own begins, in order."""
+        return torch.tensor(sorted(call.sign * jump for jump in self.jump_t), dtype=torch.float64, device=t.device)
 
     def solver_method(self, call: Call, watch: Watch | None, event: bool) -> RungeKutta:
         """The method for `odenets.solve`."""

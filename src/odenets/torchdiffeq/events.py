@@ -129,7 +129,11 @@ def _step_past_event(call: Call, t0: Tensor, value: Callable[[Tensor, Tensor], T
         watched=call.func,
     )
     stepper = Stepper(problem, call.y0, start, (t0, t0) if is_differentiated(t0) else None)
-    edges = [start, *([] if fixed else [edge for edge in scheme.edges(call, call.t) if edge > start]), math.inf]
+    edges = [
+        start,
+        *([] if fixed else [edge for edge in scheme.edges(call, call.t).tolist() if edge > start]),
+        math.inf,
+    ]
     for low, high in itertools.pairwise(edges):
         if len(edges) > 2:
             stepper.f, stepper.f0 = CountedField(Between(call.f, low, high), stepper.stats), None

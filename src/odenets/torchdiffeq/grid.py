@@ -77,11 +77,11 @@ class Grid:
     def __post_init__(self) -> None:
         check_options(self.step_size, self.grid_constructor, self.interp)
 
-    def points(self, call: Call, t: Tensor, sign: float) -> list[float]:
-        """The grid for increasing t, which times `sign` is the caller's time."""
+    def points(self, call: Call, t: Tensor, sign: float) -> Tensor:
+        """The grid for increasing t, which times `sign` is the caller's time; in float64, differentiable."""
         make = self.grid_constructor
         constructed = None if make is None else lambda t: sign * make(call.func, call.user_y0, sign * t)
-        return grid_points(t.detach(), self.step_size, constructed, sign).detach().to(torch.float64).tolist()
+        return grid_points(t, self.step_size, constructed, sign).to(torch.float64)
 
     @property
     def on_outputs(self) -> bool:
@@ -93,11 +93,13 @@ class Grid:
         return self.perturb
 
     def _each_alone(self, t: Tensor) -> bool:
-        """Whether each step is a solve of its own: where the outputs are steps, their gradient is that of the sizes."""
-        return self.perturb or (self.on_outputs and is_differentiated(t))
+        """Whether each step is a solve of its own: where the sizes of the steps have derivatives of their own."""
+        return self.perturb or (self.step_size is None and is_differentiated(t))
 
-    def edges(self, call: Call, t: Tensor) -> list[float]:
-        return self.points(call, t, call.sign) if self._each_alone(t) else []
+    def edges(self, call: Call, t: Tensor) -> Tensor:
+        if not self._each_alone(t):
+            return t.new_empty(0)
+        return self.points(call, t.detach() if self.on_outputs else t, call.sign)
 
     def solver_method(self, call: Call, watch: Watch | None, event: bool) -> RungeKutta:
         return watched(self.method, watch, linear=self.interp == "linear" and (event or not self.on_outputs))
@@ -106,13 +108,13 @@ class Grid:
         self, call: Call, t: Tensor, start: float, sign: float, watch: Watch | None, dt: float | None
     ) -> "Fixed | GridWalk":
         if sign == call.sign:
-            return GridWalk([] if self._each_alone(t) else self.points(call, t, sign), start)
+            return GridWalk([] if self._each_alone(t) else self.points(call, t, sign).tolist(), start)
         if self.on_outputs:  # backward: each interval of the outputs ends a step
             return GridWalk([], start)
         if self.grid_constructor is None:
             return Fixed(dt=float(self.step_size))
         intervals = itertools.pairwise(-t.detach().flip(0))
-        return GridWalk([p for ends in intervals for p in self.points(call, torch.stack(ends), sign)], start)
+        return GridWalk([p for ends in intervals for p in self.points(call, torch.stack(ends), sign).tolist()], start)
 
     def most_steps(self, t: Tensor) -> int:
         return 2**62

@@ -14,6 +14,7 @@ from odenets.solve import solve
 from odenets.torchdiffeq.call import Between, Call
 from odenets.torchdiffeq.grid import Grid
 from odenets.torchdiffeq.words import raise_failure
+from odenets.transforms import is_differentiated
 
 AdjointOf = Callable[[Tensor], Adjoint]  # of the solve for those times
 
@@ -29,13 +30,14 @@ def pieces(
 ) -> Iterator[tuple[Solution, slice]]:
     """The solutions between the times where f jumps, each with those of its outputs that are its own."""
     times = t.detach().to(torch.float64).tolist()
-    cuts = [edge for edge in call.scheme.edges(call, t) if times[0] < edge < times[-1]]
+    edges = call.scheme.edges(call, t)
+    cuts = {value: edge for value, edge in zip(edges.tolist(), edges.unbind()) if times[0] < value < times[-1]}
     method = call.scheme.solver_method(call, call.watch, event)
     y, dt = call.y0, None
     for low, high in itertools.pairwise([times[0], *cuts, times[-1]]):
         piece, f, wanted = t, call.f, slice(None)
         if cuts:
-            piece, wanted = _between(t.to(torch.float64), times, low, high)
+            piece, wanted = _between(t.to(torch.float64), times, cuts, low, high)
             f = Between(call.f, low, high) if call.scheme.one_sided else call.f
         if event and isinstance(call.scheme, Grid):
             controller = Fixed(dt=float(call.scheme.step_size))
@@ -58,13 +60,20 @@ def pieces(
         yield solution, wanted
 
 
-def _between(t: Tensor, times: list[float], low: float, high: float) -> tuple[Tensor, slice]:
+def _between(t: Tensor, times: list[float], cuts: dict[float, Tensor], low: float, high: float) -> tuple[Tensor, slice]:
     """Low and high with the times of t between, and which of them are outputs that the piece before has not had."""
     first, last = bisect.bisect_right(times, low), bisect.bisect_left(times, high)
-    from_t, to_t = times[first - 1] == low, times[last] == high
-    ends = [
-        t[first - 1 : first] if from_t else t.new_tensor([low]),
-        t[last : last + 1] if to_t else t.new_tensor([high]),
-    ]
-    wanted = slice(0 if low == times[0] else 1, None if to_t else -1)
-    return torch.cat([ends[0], t[first:last], ends[1]]), wanted
+    # A cut with derivatives is no output, even where it has the value of one.
+    begin, end = (_moving(cuts.get(edge)) for edge in (low, high))
+    start = t[first - 1 : first] if times[first - 1] == low else t.new_tensor([low])
+    outputs = t[first : last + (times[last] == high)]
+    wanted = slice(0 if low == times[0] else 1, None if times[last] == high and end is None else -1)
+    if end is None and times[last] != high:
+        end = t.new_tensor([high])
+    parts = [start if begin is None else begin, outputs, *([] if end is None else [end])]
+    return torch.cat(parts), wanted
+
+
+def _moving(cut: Tensor | None) -> Tensor | None:
+    """The cut as a vector, where it has derivatives."""
+    return cut[None] if cut is not None and is_differentiated(cut) else None
