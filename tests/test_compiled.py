@@ -73,7 +73,7 @@ def slow_but(*kept):
     return [case if case[0] in kept else pytest.param(*case, marks=pytest.mark.slow) for case in METHODS_TRIED]
 
 
-@pytest.mark.parametrize(("method", "dtype", "rounding", "options"), slow_but("dopri5", "rk4"))
+@pytest.mark.parametrize(("method", "dtype", "rounding", "options"), slow_but("dopri5"))
 def test_same_steps_states_and_gradients_as_eager(method, dtype, rounding, options):
     """The end alone is wanted, as in an ODE layer."""
     assert_same(Net(dtype=dtype), torch.randn(4, 3, dtype=dtype), TIMES[[0, 3]], rounding, method=method, **options)
@@ -81,7 +81,7 @@ def test_same_steps_states_and_gradients_as_eager(method, dtype, rounding, optio
 
 @pytest.mark.parametrize(
     ("method", "dtype", "rounding", "options"),
-    slow_but("dopri5"),
+    slow_but("heun"),
 )
 def test_same_at_all_times_and_for_the_times(method, dtype, rounding, options):
     y0 = torch.randn(4, 3, dtype=dtype)
@@ -140,7 +140,7 @@ def test_more_steps_than_a_chunk_holds(monkeypatch):
 @pytest.mark.parametrize(
     ("method", "times"),
     [
-        pytest.param("dopri5", TIMES, id="dopri5-outputs"),
+        pytest.param("dopri5", TIMES, id="dopri5-outputs", marks=pytest.mark.slow),
         pytest.param("rk4", TIMES[[0, 3]], id="rk4-end"),
         pytest.param("dopri5", TIMES[[0, 3]], id="dopri5-end", marks=pytest.mark.slow),
         pytest.param("rk4", TIMES, id="rk4-outputs", marks=pytest.mark.slow),
@@ -185,10 +185,14 @@ def test_a_bounded_memory_gives_the_same_gradient(times):
     assert sum(saved) < 20 * y0.numel() + 200  # the weights and the times among them
 
 
-def test_each_sample_its_own_steps():
+@pytest.mark.parametrize(
+    ("method", "times", "rtol"),
+    [("heun", TIMES[[0, 3]], 1e-4), pytest.param("dopri5", TIMES, 1e-7, marks=pytest.mark.slow)],
+)
+def test_each_sample_its_own_steps(method, times, rtol):
     net = Net()
     y0 = torch.randn(4, 3, dtype=torch.float64) * torch.tensor([0.1, 1, 5, 20], dtype=torch.float64)[:, None]
-    fast = assert_same(net, y0, TIMES, 1e-11, method="dopri5", rtol=1e-7, atol=1e-9, per_sample=True)
+    fast = assert_same(net, y0, times, 1e-11, method=method, rtol=rtol, atol=rtol / 100, per_sample=True)
     assert len(set(fast.stats.accepted.tolist())) > 1
 
 
@@ -217,8 +221,10 @@ def test_compiles_once_for_a_shape():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "_compile", counting)
-        block = ODEBlock(MLPField(6, (7,)), rtol=1e-3, compile=True)
-        other = ODEBlock(MLPField(6, (7,)), t=(0.5, 3.0), rtol=1e-5, atol=1e-7, max_steps=500, compile=True)
+        block = ODEBlock(MLPField(6, (7,)), method="heun", rtol=1e-3, compile=True)
+        other = ODEBlock(
+            MLPField(6, (7,)), t=(0.5, 3.0), method="heun", rtol=1e-5, atol=1e-7, max_steps=900, compile=True
+        )
         optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
         for batch in (8, 8, 3, 5):
             optimizer.zero_grad()
@@ -293,7 +299,7 @@ def test_numbers_written_into_the_field():
     grads = []
     for compile in (False, True):
         y0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64, requires_grad=True)
-        sol = solve(f, y0, [0.0, 1.0], rtol=1e-6, atol=1e-8, compile=compile)
+        sol = solve(f, y0, [0.0, 1.0], method="heun", rtol=1e-4, atol=1e-6, compile=compile)
         grads.append(torch.autograd.grad(sol.ys[-1].square().sum(), y0)[0])
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-11, atol=1e-11)
 
@@ -336,8 +342,8 @@ def test_fields_that_run_eagerly_as_the_page_says(name):
     f, dtype = UNCOMPILED[name]
     y0 = torch.ones(2, 3, dtype=dtype, requires_grad=True)
     with pytest.warns(UserWarning, match="could not be compiled"):
-        sol = solve(f, y0, [0.0, 1.0], compile=True)
-    assert torch.equal(sol.ys, solve(f, y0, [0.0, 1.0]).ys)
+        sol = solve(f, y0, [0.0, 1.0], method="heun", compile=True)
+    assert torch.equal(sol.ys, solve(f, y0, [0.0, 1.0], method="heun").ys)
 
 
 def test_no_compiler_runs_eagerly_with_one_warning():
@@ -353,11 +359,11 @@ def test_a_failing_solve_is_diagnosed_as_in_eager_mode():
 
     y0 = torch.ones(3, dtype=torch.float64)
     with pytest.raises(RuntimeError) as eager:
-        solve(blow_up, y0, [0.0, 2.0])
+        solve(blow_up, y0, [0.0, 2.0], method="heun")
     with pytest.raises(RuntimeError) as fast:
-        solve(blow_up, y0, [0.0, 2.0], compile=True)
+        solve(blow_up, y0, [0.0, 2.0], method="heun", compile=True)
     assert str(fast.value) == str(eager.value)
-    partial = solve(blow_up, y0, [0.0, 0.5, 2.0], compile=True, on_failure="status")
+    partial = solve(blow_up, y0, [0.0, 0.5, 2.0], method="heun", compile=True, on_failure="status")
     assert torch.isfinite(partial.ys[1]).all()
     assert torch.isnan(partial.ys[2]).all()
 
@@ -376,6 +382,6 @@ def test_options_that_do_not_go_together(options):
 @pytest.mark.parametrize("adjoint", [Checkpointed(), Direct()])
 def test_second_derivative_is_refused(adjoint):
     y0 = torch.ones(3, requires_grad=True)
-    sol = solve(lambda t, y: -y, y0, [0.0, 1.0], compile=True, adjoint=adjoint)
+    sol = solve(lambda t, y: -y, y0, [0.0, 1.0], method="heun", compile=True, adjoint=adjoint)
     with pytest.raises(NotImplementedError, match="second derivative"):
         torch.autograd.grad(sol.ys.sum(), y0, create_graph=True)

@@ -95,7 +95,7 @@ def test_equal_steps_take_their_share_of_a_longer_interval(adjoint, method, step
 
 
 @pytest.mark.parametrize("adjoint", EXACT, ids=name)
-@pytest.mark.parametrize("controller", [Fixed(steps=4), Fixed(dt=0.3), PID(rtol=1e-6)])
+@pytest.mark.parametrize("controller", [Fixed(steps=4), Fixed(dt=0.3), PID(rtol=1e-2)])
 @pytest.mark.parametrize("times", [[0.3, 0.9, 1.7], [5.3, 5.3, 5.9, 6.7]])
 @pytest.mark.filterwarnings("ignore:`torch.jit.script. is deprecated")  # from torch.func.jvp, when it is first called
 def test_forward_mode_gives_the_same(adjoint, controller, times):
