@@ -26,14 +26,16 @@ lint: .venv/ready  ## set up, then lint, check the format and the types
 	$(BIN)/pyright
 
 .PHONY: demo
-demo: .venv/ready  ## set up, then train both twins on both problems and write two reports (under 5 minutes)
+demo: .venv/ready  ## set up, then train both twins on both problems and write two reports and the tour (under 5 minutes)
 	rm -rf runs/demo
 	$(BIN)/odenets run cubic --seeds 3 --out runs/demo/cubic
 	$(BIN)/odenets run ecg --out runs/demo/ecg
+	$(BIN)/odenets tour --out runs/demo/tour
 	@echo
 	@echo 'Open these in a browser:'
 	@echo '  file://$(CURDIR)/runs/demo/cubic/report.html'
 	@echo '  file://$(CURDIR)/runs/demo/ecg/report.html'
+	@echo '  file://$(CURDIR)/runs/demo/tour/report.html'
 
 .venv/bench: .venv/ready
 	@echo 'Adding the peers: torchdiffeq, torchode, diffrax and jax.'

@@ -57,6 +57,8 @@ def test_commands_work(command, tmp_path, monkeypatch):
             monkeypatch.chdir(tmp_path)
             monkeypatch.setattr("odenets.data.ecg.make_synthetic", partial(make_synthetic, 1200))
             tiny = TINY.get(arguments[1], []) if arguments[0] == "run" else []
+            if arguments == ["tour"]:
+                tiny = ["2.3"]
             result = CliRunner().invoke(app, [*arguments, *tiny])
             assert result.exit_code == 0, result.output
         case ["make", target]:
