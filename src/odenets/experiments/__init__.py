@@ -7,7 +7,7 @@ from typing import Any
 from odenets.extra import experiments_extra
 
 with experiments_extra("`odenets.experiments`"):
-    from odenets.experiments import cubic, descent, ecg
+    from odenets.experiments import cubic, density, descent, ecg
     from odenets.experiments.result import Result
 
 
@@ -33,6 +33,13 @@ EXPERIMENTS = {
             cubic.run,
             cubic.SMALL,
             may_change=("epochs",),
+        ),
+        Experiment(
+            "density",
+            "Densities of points in a plane by continuous normalising flows, beside mixtures of Gaussians ([2]).",
+            density.Config,
+            density.run,
+            density.SMALL,
         ),
         Experiment(
             "descent",
