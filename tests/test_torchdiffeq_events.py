@@ -282,3 +282,44 @@ def test_steps_as_short_as_allowed_are_taken(min_step, method):
     found = ours.odeint(f, y0, t, **options)
     assert bool(torch.isfinite(found).all())
     torch.testing.assert_close(found[-1], theirs.odeint(f, y0, t, **options)[-1], rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("interface", [ours.odeint, ours.odeint_adjoint])
+def test_callbacks_see_each_step_to_an_event_once(interface):
+    class Field(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+            self.seen = []
+
+        def forward(self, t, y):
+            return -self.rate * y
+
+        def callback_accept_step(self, t, y, dt):
+            self.seen.append(float(t))
+
+    f, start = Field(), torch.zeros((), dtype=torch.float64)
+    y0 = torch.ones(1, dtype=torch.float64)
+    ours.odeint_event(f, y0, start, event_fn=lambda t, y: y[0] - 0.5, odeint_interface=interface)
+    assert f.seen == sorted(set(f.seen))
+
+
+@pytest.mark.parametrize("event_fn", [None, 0.5, torch.zeros(())])
+def test_an_event_function_is_a_function(event_fn):
+    with pytest.raises(TypeError, match=r"`event_fn` must be a function of t and y, got"):
+        ours.odeint_event(lambda t, y: -y, torch.ones(1), torch.zeros(()), event_fn=event_fn)
+
+
+def test_a_start_of_several_elements():
+    with pytest.raises(TypeError, match=r"`t0` must be a tensor with one element, got 2 elements: write `t0\[0\]`"):
+        ours.odeint_event(lambda t, y: -y, torch.ones(1), torch.zeros(2), event_fn=lambda t, y: y[0] - 0.5)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script. is deprecated")
+def test_transforms_of_functions_are_refused_by_name(transform):
+    def time(y):
+        return ours.odeint_event(lambda t, y: -y, y[None], torch.zeros(()), event_fn=lambda t, y: y[0] - 0.5)[0]
+
+    with pytest.raises(NotImplementedError, match=r"until an event has derivatives by `torch.autograd.grad`"):
+        transform(time)(torch.ones(()))

@@ -85,3 +85,35 @@ def test_the_points_of_a_grid_have_their_part_in_the_gradient(options, sign, int
     torch.testing.assert_close(jacfwd(lambda t: loss(ours, interface, t, **given))(t), expected, rtol=1e-9, atol=1e-9)
     differences = by_differences(lambda t: loss(ours, interface, t, **given), t)
     torch.testing.assert_close(found, differences, rtol=1e-6, atol=1e-7)
+
+
+def test_jumps_of_the_backward_solve_are_stops_too():
+    """The field jumps at 0.5, so only a backward solve that begins anew there is exact at this tolerance."""
+    rate = torch.tensor([1.0, 3.0], dtype=torch.float64, requires_grad=True)
+
+    def field(t, y):
+        return -torch.where(t < 0.5, rate[0], rate[1]) * y
+
+    y0, t = torch.ones(1, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    options = {"rtol": 1e-10, "atol": 1e-12, "adjoint_options": {"jump_t": torch.tensor([0.5])}}
+    y = ours.odeint_adjoint(field, y0, t, **options)[-1]
+    (grad,) = torch.autograd.grad(y.sum(), rate)
+    torch.testing.assert_close(grad, -0.5 * y.detach().expand(2), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"method": "dopri5"}, {"method": "rk4", "options": {"step_size": 0.23}}])
+def test_a_second_backward_pass_is_like_the_first(options):
+    y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.0, 0.7, 1.0], dtype=torch.float64)
+    ys = ours.odeint_adjoint(lambda t, y: -(y**2) * t.cos(), y0, t, adjoint_rtol=1e-4, adjoint_atol=1e-5, **options)
+    first, second = (torch.autograd.grad(ys.sum(), y0, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)])
+def test_dense_output_at_no_time_and_outside(ends):
+    at = ours.odeint_dense(lambda t, y: -y, torch.ones(3, dtype=torch.float64), *ends)
+    assert at(torch.empty(0, 2)).shape == (0, 2, 3)
+    with pytest.raises(ValueError, match=r"`t` must lie in the solved interval \[0\.0, 1\.0\], got 1\.5"):
+        at(1.5)
+    assert at(torch.tensor([0.25, 1.0])).shape == (2, 3)

@@ -1,5 +1,6 @@
 """The gradient of torchdiffeq's `odeint_adjoint`: exact, or by the backward solve that its arguments ask for."""
 
+import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from odenets.adjoint.continuous import _Backward, _backward, _SolveBack
 from odenets.adjoint.outside import outside_autograd
 from odenets.controller import Norm
 from odenets.loop import Problem, Trajectory
+from odenets.torchdiffeq.adaptive import Adaptive
 from odenets.torchdiffeq.call import Call, tolerance
 from odenets.torchdiffeq.schemes import find_scheme
 from odenets.torchdiffeq.scipy_solver import Scipy
@@ -30,10 +32,15 @@ class _ReplayInWords(_Replay):
 class _SolveBackInWords(_SolveBack):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        call = ctx.call
-        call.problem = replace(call.problem, max_steps=call.extra.max_steps)
-        with words_of_the_backward_solve(call.extra.sign):
-            return _SolveBack.backward(ctx, *grad_outputs)
+        call, extra = ctx.call, ctx.call.extra
+        call.problem = replace(call.problem, max_steps=extra.max_steps)
+        # A controller remembers where it is; another backward pass through the same graph starts anew.
+        call.extra = replace(extra, controller=copy.copy(extra.controller))
+        try:
+            with words_of_the_backward_solve(extra.sign):
+                return _SolveBack.backward(ctx, *grad_outputs)
+        finally:
+            call.extra = extra
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,14 @@ def backward_scheme(
     if isinstance(scheme, Scipy | Own) and not isinstance(call.scheme, Scipy | Own):
         raise ValueError('`adjoint_method` must be a Runge–Kutta method: write `adjoint_method="dopri5"`')
     return scheme
+
+
+def with_jumps(call: Call, scheme: Any) -> Call:
+    """The call, whose forward solve also begins anew where the backward one is to: both go piece by piece."""
+    if not (isinstance(scheme, Adaptive) and isinstance(call.scheme, Adaptive)):
+        return call
+    more = tuple(jump for jump in scheme.jump_t if jump not in call.scheme.jump_t)
+    return replace(call, scheme=replace(call.scheme, jump_t=call.scheme.jump_t + more)) if more else call
 
 
 def backsolve(call: Call, scheme: Any, watch: Watch | None, t: Tensor) -> AskedFor:

@@ -4,11 +4,14 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from odenets import transforms
+from odenets.arguments import shown
 from odenets.controller import Fixed
 from odenets.evaluation import CountedField
 from odenets.loop import Problem, Stepper, Taken
@@ -31,13 +34,29 @@ def signs_at_start(event_fn: EventFunction, t0: Tensor, y0: Any) -> Tensor:
         return torch.sign(torch.as_tensor(event_fn(t0, y0)))
 
 
+def check_event_function(event_fn: Any) -> None:
+    """Refuse what is no function of t and y, and what an event has no derivative by.
+
+    Raises:
+        TypeError: If it cannot be called.
+        NotImplementedError: Under a transform of functions or in forward mode.
+    """
+    if not callable(event_fn):
+        raise TypeError(f"`event_fn` must be a function of t and y, got {shown(event_fn)}")
+    if transforms.active():
+        raise NotImplementedError(
+            "a solve until an event has derivatives by `torch.autograd.grad` and `backward` only: call it outside of "
+            "torch.func's transforms and of forward mode"
+        )
+
+
 def until_event(call: Call, event_fn: EventFunction, adjoint: AdjointOf | None) -> tuple[Tensor, Any]:
     """The time of the event, without gradient, and the states at the start and there.
 
     Raises:
         SolveError, ValueError: If the solve fails, or an argument does not go with an event.
     """
-    _check(call)
+    _check(call, event_fn)
     t0 = call.t[0].to(torch.float64)
     signs = signs_at_start(event_fn, call.sign * call.t[0].detach(), call.user_y0)
 
@@ -60,7 +79,8 @@ def until_event(call: Call, event_fn: EventFunction, adjoint: AdjointOf | None) 
     return time, call.split(ys)
 
 
-def _check(call: Call) -> None:
+def _check(call: Call, event_fn: EventFunction) -> None:
+    check_event_function(event_fn)
     if len(call.t) != 2:
         raise ValueError(
             f"`t` must have two times with `event_fn`, a start and one on the side to go to, got {len(call.t)}"
@@ -91,7 +111,7 @@ def _by_steps(
         y = state(_with_gradient(theta, event_t, taken))
     if adjoint is not None and torch.is_grad_enabled():
         times = torch.cat([t0[None], t0.new_tensor([event_t, stepper.t])])
-        y = states(call, times, adjoint, event=True)[1]
+        y = states(replace(call, watch=None), times, adjoint, event=True)[1]  # callbacks have seen these steps
     return event_t, torch.stack([call.y0, y])
 
 

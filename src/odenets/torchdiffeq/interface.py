@@ -9,9 +9,9 @@ from torch import Tensor
 
 from odenets import transforms
 from odenets.adjoint import Direct
-from odenets.torchdiffeq.backward import Exact, backsolve, backward_scheme
+from odenets.torchdiffeq.backward import Exact, backsolve, backward_scheme, with_jumps
 from odenets.torchdiffeq.call import ATOL, RTOL, Call, normalise
-from odenets.torchdiffeq.events import signs_at_start, until_event, with_gradients
+from odenets.torchdiffeq.events import check_event_function, signs_at_start, until_event, with_gradients
 from odenets.torchdiffeq.pieces import AdjointOf, pieces, states
 from odenets.torchdiffeq.schemes import resolve
 from odenets.torchdiffeq.scipy_solver import Scipy
@@ -116,6 +116,7 @@ def odeint_adjoint(
     adjoint: AdjointOf = lambda piece: Exact()  # noqa: E731
     if asked or watch is not None:
         scheme = backward_scheme(call, params, adjoint_method, adjoint_rtol, adjoint_atol, adjoint_options)
+        call = with_jumps(call, scheme)
         adjoint = lambda piece: backsolve(call, scheme, watch, piece)  # noqa: E731
     answer, once = _answer(call, event_fn, adjoint), not isinstance(call.scheme, Scipy | Own)
     wanting = [p for p in params if p.requires_grad]
@@ -158,7 +159,11 @@ def odeint_event(
         SolveError, TypeError, ValueError: As `odeint`.
     """
     if not (isinstance(t0, Tensor) and t0.numel() == 1):
-        raise TypeError(f"`t0` must be a tensor with one element, got {t0!r}: write torch.tensor({t0!r})")
+        of = (
+            f"{t0.numel()} elements: write `t0[0]`" if isinstance(t0, Tensor) else f"{t0!r}: write torch.tensor({t0!r})"
+        )
+        raise TypeError(f"`t0` must be a tensor with one element, got {of}")
+    check_event_function(event_fn)
     start = t0.reshape(1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     event_t, states = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
@@ -207,11 +212,19 @@ def odeint_dense(
         raise ValueError(f"`method` of `odeint_dense` must be a Runge–Kutta method, got {method!r}")
     solutions = [solution for solution, _ in pieces(call, call.t, lambda piece: Direct(), dense=True)]
     edges = [float(solution.ts[0]) for solution in solutions[1:]]
+    low, high = float(call.t[0]), float(call.t[-1])
+    slack = 1e-9 * (high - low)
 
     def at(t: Any) -> Tensor:
         """The state at t (any shape) between the ends: (*t.shape, *y0.shape)."""
         given = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
         times = call.sign * given.reshape(-1)
+        for time in times.detach().tolist():
+            if not low - slack <= time <= high + slack:
+                ends = sorted((call.sign * low, call.sign * high))
+                raise ValueError(f"`t` must lie in the solved interval {ends}, got {call.sign * time!r}")
+        if not len(times):
+            return call.y0.new_empty((*given.shape, *call.y0.shape))
         found = [solutions[bisect.bisect_right(edges, s.item())](s) for s in times.unbind()]
         return torch.stack(found).reshape((*given.shape, *call.y0.shape))
 
