@@ -4,12 +4,11 @@ Use it where several things are run with the same seeds: the luck that a seed br
 so that a paired difference settles more than two means with their deviations.
 """
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from odenets.experiments.driver import Row, groups, interval
+from odenets.experiments.driver import Row, groups, interval, spread
 from odenets.experiments.result import Table
 
 UNSETTLED = "not settled"
@@ -108,5 +107,5 @@ class Comparison:
 
 def estimate(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and 95 % confidence interval, which one value alone does not have."""
-    low, high = interval(values)
-    return {"mean": statistics.fmean(values), "low": low, "high": high}
+    (low, high), found = interval(values), spread(values)
+    return {"mean": None if found is None else found["mean"], "low": low, "high": high}

@@ -19,7 +19,7 @@ from torch import nn
 
 from odenets.experiments.result import Cell, Table
 from odenets.extra import experiments_extra
-from odenets.files import check_writable, write_atomically
+from odenets.files import check_writable, remove_leftovers, write_atomically
 from odenets.progress import no_progress, progress_bar
 from odenets.train import History
 
@@ -39,6 +39,7 @@ def collect(pieces: Mapping[str, Callable[[], Row]], folder: Path, *, progress: 
     """
     kept = folder / "pieces"
     check_writable(kept)
+    remove_leftovers(kept)
     bar = progress_bar if progress else no_progress
     return [_row(kept / f"{name}.json", work) for name, work in bar(list(pieces.items()), label)]
 
@@ -132,10 +133,10 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     """Mean, standard deviation (of more than one), median, lowest and highest; None of nothing."""
     if not values:
         return None
-    several = len(values) > 1 and all(map(math.isfinite, values))
+    finite = all(map(math.isfinite, values))  # `statistics` refuses others, and a training may diverge
     return {
-        "mean": statistics.fmean(values),
-        "sd": statistics.stdev(values) if several else math.nan,
+        "mean": statistics.fmean(values) if finite else sum(values) / len(values),
+        "sd": statistics.stdev(values) if finite and len(values) > 1 else math.nan,
         "median": statistics.median(values),
         "low": min(values),
         "high": max(values),
@@ -183,15 +184,19 @@ def means_table(
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """The confidence interval of a mean by Student's t; (None, None) from fewer than two values."""
-    if len(values) < 2:
+    """The confidence interval of a mean by Student's t; (None, None) from fewer than two values.
+
+    (NaN, NaN) where one of them is not finite.
+    """
+    found = spread(values)
+    if found is None or len(values) < 2:
         return None, None
     with experiments_extra("a confidence interval"):
         from scipy.special import stdtrit  # noqa: PLC0415 — slow to import
 
-    half = statistics.stdev(values) / math.sqrt(len(values))
+    half = found["sd"] / math.sqrt(len(values))
     half *= float(stdtrit(len(values) - 1, (1 + confidence) / 2))
-    return statistics.fmean(values) - half, statistics.fmean(values) + half
+    return found["mean"] - half, found["mean"] + half
 
 
 # --- tables and sentences of plain rows ------------------------------------------------------------------------------

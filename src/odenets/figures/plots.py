@@ -122,14 +122,13 @@ def plane(
     figure, axes = one_panel(x_label, y_label)
     figure.set_size_inches(SINGLE[0], SINGLE[0] * 0.8)
     if arrows is not None:
-        at, by = map(as_array, arrows)
+        at, by = (_shaped(f"arrows[{i}]", part, ("m", 2)) for i, part in enumerate(arrows))
+        check_lengths("arrows[1]", by, "arrows[0]", at)
         axes.quiver(*at.T, *by.T, color=FIELD, width=0.004)
-    for path in () if paths is None else np.moveaxis(as_array(paths), 1, 0):
+    for path in () if paths is None else np.moveaxis(_shaped("paths", paths, ("T", "n", 2)), 1, 0):
         axes.plot(*path.T, color=FIELD, linewidth=0.8)
     for (name, places), look in zip(groups.items(), series_looks(list(groups)).values()):
-        x = as_array(places)
-        if x.ndim != 2 or x.shape[1] != 2:
-            raise ValueError(f"`groups` has {name!r} of shape {x.shape}, expected (n, 2)")
+        x = _shaped(f"groups[{name!r}]", places, ("n", 2))
         axes.scatter(*x.T, s=size, color=look.colour, marker=look.marker, label=name, linewidths=0)
     axes.set_aspect("equal", adjustable="datalim")
     if len(groups) > 1:  # above the axes: points may be everywhere in them
@@ -137,15 +136,26 @@ def plane(
     return figure
 
 
+def _shaped(name: str, values: Values, shape: tuple[str | int, ...]) -> np.ndarray:
+    """The values as an array of that shape, in which a letter stands for any number."""
+    numbers = as_array(values)
+    if numbers.ndim != len(shape) or any(n != want for n, want in zip(numbers.shape, shape) if isinstance(want, int)):
+        written = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+        raise ValueError(f"`{name}` has shape {numbers.shape}, expected {written}")
+    return numbers
+
+
 @rc_context(STYLE)
 def maps(values: Mapping[str, Values], extent: tuple[float, float, float, float], x_label: str, y_label: str) -> Figure:
     """Grey maps of quantities over a plane, dark where they are large, one panel each with a scale of its own.
 
     Each is (rows, columns), the first row at the bottom; `extent` is (left, right, bottom, top).
+    Raises `ValueError` for other shapes.
     """
     figure = Figure(figsize=(SINGLE[0], 0.4 + 1.6 * PANEL * len(values)), layout="constrained")
     for axes, (title, value) in zip(figure.subplots(len(values), 1, squeeze=False)[:, 0], values.items()):
-        drawn = axes.imshow(as_array(value), extent=extent, origin="lower", cmap="Greys", aspect="equal")
+        grid = _shaped(f"values[{title!r}]", value, ("rows", "columns"))
+        drawn = axes.imshow(grid, extent=extent, origin="lower", cmap="Greys", aspect="equal")
         figure.colorbar(drawn, ax=axes)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         axes.grid(False)
@@ -154,7 +164,10 @@ def maps(values: Mapping[str, Values], extent: tuple[float, float, float, float]
 
 @rc_context(STYLE)
 def graph(nodes: Mapping[str, tuple[float, float]], arrows: Sequence[tuple[str, str]]) -> Figure:
-    """Named boxes at places and arrows between them. Raises `KeyError` for an arrow of no box."""
+    """Named boxes at places and arrows between them. Raises `ValueError` for an arrow of no box."""
+    lost = sorted({name for arrow in arrows for name in arrow} - set(nodes))
+    if lost:
+        raise ValueError(f"`arrows` names {lost}, but `nodes` has {list(nodes)}: give each a place in `nodes`")
     wide, high = (max(place[i] for place in nodes.values()) - min(place[i] for place in nodes.values()) for i in (0, 1))
     figure = Figure(figsize=(SINGLE[0], SINGLE[0] * (high + 0.8) / (wide + 0.8)), layout="constrained")
     axes = figure.subplots()
@@ -175,15 +188,25 @@ def _draw_lines(
 ) -> None:
     reference = Look(INK, (0, (6, 2)), "")
     for name, line in lines.items():
-        x, y = as_array(line.x), as_array(line.y).astype(float)
-        check_lengths("y", y, "x", x)
+        x, y, *band = _numbers(name, line)
+        # Matplotlib would draw what is not above zero at the lower edge, as if it were a number. A band may end there.
+        x, y = (np.where(v > 0, v, np.nan) if axis in log else v for axis, v in (("x", x), ("y", y)))
         look = reference if name == level else looks[name]
         thin = {"linewidth": 1.0} if name == level else {}
         if marked and name != level:
             axes.plot(x, y, color=look.colour, linestyle=look.dash, marker=look.marker, markersize=5, label=name)
         else:
             draw_line(axes, x, y, look, label=name, **thin)
-        if line.low is not None and line.high is not None:
-            axes.fill_between(x, as_array(line.low), as_array(line.high), color=look.colour, **BAND)
+        if band:
+            axes.fill_between(x, band[0], band[1], color=look.colour, **BAND)
     for which in log:
         make_logarithmic(axes, which)  # type: ignore[arg-type]
+
+
+def _numbers(name: str, line: Line) -> list[np.ndarray]:
+    """The numbers of `x` and `y`, and of `low` and `high` where the line has both: (n,) each."""
+    keys = ("x", "y") if line.low is None or line.high is None else line._fields
+    numbers = [_shaped(f"lines[{name!r}].{key}", getattr(line, key), ("n",)).astype(float) for key in keys]
+    for key, part in zip(keys, numbers):
+        check_lengths(f"lines[{name!r}].{key}", part, "x", numbers[0])
+    return numbers
