@@ -7,7 +7,7 @@ from typing import Any
 from odenets.extra import experiments_extra
 
 with experiments_extra("`odenets.experiments`"):
-    from odenets.experiments import cubic, density, descent, ecg
+    from odenets.experiments import cubic, density, descent, ecg, robustness
     from odenets.experiments.result import Result
 
 
@@ -55,6 +55,14 @@ EXPERIMENTS = {
             ecg.run,
             ecg.SMALL,
             may_change=("epochs", "checkpoint_every", "data_dir"),
+        ),
+        Experiment(
+            "robustness",
+            "A convolutional ODE-Net and a CNN of equal size under noise and attacks (section 6, its source 10).",
+            robustness.Config,
+            robustness.run,
+            robustness.SMALL,
+            may_change=("data_dir",),
         ),
     )
 }
