@@ -495,6 +495,17 @@ def test_all_calls_synthetic_data_so_where_they_are(tmp_path, registered):
     )
 
 
+@pytest.mark.slow
+def test_all_of_the_experiments(tmp_path):
+    result = call("run", "all", "--quiet", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert f"{len(EXPERIMENTS)} of {len(EXPERIMENTS)} experiments ran" in result.stdout
+    summary = json.loads((tmp_path / "summary.json").read_text())["summary"]
+    for name in EXPERIMENTS:
+        assert (tmp_path / name / "report.html").exists()
+        assert json.loads((tmp_path / name / "summary.json").read_text())["summary"] == summary[name]
+
+
 # -- runs that are stopped
 
 
