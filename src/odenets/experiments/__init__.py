@@ -7,7 +7,7 @@ from typing import Any
 from odenets.extra import experiments_extra
 
 with experiments_extra("`odenets.experiments`"):
-    from odenets.experiments import cubic, density, descent, ecg, robustness
+    from odenets.experiments import cubic, density, descent, ecg, robustness, spheres
     from odenets.experiments.result import Result
 
 
@@ -63,6 +63,13 @@ EXPERIMENTS = {
             robustness.run,
             robustness.SMALL,
             may_change=("data_dir",),
+        ),
+        Experiment(
+            "spheres",
+            "What a flow cannot do: nested spheres and the line turned around; plain, augmented, ResNet.",
+            spheres.Config,
+            spheres.run,
+            spheres.SMALL,
         ),
     )
 }
