@@ -1,6 +1,6 @@
 """Densities learnt by continuous normalising flows (reference [2] of the introduction; FFJORD).
 
-Run it:     odenets run density        (18 trainings of a minute or two on one free core; --resume goes on after each)
+Run it:     odenets run density        (18 trainings of a minute or two on one free core; --resume goes on)
 Expect:     a negative log-likelihood of the true density of 2.41 (moons), 3.27 (circles), 3.47 (checkerboard: log 32),
             and of one Gaussian 3.29, 3.89, 4.50. The flows lie between.
 """
@@ -26,9 +26,6 @@ from odenets.methods import METHODS
 from odenets.nn import CNF, ConcatSquashField, count_parameters
 from odenets.solution import SolveError
 from odenets.solve import solve
-
-with experiments_extra("`odenets.experiments.density`"):
-    from sklearn.mixture import GaussianMixture
 
 SMALL = {"data": "moons", "seeds": 1, "iterations": 40, "points": 400, "batch": 100, "width": 16}
 FLOWS = {"exact": "flow, exact trace", "hutchinson": "flow, Hutchinson's trace"}
@@ -108,6 +105,9 @@ def known_row(name: str, model: str, seed: int, points: int, first: bool) -> Row
 
 def mixture_row(name: str, seed: int, points: int, first: bool) -> Row:
     """The mixture of Gaussians whose number of components is best on the validation points."""
+    with experiments_extra("the experiment density"):
+        from sklearn.mixture import GaussianMixture  # noqa: PLC0415 — seconds to import
+
     train, validation, test = (x.numpy() for x in draw(name, seed, points))
     started = time.perf_counter()
     fits = [GaussianMixture(k, random_state=seed).fit(train) for k in COMPONENTS if k <= len(train) // 10]

@@ -7,9 +7,6 @@ from torch import Tensor
 
 from odenets.extra import experiments_extra
 
-with experiments_extra("`odenets.experiments.planes`"):
-    from sklearn.datasets import make_circles, make_moons
-
 DATA = {
     "moons": "Two half circles of radius 2 that interlock, with normal noise of 0.2 (make_moons of scikit-learn).",
     "circles": "Circles of radius 3 and 1.5, with normal noise of 0.24 (make_circles of scikit-learn).",
@@ -36,6 +33,9 @@ def _points(name: str, seed: int, count: int) -> Tensor:
         column = torch.randint(4, (count,), generator=generator)
         row = 2 * torch.randint(2, (count,), generator=generator) + column % 2
         return 2 * (torch.stack([column, row], 1) + x) - 4
+    with experiments_extra("the experiment density"):
+        from sklearn.datasets import make_circles, make_moons  # noqa: PLC0415 — seconds to import
+
     if name == "moons":
         x, _ = make_moons(count, noise=_NOISE[name], random_state=seed)
         return _SCALE[name] * torch.from_numpy(x) - _CENTRE

@@ -1,6 +1,6 @@
 """What a flow cannot do: nested spheres, and the line turned around (beyond the introduction: Dupont et al. 2019).
 
-Run it:     odenets run spheres        (30 trainings, the longest a minute on one free core; --resume goes on after each)
+Run it:     odenets run spheres        (30 trainings of up to a minute on one free core; --resume goes on)
 Expect:     on the line, the ODE-Net ends at an error of 0.35, which no map that keeps the order comes below, the
             augmented one and the ResNet near 0.
 """
