@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, ReplayError, Reversible
 from odenets.arguments import given_times, shown
 from odenets.captured import LostGradientError, reached_tensors, sequence_number
-from odenets.measure import difference, flat, synchronize
+from odenets.measure import difference, flat, saved_bytes, synchronize
 from odenets.solution import Solution, SolveError
 from odenets.solve import solve
 from odenets.table import aligned
@@ -280,21 +280,8 @@ def _seconds(lab: _Lab, adjoint: Adjoint) -> float:
 
 def _kept(lab: _Lab, adjoint: Adjoint) -> int:
     """Bytes of what autograd saves between the passes, each storage once; not those of inputs and weights."""
-    given = {_storage(x) for x in (*lab.y0, lab.t, *lab.tensors)}
-    saved: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        saved[_storage(x)] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        loss = lab.solve(adjoint, lab.options)[0]  # alive, so that no address is used twice
-    del loss
-    return sum(size for place, size in saved.items() if place not in given)
-
-
-def _storage(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()
+    with torch.enable_grad():
+        return saved_bytes(lambda: lab.solve(adjoint, lab.options)[0], (*lab.y0, lab.t, *lab.tensors))
 
 
 @torch.no_grad()

@@ -127,6 +127,25 @@ def left_as_it_was(layer: Layer) -> Iterator[State]:
         block.solve_options, block.stats, block.regularisation = options, stats, regularisation
 
 
+def saved_bytes(forward: Callable[[], Any], given: Iterable[Tensor]) -> int:
+    """Bytes of what autograd keeps after a forward pass, each storage once; not those of inputs and weights."""
+    known = {_storage(x) for x in given}
+    saved: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        saved[_storage(x)] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = forward()  # alive, so that no address is used twice
+    del out
+    return sum(size for place, size in saved.items() if place not in known)
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
 # Differences.
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from odenets.extra import experiments_extra
 
 with experiments_extra("`odenets.experiments`"):
-    from odenets.experiments import cubic, density, descent, ecg, robustness, spheres
+    from odenets.experiments import cubic, density, descent, ecg, memory, robustness, spheres, tolerance
     from odenets.experiments.result import Result
 
 
@@ -70,6 +70,20 @@ EXPERIMENTS = {
             spheres.Config,
             spheres.run,
             spheres.SMALL,
+        ),
+        Experiment(
+            "memory",
+            "Memory against evaluations of f for every adjoint, and states solved backward (section 6).",
+            memory.Config,
+            memory.run,
+            memory.SMALL,
+        ),
+        Experiment(
+            "tolerance",
+            "What solver, tolerance and regularisers of an ODE-Net cost and change: digits or heartbeats (section 6).",
+            tolerance.Config,
+            tolerance.run,
+            tolerance.SMALL,
         ),
     )
 }
