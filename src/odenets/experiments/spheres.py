@@ -1,8 +1,9 @@
 """What a flow cannot do: nested spheres, and the line turned around (beyond the introduction: Dupont et al. 2019).
 
 Run it:     odenets run spheres        (30 trainings of up to a minute on one free core; --resume goes on)
-Expect:     on the line, the ODE-Net ends at an error of 0.35, which no map that keeps the order comes below, the
-            augmented one and the ResNet near 0.
+Expect:     (seed 0) nested spheres: ODE-Net 0.997 right at 50 evaluations of f and rising, augmented 1.000 at 38 from
+            the seventh epoch on, ResNet 1.000. The line: the ODE-Net ends at an error of 0.3500, which no map that keeps
+            the order comes below; the augmented one at 1.5e-6, the ResNet at 4.7e-5.
 """
 
 import dataclasses
@@ -205,9 +206,13 @@ def _spheres(rows: Sequence[Row], config: Config) -> Section:
     pictures = []
     for name, shown in _shown(rows).items():
         of, label = ([0, -1], "extra dimension") if name == AUGMENTED else ([0, 1], "x₂")
-        ways = torch.tensor(shown["paths"])[:, :, of]
-        drawn = figures.plane({"ball": ways[-1, :40], "shell": ways[-1, 40:]}, "x₁", label, paths=ways)
-        words = f"Where the {name} of seed {shown['seed']} takes test points (marks), and the way there (lines)."
+        ways = torch.tensor(shown["paths"])[:, :, of].asinh()  # which bends what has gone far back into the picture
+        marks = {"ball": ways[-1, :40], "shell": ways[-1, 40:]}
+        drawn = figures.plane(marks, "asinh x₁", f"asinh {label}", paths=ways)
+        words = (
+            f"Where the {name} of seed {shown['seed']} takes test points (marks), and the way there (lines). Both axes "
+            "are bent by asinh, which is x where x is small, and log 2x where it is large."
+        )
         pictures.append(Picture(f"spheres-{name.lower().replace(' ', '-')}", name, words, drawn))
     curves = {"nfes": ("Evaluations of f", "evaluations of f"), "losses": ("Cross-entropy", "cross-entropy, nats")}
     for key, (title, label) in curves.items():

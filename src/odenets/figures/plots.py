@@ -126,7 +126,7 @@ def plane(
         check_lengths("arrows[1]", by, "arrows[0]", at)
         axes.quiver(*at.T, *by.T, color=FIELD, width=0.004)
     for path in () if paths is None else np.moveaxis(_shaped("paths", paths, ("T", "n", 2)), 1, 0):
-        axes.plot(*path.T, color=FIELD, linewidth=0.8)
+        axes.plot(*path.T, color=FIELD, linewidth=0.8, zorder=0.9)  # under the points
     for (name, places), look in zip(groups.items(), series_looks(list(groups)).values()):
         x = _shaped(f"groups[{name!r}]", places, ("n", 2))
         axes.scatter(*x.T, s=size, color=look.colour, marker=look.marker, label=name, linewidths=0)
