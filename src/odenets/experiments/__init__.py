@@ -7,7 +7,18 @@ from typing import Any
 from odenets.extra import experiments_extra
 
 with experiments_extra("`odenets.experiments`"):
-    from odenets.experiments import cubic, density, descent, ecg, memory, robustness, spheres, tolerance
+    from odenets.experiments import (
+        cubic,
+        density,
+        descent,
+        ecg,
+        memory,
+        order,
+        robustness,
+        spheres,
+        tolerance,
+        uniqueness,
+    )
     from odenets.experiments.result import Result
 
 
@@ -84,6 +95,34 @@ EXPERIMENTS = {
             tolerance.Config,
             tolerance.run,
             tolerance.SMALL,
+        ),
+        Experiment(
+            "memory",
+            "Memory against evaluations of f for every adjoint, and states solved backward (section 6).",
+            memory.Config,
+            memory.run,
+            memory.SMALL,
+        ),
+        Experiment(
+            "tolerance",
+            "What solver, tolerance and regularisers of an ODE-Net cost and change: digits or heartbeats (section 6).",
+            tolerance.Config,
+            tolerance.run,
+            tolerance.SMALL,
+        ),
+        Experiment(
+            "order",
+            "Order and work of every method, and ODE-Nets trained with each, linear multistep too (3.3 to 4.1).",
+            order.Config,
+            order.run,
+            order.SMALL,
+        ),
+        Experiment(
+            "uniqueness",
+            "Picard's iteration, Lipschitz constants, and every activation in a vector field (sections 3.2, 4.2, 6).",
+            uniqueness.Config,
+            uniqueness.run,
+            uniqueness.SMALL,
         ),
     )
 }

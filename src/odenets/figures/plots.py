@@ -36,6 +36,7 @@ with experiments_extra("`odenets.figures`"):
 
 Log = Literal["", "x", "y", "xy"]
 
+_INSIDE = 4  # lines for whose legend there is room beside them
 _MORE = (
     Look(PALETTE["target"].light, "-", "P"),
     Look(PALETTE["data"].light, (0, (3, 1, 1, 1)), "X"),
@@ -77,7 +78,10 @@ def lines(
     """
     figure, axes = one_panel(x_label, y_label)
     _draw_lines(axes, lines, series_looks([name for name in lines if name != level]), log, marked, level)
-    axes.legend()
+    if len(lines) > _INSIDE:
+        figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
+    else:
+        axes.legend()
     return figure
 
 
