@@ -2,7 +2,8 @@
 
 Run it:     odenets run density        (18 trainings of a minute or two on one free core; --resume goes on)
 Expect:     a negative log-likelihood of the true density of 2.41 (moons), 3.27 (circles), 3.47 (checkerboard: log 32),
-            and of one Gaussian 3.29, 3.89, 4.50. The flows lie between.
+            and of one Gaussian 3.29, 3.89, 4.50. Moons, seed 0, after half of the steps (--iterations 300): the flow
+            2.48 at 26 evaluations of f, the mixture of 16 Gaussians 2.43.
 """
 
 import dataclasses

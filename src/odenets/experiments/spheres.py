@@ -2,8 +2,8 @@
 
 Run it:     odenets run spheres        (30 trainings of up to a minute on one free core; --resume goes on)
 Expect:     (seed 0) nested spheres: ODE-Net 0.997 right at 50 evaluations of f and rising, augmented 1.000 at 38 from
-            the seventh epoch on, ResNet 1.000. The line: the ODE-Net ends at an error of 0.3500, which no map that keeps
-            the order comes below; the augmented one at 1.5e-6, the ResNet at 4.7e-5.
+            the seventh epoch on, ResNet 1.000. The line: the ODE-Net ends at an error of 0.3500, which no map that
+            keeps the order comes below; the augmented one at 1.5e-6, the ResNet at 4.7e-5.
 """
 
 import dataclasses
