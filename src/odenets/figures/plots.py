@@ -96,14 +96,22 @@ def line_panels(
     level: str = "",
     share_y: bool = True,
 ) -> Figure:
-    """`lines`, a panel for each title below each other; a name has one look in all of them."""
-    figure = Figure(figsize=(SINGLE[0], 0.6 + PANEL * len(panels)), layout="constrained")
+    """`lines`, a panel for each title below each other; a name has one look in all of them.
+
+    The legend stands above, once, where all panels have the same names.
+    """
+    figure = Figure(figsize=(SINGLE[0], 1.0 + PANEL * len(panels)), layout="constrained")
     rows = figure.subplots(len(panels), 1, sharex=True, sharey=share_y, squeeze=False)[:, 0]
     looks = series_looks([name for name in dict.fromkeys(n for p in panels.values() for n in p) if name != level])
     for axes, (title, content) in zip(rows, panels.items()):
         axes.set(title=title, ylabel=y_label)
         _draw_lines(axes, content, looks, log, marked, level)
-        axes.legend(fontsize="small")
+    if len({tuple(content) for content in panels.values()}) == 1:  # above all, where it hides no line
+        handles, names = rows[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper left", ncols=2, fontsize="small")
+    else:
+        for axes in rows:
+            axes.legend(fontsize="small")
     rows[-1].set_xlabel(x_label)
     return figure
 
