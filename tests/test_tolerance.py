@@ -8,8 +8,19 @@ from torch import nn
 
 from odenets.data.synthetic import make_synthetic
 from odenets.experiments import tolerance, training_cost
-from odenets.experiments.tolerance import PLAIN, Config, run
-from odenets.experiments.training_cost import RESNET, Setting, adaptive, fixed, load, network, summary_of, train_row
+from odenets.experiments.tolerance import Config, run
+from odenets.experiments.training_cost import (
+    PENALTIES,
+    PLAIN,
+    RESNET,
+    Setting,
+    adaptive,
+    fixed,
+    load,
+    network,
+    summary_of,
+    train_row,
+)
 from odenets.nn import count_parameters
 
 TINY = {**tolerance.SMALL, "samples": 96}
@@ -50,7 +61,7 @@ def test_equal_seeds_start_from_equal_weights():
 
 def test_the_loss_has_its_regularisers_in_training_alone():
     problem = load("digits", 64)
-    setting = tolerance.PENALTIES[2]
+    setting = PENALTIES[2]
     model = network(problem, setting, 0)
     x, y = problem.train
     out = model(x)
@@ -131,3 +142,13 @@ def test_heartbeats(monkeypatch):
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         Config(**options)
+
+
+def test_a_run_whose_trainings_all_fail_says_so(tmp_path, monkeypatch):
+    def fails(data, samples, epochs, setting, seed):
+        row = {"setting": setting.name, "seed": seed, "chosen": None, "tuning": 0.0}
+        return {**row, "failure": "NonFiniteLoss: the loss is NaN"}
+
+    monkeypatch.setattr(tolerance, "train_row", fails)
+    result = run(Config(**TINY), tmp_path, progress=False)
+    assert "13 of 13 trainings failed" in result.lead
