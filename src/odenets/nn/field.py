@@ -27,8 +27,9 @@ def activation(name: str) -> nn.Module:
     """The activation of that name, a new module.
 
     In a vector field, a Lipschitz continuous activation gives existence and uniqueness (Picard–Lindelöf): every one
-    here is. A smooth one (tanh, sigmoid, softplus, silu, gelu, elu) also keeps the order of the solver; across a kink
-    (relu, leaky_relu) an adaptive solver takes smaller steps.
+    here is. A smooth one (tanh, sigmoid, softplus, silu, gelu) also keeps the order of the solver. A kink (relu,
+    leaky_relu) leaves no more than the second order, a kink of the slope (elu) the third, and an adaptive solver takes
+    smaller steps there (`odenets run uniqueness`).
 
     Raises:
         ValueError: If there is no activation of that name.
