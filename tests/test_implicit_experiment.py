@@ -127,10 +127,10 @@ def test_lost_trainings_are_counted():
     lost = [{"seed": 3, "network": EQUILIBRIUM, "lost": 1.0, "lost_in": 4, "lost_at": 0.9, "failed": "…"}]
     twin = rows([0.9] * 4, "twin")
     assert implicit._equilibrium(lost, twin, "x") == (
-        "A deep equilibrium network with x loses its equilibrium in 1 of 1 trainings, first in epoch 4."
+        "A deep equilibrium network with x is lost in 1 of 1 trainings, first in epoch 4, since nothing is found."
     )
     said = implicit._equilibrium([*rows([0.8, 0.9], EQUILIBRIUM), *lost], twin, "x")
-    assert "in 1 of 3 trainings, first in epoch 4, and otherwise is right for 85.0%" in said
+    assert "in 1 of 3 trainings, first in epoch 4, since nothing is found, and otherwise is right for 85.0%" in said
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def _all_digits() -> tuple[Tensor, Tensor]:
 
 
 def trained(name: str, layers: int, plan: Plan, seed: int) -> Row:
-    """One network after training; where the equilibrium is lost, what the layer said, and what it was before."""
+    """One network after training; where no equilibrium is found, what the layer said, and what it was before."""
     images, labels, test, truth = digits(seed)
     torch.manual_seed(seed)
     net = Network(plan, layers, bounded=name == BOUNDED)

@@ -1,7 +1,11 @@
 """Implicit layers (section 2.7): against closed forms, and a deep equilibrium network beside its explicit twin.
 
-Run it:     odenets run implicit        (minutes on one core)
-Expect:
+Run it:     odenets run implicit        (a minute and a half on one core)
+Expect:     In float64 within 3e-11 of the closed forms, slopes within 1e-12; Anderson's method runs away for
+            y + y³ = x, which is no contraction. On digits, an equilibrium whose weights are free is found no more after
+            two or three epochs, with each of five seeds; one with ‖W‖ ≤ 0.9 is right for 96.3 ± 1.2 %, as are logistic
+            regression (96.4 %) and the explicit twins of up to 8 layers (the best 96.3 %), at 18 times the cost of
+            the best. It keeps 132 KB with 4 iterations and with 18, the twin 72 KB with 1 layer, 1,332 KB with 64.
 """
 
 import dataclasses
@@ -182,7 +186,7 @@ def _equilibrium(mine: Sequence[Row], twin: Sequence[Row], how: str) -> str:
     text = f"A deep equilibrium network with {how} "
     if lost:
         epochs = sorted(row["lost_in"] for row in lost)
-        text += f"loses its equilibrium in {len(lost)} of {len(mine)} trainings, first in epoch {epochs[0]}"
+        text += f"is lost in {len(lost)} of {len(mine)} trainings, first in epoch {epochs[0]}, since nothing is found"
     if not kept:
         return f"{text}."
     pairs = {row["seed"]: row["accuracy"] for row in twin}
@@ -257,7 +261,8 @@ def _digits(rows: Sequence[Row]) -> Section:
     text = (
         "z = tanh(W z + U x + b) between two linear layers: solved for z, or repeated from zero, with the same weights "
         "in every layer, so that all have the same parameters. With ‖W‖ ≤ 0.9 the layer is a contraction, which has "
-        f"one equilibrium; with free weights nothing keeps it. Adam, rate 0.003. “With {LONG} layers” is the same "
+        "one equilibrium, and repeating it leads there; with free weights there still is one (Brouwer), but it may "
+        f"be one of several, and unstable. Adam, rate 0.003. “With {LONG} layers” is the same "
         f"trained network with its layer repeated {LONG} times: for an equilibrium the same function, if that "
         "converges; for the twins another one."
     )
