@@ -124,7 +124,7 @@ def test_heartbeats(monkeypatch):
     monkeypatch.setattr("odenets.data.ecg.make_synthetic", partial(make_synthetic, 1200))
     real = training_cost.load_ecg
     monkeypatch.setattr(training_cost, "load_ecg", lambda data, *rest, **options: real("synthetic", *rest, **options))
-    problem = load("ecg", 64)
+    problem = load.__wrapped__("ecg", 64)
     assert problem.synthetic
     assert problem.train[0].shape == (64, 187)
     assert problem.test[1].dtype == torch.int64

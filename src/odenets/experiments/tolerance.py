@@ -3,11 +3,11 @@
 Run it:     odenets run tolerance                      (digits: 15 to 20 minutes on one core, in pieces under a minute)
             odenets run tolerance --data ecg           (heartbeats, with the records in ODENETS_DATA: over an hour)
 Expect:     on digits test errors of 3 to 7 % with every solver, 4.0 to 4.5 % for the ResNet, which trains several times
-            faster. Solved to 1e-6 after training, tsit5 at every tolerance and bosh3 from 1e-3 on change their test loss
-            by 0.2 % at most; Euler's method in one step by 320 % and in eight by 10 to 15 %, rk4 in one step, which is
-            what tune chooses before the training, by 5 to 10 %. Evaluations of tsit5 at 1e-5 grow from 25 to 38. With
-            the kinetic energy 14 in place of 20 suffice at 1e-3, at a lower test loss (0.12 to 0.14 for 0.15 to 0.16)
-            and twice to four times the time.
+            faster. Solved to 1e-6 after training, tsit5 at every tolerance and bosh3 from 1e-3 on change their test
+            loss by 0.2 % at most; Euler's method in one step by 320 % and in eight by 10 to 15 %, rk4 in one step,
+            which is what tune chooses before the training, by 5 to 10 %. Evaluations of tsit5 at 1e-5 grow from 25 to
+            38. With the kinetic energy 14 in place of 20 suffice at 1e-3, at a lower test loss (0.12 to 0.14 for 0.15
+            to 0.16) and more time.
 """
 
 import dataclasses
