@@ -10,6 +10,7 @@ from torch import nn
 
 from implicit_equations import FIXED_POINT, METHOD, Equilibrium, cubic, inputs
 from odenets.nn import ImplicitError, ImplicitLayer
+from problems import assert_nothing_is_left
 
 
 def test_it_says_how_far_it_got():
@@ -125,3 +126,15 @@ def test_what_cannot_be_solved(g, x, y0, kind, message):
         ImplicitLayer(g)(x, y0)
     with pytest.raises(ValueError, match=re.escape("`y0` must have the shape (batch, *(3,)), got (2, 2)")):
         ImplicitLayer(cubic, shape=(3,))(torch.ones(2, 3), torch.ones(2, 2))
+
+
+# --- and what it leaves behind
+
+
+@METHOD
+@pytest.mark.parametrize("width", [4, 40])
+def test_nothing_is_left_of_a_pass(method, width):
+    g = Equilibrium(width)
+    layer, x = ImplicitLayer(g, method=method), inputs(3, width, requires_grad=True)
+    assert_nothing_is_left(lambda: torch.autograd.grad(layer(x).sum(), (x, *g.parameters())), 10)
+    assert_nothing_is_left(lambda: layer(x), 10)
