@@ -1,7 +1,13 @@
 """Vanishing and exploding gradients by depth (sections 2.5 and 2.6): plain network, ResNet, ODE-Net.
 
-Run it:     odenets run depth        (minutes on one core)
-Expect:
+Run it:     odenets run depth        (five minutes on one core)
+Expect:     With 128 layers and PyTorch's weights the gradient before the first layer is 4e-110 (sigmoid), 6e-33 (tanh)
+            and 1e-51 (ReLU) times that after the last in plain networks, 1, 79 and 9e11 times in ResNets, 1.0 to 1.2
+            times in an ODE-Net up to T = 1, but 4, 200 and 4e4 times up to T = 32. The adjoint of the ODE grows up to
+            1e25-fold (ReLU, large weights, T = 32), within its bounds in all of 1,008 cases. After 100 steps with 128
+            layers plain networks are right for 8 to 10 % (chance), ResNets for 90 to 92 % but for ReLU, where all end
+            in no number, the ODE-Net up to T = 1 for 96 % in every setting, up to T = 32 for 8 to 93 %, a third of
+            the trainings in no number.
 """
 
 import dataclasses
