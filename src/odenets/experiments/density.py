@@ -57,7 +57,7 @@ class Config:
     atol: float = option(1e-3, "Absolute tolerance in training.")
     dt: float | None = option(None, "Fixed step, in place of the tolerances.")
     adjoint: str = option("direct", "How the solve is differentiated.", tuple(ADJOINTS))
-    compile: bool = option(False, "Compile the solves: minutes once, then iterations several times as fast.")
+    compile: bool = option(False, "Compile the solves: a quarter of an hour and more, once; not measured.")
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -1,6 +1,6 @@
 """What an ODE-Net's solver costs and changes (section 6, "Slower training time" and "More hyperparameters").
 
-Run it:     odenets run tolerance                      (digits: about 8 minutes on one core, in pieces under a minute)
+Run it:     odenets run tolerance                      (digits: about 8 minutes on one core)
             odenets run tolerance --data ecg           (heartbeats, with the records in ODENETS_DATA: over an hour)
 Expect:     on digits (three seeds) test errors of 3.3 to 5.7 % with every solver, 3.8 % for the ResNet, which trains in
             less than half the time. Solved to 1e-6 after training, tsit5 at every tolerance and bosh3 from 1e-2 on

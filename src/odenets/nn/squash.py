@@ -33,7 +33,7 @@ class ConcatSquashField(nn.Module):
     """A vector field f(t, x) of layers (W x + b) · sigmoid(g t + c) + s t with tanh between them; x is (..., width).
 
     When to use: in a `CNF`. It has the derivative along given directions written out (`jvp`), which makes densities
-    several times as fast as autograd does and lets a `CNF` compile. When not: where the field needs other layers;
+    without autograd inside of f and lets a `CNF` be compiled. When not: where the field needs other layers;
     any module will do, and `MLPField` has fewer parameters.
 
     Args:
