@@ -73,7 +73,7 @@ def slow_but(*kept):
     return [case if case[0] in kept else pytest.param(*case, marks=pytest.mark.slow) for case in METHODS_TRIED]
 
 
-@pytest.mark.parametrize(("method", "dtype", "rounding", "options"), slow_but("dopri5"))
+@pytest.mark.parametrize(("method", "dtype", "rounding", "options"), slow_but("heun"))
 def test_same_steps_states_and_gradients_as_eager(method, dtype, rounding, options):
     """The end alone is wanted, as in an ODE layer."""
     assert_same(Net(dtype=dtype), torch.randn(4, 3, dtype=dtype), TIMES[[0, 3]], rounding, method=method, **options)
@@ -287,6 +287,7 @@ def test_the_tracer_finds_the_tensor(route, leaf, monkeypatch):
     assert found[0] is weight
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_numbers_written_into_the_field():
     """Constants, which PyTorch's compiler does not take inside a loop."""

@@ -71,7 +71,8 @@ def test_f_may_return_memory_of_its_own_and_change_y(way, mode):
     y0 = torch.tensor([1.0, 0.0], dtype=D)
     f = getattr(Buffers(), way)
     with mode():
-        for name, method in METHODS.items():
+        for name in METHODS if mode is torch.no_grad else ("euler", "dopri5", "bosh3", "trbdf2", "radauIIA3"):
+            method = METHODS[name]
             controller = None if method.adaptive else Fixed(steps=20)
             ys = solve(f, y0, [0.0, 0.55, 1.0], method=name, controller=controller).ys
             expected = solve(oscillator, y0, [0.0, 0.55, 1.0], method=name, controller=controller).ys

@@ -49,25 +49,25 @@ def load_images(data: str = "digits", data_dir: str | Path | None = None, seed: 
         with experiments_extra("the digits of scikit-learn"):
             from sklearn.datasets import load_digits  # noqa: PLC0415 — seconds to import
 
-        bunch = load_digits()
-        x, y = torch.tensor(bunch.images, dtype=torch.float32) / 16, torch.tensor(bunch.target)
-        return _divided(x[:, None], y, seed, "Digits of scikit-learn, 8 × 8.")
+        pixels, classes = load_digits(return_X_y=True)
+        x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+        return _divided(x, torch.tensor(classes), seed, "Digits of scikit-learn, 8 × 8.")
     folder = _folder(data_dir)
     x, y = _read(folder, "test")
     if not any((folder / f"{_PARTS['train']}-images-idx3-ubyte{end}").exists() for end in ("", ".gz")):
         return _divided(x, y, seed, "MNIST, 28 × 28: the 10,000 test pictures, divided.")
     more, classes = _read(folder, "train")
     order = torch.randperm(len(more), generator=torch.Generator().manual_seed(seed))
-    validation, train = order.split([len(order) // 10, len(order) - len(order) // 10])
-    parts = ((more[part], classes[part]) for part in (train, validation))
-    return Images(*parts, (x, y), "MNIST, 28 × 28, with its own test set.")
+    last, first = order.split([len(order) // 10, len(order) - len(order) // 10])
+    train, validation = (more[first], classes[first]), (more[last], classes[last])
+    return Images(train, validation, (x, y), "MNIST, 28 × 28, with its own test set.")
 
 
 def _divided(x: Tensor, y: Tensor, seed: int, source: str) -> Images:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     tenth = len(x) // 10
-    train, validation, test = order.split([len(x) - 2 * tenth, tenth, tenth])
-    return Images(*((x[part], y[part]) for part in (train, validation, test)), source)
+    train, validation, test = ((x[part], y[part]) for part in order.split([len(x) - 2 * tenth, tenth, tenth]))
+    return Images(train, validation, test, source)
 
 
 def _folder(data_dir: str | Path | None) -> Path:

@@ -26,7 +26,7 @@ from odenets.experiments.option import check_at_least, check_choices, option
 from odenets.experiments.result import Picture, Result, Section
 from odenets.nn import ODEBlock, count_parameters
 
-SMALL = {"seeds": 1, "epochs": 4, "pictures": 600, "width": 8, "lr": 0.02, "attacked": 20, "probes": 2}
+SMALL = {"seeds": 1, "epochs": 2, "pictures": 400, "width": 6, "lr": 0.02, "attacked": 8, "probes": 1}
 CNN, ODENET, STEADY, CONSTANT = "CNN", "ODE-Net", "ODE-Net, steady", "the most frequent class"
 TRAININGS = {"clean": "clean pictures", "noisy": "half of them noisy"}
 # Published, MNIST with half of the training pictures noisy: FGSM at .3 and .5 (TisODE's repository, means of 3 runs).
