@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import itertools
 import types
 
@@ -17,6 +18,11 @@ EULER = {"method": "euler", "controller": Fixed(steps=2)}  # the smallest loop
 
 @pytest.fixture(autouse=True)
 def _nothing_said_yet():
+    forget()
+
+
+def forget():
+    """What is known of fields is forgotten, so that another shape is no third program of the one before."""
     compiled._regions.clear()
     compiled._made.clear()
     compiled._failed.clear()
@@ -47,7 +53,7 @@ def programs(monkeypatch):
 def lowered(monkeypatch):
     """The same, but all of the compiler runs except for its C++ compiler: it may assume sizes too."""
     made = []
-    lowering = torch._inductor.graph.GraphLowering
+    lowering = importlib.import_module("torch._inductor.graph").GraphLowering
 
     def module(*_):
         made.append(1)
@@ -182,6 +188,7 @@ def test_made_once_by_the_whole_compiler(dtype, grad, layout, times, lowered):
     sizes = (1, 2, 5)
     shapes = [(), *itertools.chain(*(itertools.product((1, 2, 5), *[sizes] * n) for n in range(3))), (2, 1, 5, 5)]
     for shape in shapes:
+        forget()
         make = layer_of(shape, dtype)
         states = batches(shape, dtype=dtype, grad=grad, layout=layout if shape else "contiguous")
         with torch.set_grad_enabled(grad):
