@@ -1,5 +1,6 @@
 """Pictures of digits: the small ones that come with scikit-learn, and MNIST from files at hand."""
 
+import functools
 import gzip
 import os
 from dataclasses import dataclass
@@ -12,11 +13,21 @@ from odenets.arguments import shown
 from odenets.data.errors import DataError
 from odenets.extra import experiments_extra
 
-__all__ = ["IMAGES", "Images", "load_images"]
+__all__ = ["IMAGES", "Images", "load_images", "small_digits"]
 
 IMAGES = ("digits", "mnist")
 _PARTS = {"train": "train", "test": "t10k"}  # as MNIST's files are named
 _TYPES = {"images": (0x803, 3), "labels": (0x801, 1)}  # the magic number of the format, and the axes
+
+
+@functools.cache
+def small_digits() -> tuple[Tensor, Tensor]:
+    """The digits of scikit-learn: pixels from 0 to 16, (1797, 64), and classes, (1797,)."""
+    with experiments_extra("the digits of scikit-learn"):
+        from sklearn.datasets import load_digits  # noqa: PLC0415 — seconds to import
+
+    pixels, classes = load_digits(return_X_y=True)
+    return torch.tensor(pixels, dtype=torch.float32), torch.tensor(classes)
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,8 @@ def load_images(data: str = "digits", data_dir: str | Path | None = None, seed: 
     if data not in IMAGES:
         raise ValueError(f"`data` must be one of {', '.join(IMAGES)}; got {shown(data)}")
     if data == "digits":
-        with experiments_extra("the digits of scikit-learn"):
-            from sklearn.datasets import load_digits  # noqa: PLC0415 — seconds to import
-
-        pixels, classes = load_digits(return_X_y=True)
-        x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
-        return _divided(x, torch.tensor(classes), seed, "Digits of scikit-learn, 8 × 8.")
+        pixels, classes = small_digits()
+        return _divided(pixels.reshape(-1, 1, 8, 8) / 16, classes, seed, "Digits of scikit-learn, 8 × 8.")
     folder = _folder(data_dir)
     x, y = _read(folder, "test")
     if not any((folder / f"{_PARTS['train']}-images-idx3-ubyte{end}").exists() for end in ("", ".gz")):

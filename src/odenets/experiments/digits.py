@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from odenets import torchdiffeq
 from odenets.adjoint import Direct
 from odenets.controller import Fixed
+from odenets.data.images import small_digits
 from odenets.experiments.convergence import ADAMS
 from odenets.experiments.driver import Row
-from odenets.extra import experiments_extra
 from odenets.nn.field import MLPField
 from odenets.solve import solve
 
@@ -37,13 +37,9 @@ class Task(NamedTuple):
 @functools.cache
 def digits(seed: int) -> Task:
     """1,297 digits to train with and 500 to test with, divided by that seed."""
-    with experiments_extra("an experiment on digits"):
-        from sklearn.datasets import load_digits  # noqa: PLC0415 — seconds to import
-
-    data: Any = load_digits()
-    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(seed))
-    x = torch.tensor(data.data, dtype=torch.float32)[order] / 8 - 1
-    y = torch.tensor(data.target)[order]
+    pixels, classes = small_digits()
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
+    x, y = pixels[order] / 8 - 1, classes[order]
     return Task(x[500:], y[500:], x[:500], y[:500])
 
 

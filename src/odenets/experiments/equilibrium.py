@@ -4,13 +4,13 @@ The network is z = tanh(W z + U x + b) between two linear layers, with z solved 
 source is Bai, Kolter and Koltun, "Deep equilibrium models", NeurIPS 2019.
 """
 
-import functools
 import time
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from odenets.data.images import small_digits
 from odenets.experiments.driver import Row
 from odenets.extra import experiments_extra
 from odenets.nn.implicit import ImplicitLayer, ImplicitStats
@@ -80,19 +80,11 @@ class Network(nn.Module):
 
 def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (n, 64) between −1 and 1 and labels (n,), for training and for the test."""
-    images, labels = _all_digits()
+    pixels, labels = small_digits()
+    images = pixels / 8 - 1
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     rest = len(labels) // 4
     return images[order[rest:]], labels[order[rest:]], images[order[:rest]], labels[order[:rest]]
-
-
-@functools.cache
-def _all_digits() -> tuple[Tensor, Tensor]:
-    with experiments_extra("the digits"):
-        from sklearn.datasets import load_digits  # noqa: PLC0415 — seconds to import
-
-    x, y = load_digits(return_X_y=True)
-    return torch.tensor(x, dtype=torch.float32) / 8 - 1, torch.tensor(y)
 
 
 def trained(name: str, layers: int, plan: Plan, seed: int) -> Row:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, Reversible
 from odenets.controller import Fixed
+from odenets.data.images import small_digits
 from odenets.experiments.driver import Row
 from odenets.measure import difference, flat, saved_bytes
 from odenets.nn import MLPField, ODEBlock, ODENet
@@ -142,11 +143,9 @@ def starts() -> Tensor:
 
 def trained_field(epochs: int) -> tuple[Any, Tensor]:
     """The field of an ODE-Net trained on digits, and the states that 64 of them start from; both in float64."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415 — slow to import
-
     torch.manual_seed(0)
-    pixels, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(labels)
+    pixels, y = small_digits()
+    x = pixels / 16
     model = ODENet(nn.Linear(64, 16), MLPField(16, (32,)), nn.Linear(16, 10), rtol=1e-3, adjoint=Direct())
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(epochs):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from odenets.adjoint import Checkpointed
 from odenets.controller import Fixed
 from odenets.data.ecg import load_ecg
+from odenets.data.images import small_digits
 from odenets.diagnose import diagnose
 from odenets.experiments.driver import Quantity, Row, means
 from odenets.measure import method_text, steps_text
@@ -85,10 +86,8 @@ class Problem:
 def load(data: str, samples: int) -> Problem:
     """The digits of scikit-learn, or heartbeats; at most so many for training and half as many for test."""
     if data == "digits":
-        from sklearn.datasets import load_digits  # noqa: PLC0415 — slow to import
-
-        pixels, labels = load_digits(return_X_y=True)
-        x, y = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(labels, dtype=torch.int64)
+        pixels, y = small_digits()
+        x = pixels / 16
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
         x, y, cut = x[order], y[order], len(x) * 2 // 3
         train, test = (x[:cut], y[:cut]), (x[cut:], y[cut:])
