@@ -54,6 +54,10 @@ bench: .venv/bench  ## every peer on every work, scaling, memory, then the table
 test-slow: .venv/ready  ## the long tests: everything compiled; the real records too where ODENETS_DATA names them
 	$(BIN)/python -m pytest -m slow
 
+.PHONY: test-cuda
+test-cuda: .venv/ready  ## the tests on a GPU; needs a torch built for CUDA
+	$(BIN)/python -m pytest -m cuda
+
 TORCH ?= 2.14.1
 OTHER := .venv-torch-$(TORCH)
 # Without the counts of operations and the compiled engine, which are those of the pinned torch.

@@ -6,6 +6,7 @@ It needs the extra `bench`. Results go to results/bench.json, bench-scaling.json
 """
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,6 +74,16 @@ def add_first_steps(name: str, result: dict[str, Any]) -> None:
             with tempfile.TemporaryDirectory() as cache:
                 for kind in ("cold", "warm"):
                     row[f"first_{kind}"] = in_fresh_process(first_step, name, row["contestant"], Path(cache))
+
+
+@app.command()
+def gpu(rounds: Rounds = 15, only: Annotated[list[str] | None, typer.Option()] = None) -> None:
+    """Time the works on a CUDA GPU; the machine's processor may use all of its cores."""
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # else JAX takes three quarters of the GPU's memory
+    works = {name: in_fresh_process(contest, name, rounds, "cuda") for name in only or WORKS}
+    for name, result in works.items():
+        show(name, result)
+    write(RESULTS / "bench-gpu.json", {"method": METHOD, "works": works})
 
 
 @app.command()

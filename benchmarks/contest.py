@@ -13,7 +13,7 @@ import contestants_jax as on_jax
 import contestants_torch as on_torch
 from contestants_torch import Evaluations, Plain
 from measure import all_versions, interleaved
-from works import Work, make
+from works import Work, make, moved
 
 Contestant = on_torch.Step | on_jax.Step | Plain
 NETWORKS = ("ResNet twin", "ResNet twin, compiled")  # no solve: no counts, no error
@@ -21,19 +21,22 @@ NETWORKS = ("ResNet twin", "ResNet twin, compiled")  # no solve: no counts, no e
 STAGES = 6  # new evaluations of f in a step of dopri5
 
 
-def contestants(work: Work) -> dict[str, Contestant]:
+def contestants(name: str, device: str = "cpu") -> dict[str, Contestant]:
+    """JAX takes the device that it finds, from data on the CPU."""
+    given = make(name)
+    work = moved(given, device)
     if work.loss is None:
-        return {**on_torch.forward(work), **on_jax.forward(work)}
-    steps: dict[str, Contestant] = {**on_torch.training(work), **on_jax.training(work)}
+        return {**on_torch.forward(work), **on_jax.forward(given)}
+    steps: dict[str, Contestant] = {**on_torch.training(work), **on_jax.training(given)}
     if work.resnet is not None:
         steps |= {name: Plain(work, work.resnet, compiles="compiled" in name) for name in NETWORKS}
     return steps
 
 
-def contest(name: str, rounds: int) -> dict[str, Any]:
+def contest(name: str, rounds: int, device: str = "cpu") -> dict[str, Any]:
     """The result of one work."""
-    work = make(name)
-    steps, left_out = usable(contestants(work))
+    work = moved(make(name), device)
+    steps, left_out = usable(contestants(name, device))
     pieces: dict[str, Callable[[], None]] = {"f": Evaluations(work, STAGES, backward=False)}
     if work.loss is not None:
         pieces["f and backward"] = Evaluations(work, STAGES, backward=True)
@@ -70,7 +73,7 @@ def usable(steps: dict[str, Contestant]) -> tuple[dict[str, Contestant], list[di
 def first_call(step: Contestant) -> float:
     """Seconds of the first call; a compiled contestant that falls back to eager mode fails."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*runs eagerly")
+        warnings.filterwarnings("error", message=".*runs? eagerly")
         started = time.perf_counter()
         step()
         return time.perf_counter() - started
@@ -108,4 +111,4 @@ def first_step(name: str, contestant: str, cache: Path) -> float:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
     jax.config.update("jax_compilation_cache_dir", str(cache / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    return first_call(contestants(make(name))[contestant])
+    return first_call(contestants(name)[contestant])

@@ -43,10 +43,10 @@ class Step:
     def answer(self) -> Tensor:
         """The gradient of all parameters, or without a loss the output."""
         if self.optimizer is None:
-            return self._forward()[0].flatten().double()
+            return self._forward()[0].flatten().double().cpu()
         self.optimizer.zero_grad()
         self._loss()[0].backward()
-        return torch.cat([p.grad.flatten() for p in self.network.parameters() if p.grad is not None]).double()
+        return torch.cat([p.grad.flatten() for p in self.network.parameters() if p.grad is not None]).double().cpu()
 
     def counts(self) -> tuple[int, int]:
         """Evaluations of f, forward and backward."""
@@ -91,7 +91,7 @@ def diffeq(odeint: Callable[..., Any], **options: Any) -> Solver:
     """`torchdiffeq.odeint` or `odeint_adjoint` with these options."""
 
     def bind(work: Work, field: nn.Module) -> Solve:
-        t = torch.tensor(work.times, dtype=work.dtype)
+        t = torch.tensor(work.times, dtype=work.dtype, device=work.x.device)
         given = {"method": METHOD, "rtol": work.rtol, "atol": work.atol, **options}
         return lambda y0: (odeint(field, y0, t, **given), None)
 
@@ -111,7 +111,7 @@ def torchode_(*, compiled: bool = False) -> Solver:
         method = peer.Dopri5(term=term)
         adjoint = peer.AutoDiffAdjoint(method, controller, backprop_through_step_size_control=False)
         solve_problem = torch.compile(adjoint.solve) if compiled else adjoint.solve
-        t = torch.tensor(work.times, dtype=work.dtype).repeat(len(work.x), 1)
+        t = torch.tensor(work.times, dtype=work.dtype, device=work.x.device).repeat(len(work.x), 1)
         times = {"t_start": t[:, 0], "t_end": t[:, -1]} if work.last else {"t_eval": t}
 
         def solve(y0: Tensor) -> tuple[Tensor, Stats]:
@@ -146,7 +146,7 @@ class Evaluations:
 
     def __init__(self, work: Work, count: int, *, backward: bool) -> None:
         self.field, self.y, self.count = work.network.field, work.y0.requires_grad_(backward), count
-        self.t = torch.tensor(work.times[0], dtype=work.dtype)
+        self.t = torch.tensor(work.times[0], dtype=work.dtype, device=work.x.device)
         self.wanted = [self.y, *self.field.parameters()] if backward else []
         self.cotangent = torch.ones_like(self.y)
 

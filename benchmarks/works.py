@@ -1,8 +1,9 @@
 """The works of the benchmark: what is solved, with which network, data and tolerance, whoever solves it."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torchdiffeq
@@ -210,6 +211,13 @@ def make(name: str) -> Work:
     return WORKS[name]()
 
 
+def moved(work: Work, device: str) -> Work:
+    """The work with its network and data on that device."""
+    network = copy.deepcopy(work.network).to(device)
+    resnet = None if work.resnet is None else copy.deepcopy(work.resnet).to(device)
+    return replace(work, network=network, resnet=resnet, x=work.x.to(device), target=work.target.to(device))
+
+
 def train(work: Work, steps: int) -> Work:
     """The work, its field after some steps of Adam."""
     field = work.network.field
@@ -225,7 +233,9 @@ def train(work: Work, steps: int) -> Work:
 
 def solve_reference(f: Callable[[Tensor, Tensor], Tensor], y0: Tensor, times: Sequence[float], tol: float) -> Tensor:
     """A solve by a peer, so that no contestant of ours is its own judge."""
-    ys = torchdiffeq.odeint(f, y0, torch.tensor(times, dtype=y0.dtype), method=METHOD, rtol=tol, atol=tol)
+    ys = torchdiffeq.odeint(
+        f, y0, torch.tensor(times, dtype=y0.dtype, device=y0.device), method=METHOD, rtol=tol, atol=tol
+    )
     if not isinstance(ys, Tensor):
         raise TypeError("the state must be one tensor")
     return ys
