@@ -1,6 +1,7 @@
 """Write the tables and figures of the README and the docs from the committed JSON files of results/.
 
-Run it:  python benchmarks/tables.py            (with --check it writes nothing and fails where one is out of date)
+Run it:  python benchmarks/tables.py                      (with --check: writes nothing, fails where one is out of date)
+         python benchmarks/tables.py --take runs/descent  (first keeps that finished run in results/experiments/)
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; a figure is a file of docs/figures/.
 """
 
@@ -11,10 +12,13 @@ from pathlib import Path
 import typer
 
 from odenets.files import write_atomically
-from pages import adjoints, findings, pictures, speed
+from pages import adjoints, experiments, findings, pictures, speed
 from pages.text import ROOT
 
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "findings", "gradients")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "experiments-results", "findings", "gradients")),
+)
 FIGURES = {ROOT / "docs" / "figures" / f"{p.__name__}.svg": p for p in (pictures.speed, pictures.memory)}
 BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.S)
 TABLES: dict[str, Callable[[], str]] = {
@@ -32,6 +36,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ecg-time": findings.ecg_time,
     "ecg-fast": findings.ecg_fast,
     "cubic": findings.cubic,
+    "experiments": experiments.every_result,
     "gradient-errors": adjoints.errors,
     "gradient-evaluations": adjoints.evaluations,
     "gradient-costs": adjoints.costs,
@@ -49,8 +54,10 @@ def contents() -> dict[Path, str]:
     return {path: filled(path.read_text()) for path in PAGES} | {path: draw() for path, draw in FIGURES.items()}
 
 
-def main(check: bool = False) -> None:
+def main(check: bool = False, take: list[Path] = typer.Option([], help="Folder of a finished run.")) -> None:  # noqa: B008
     """Write the tables and the figures, or with --check say whether they are up to date."""
+    for folder in take:
+        print(f"wrote {experiments.take(folder)}")
     for path, text in contents().items():
         if not check:
             write_atomically(path, text)

@@ -23,6 +23,7 @@ from odenets.experiments.driver import (
     means,
     means_table,
     numbers_of,
+    only_kept,
     plus_minus,
     rows_table,
     seeds_of,
@@ -121,6 +122,30 @@ def test_the_row_is_what_the_file_says_also_the_first_time(tmp_path):
     expected |= {"deep": {"list": [[1.0, 1.0]]}, "exact": 0.30000000000000004}
     np.testing.assert_equal(found, expected)
     assert isinstance(found["scalar"], int)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a b", "", ".hidden", "σ", "-a", "a\nb"])
+def test_a_name_that_is_no_file_name_is_refused_before_any_work(tmp_path, name):
+    pieces = Pieces("a", name)
+    with pytest.raises(ValueError, match=r"`pieces` has the name .* write it in letters, digits"):
+        pieces(tmp_path)
+    assert pieces.done == []
+
+
+def test_names_that_are_one_file_on_some_systems_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`pieces` has the names 'net-a' and 'net-A', which may be one file"):
+        Pieces("net-a", "net-A")(tmp_path)
+
+
+def test_results_of_kept_rows_alone(tmp_path):
+    rows = Pieces("a", "b")(tmp_path)
+    again, more = Pieces("a", "b"), Pieces("a", "c", "b")
+    with only_kept():
+        assert again(tmp_path) == rows
+        with pytest.raises(LookupError, match="1 of 3 pieces are not there: c"):
+            more(tmp_path)
+    assert again.done == more.done == []
+    assert more(tmp_path)[1] == {"name": "c", "number": 1}  # afterwards as always
 
 
 def test_summary_rows_have_no_lists():
@@ -247,6 +272,13 @@ def test_a_table_of_one_seed_has_no_deviations():
     table = means_table("T", [row for row in ROWS if row["seed"] == 0], {"network": ""}, [LOSS, NFE])
     assert table.rows == (("a", "1.0", "10"), ("b", "5.0", None))
     assert table.note == "One seed."
+
+
+def test_rows_without_seeds_are_not_said_to_be_of_one():
+    rows = [{"network": "a", "loss": 1.0}, {"network": "b", "loss": 2.0, "seed": None}]
+    assert means_table("T", rows, {"network": ""}, [LOSS]).note == ""
+    assert means_table("T", rows, {"network": ""}, [LOSS], note="Exact.").note == "Exact."
+    assert [line["seeds"] for line in means(rows, ["network"], [LOSS])] == [0, 0]
 
 
 def test_a_table_with_numbers_of_others():

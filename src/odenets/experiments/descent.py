@@ -29,6 +29,7 @@ from odenets.experiments.convex import (
     descent_row,
     edge_row,
     trials,
+    valley_starts,
     valleys,
     verdicts,
 )
@@ -71,7 +72,7 @@ def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = 
         config=dataclasses.asdict(config),
         source="The data sets diabetes, digits and breast cancer that come with scikit-learn, columns standardised.",
         synthetic=False,
-        sections=(_real(of["d"], of["e"]), _statements(of["t"]), _valleys(of["v"])),
+        sections=(_real(of["d"], of["e"]), _statements(of["t"]), _valleys(of["v"], config.grid)),
         summary={"table": verdicts(of["t"]), "runs": numbers_of(rows)},
     )
 
@@ -222,24 +223,25 @@ def _statements(tried: Sequence[Row]) -> Section:
     )
 
 
-def _valleys(ends: Sequence[Row]) -> Section:
+def _valleys(ends: Sequence[Row], grid: int) -> Section:
     from odenets import figures  # noqa: PLC0415
 
     pictures = []
     for row in (ends[1], ends[-1]):
-        starts, left, there = (torch.tensor(row[key]) for key in ("starts", "goes_left", "arrives"))
+        starts, paths = valley_starts(grid), row["paths"]
+        left, there = (torch.tensor(row[key], dtype=torch.bool) for key in ("goes_left", "arrives"))
         parts = {"to the lower minimum": left, "to the other": there & ~left, "to none": ~there}
         pictures.append(
             Picture(
                 f"valleys-{row['eta']:g}".replace(".", "-"),
                 f"Which start goes where, η = {row['eta']:g}",
                 "Starts, by the minimum that gradient descent takes them to"
-                + (", and the paths of some." if row["eta"] < 0.1 else "."),
+                + (", and the paths of some." if paths else "."),
                 figures.plane(
                     {name: starts[which] for name, which in parts.items() if which.any()},
                     "x",
                     "y",
-                    paths=torch.tensor(row["paths"]) if row["eta"] < 0.1 else None,  # later ones leap everywhere
+                    paths=torch.tensor(paths) if paths else None,
                     size=7,
                 ),
             )

@@ -6,11 +6,14 @@ far it is, so a run that is stopped goes on where it was. Tables, figures and se
 A training by `odenets.train.fit` is no piece: `fit` itself keeps it in the run folder, and it becomes a `Trained`.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
+import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -28,20 +31,53 @@ Row: TypeAlias = Mapping[str, Any]
 MEAN_AND_RANGE = "mean of the seeds and, as a band, their range"  # what the figures of trainings draw of several
 
 
+_only_kept = ContextVar("only_kept", default=False)
+
+
+@contextlib.contextmanager
+def only_kept() -> Iterator[None]:
+    """Inside of it `collect` makes no row: results are made of the rows that are kept."""
+    token = _only_kept.set(True)
+    try:
+        yield
+    finally:
+        _only_kept.reset(token)
+
+
 def collect(pieces: Mapping[str, Callable[[], Row]], folder: Path, *, progress: bool, label: str) -> list[Row]:
     """The row of every piece, in order.
 
     Args:
-        pieces: A name (it becomes a file's: letters, digits, hyphens, dots) and what makes the row.
+        pieces: A name (it becomes a file's: letters, digits, underscores, hyphens, dots) and what makes the row.
         folder: The run folder; `pieces/NAME.json` in it is a row that is there already.
         progress: Whether to show a bar with the time left.
         label: What stands before the bar.
+
+    Raises:
+        ValueError: Names that cannot be those of files, or of different files where capitals do not count.
+        LookupError: Inside of `only_kept`, where a row is not there.
     """
+    _check_names(pieces)
     kept = folder / "pieces"
+    if _only_kept.get() and (missing := [name for name in pieces if not (kept / f"{name}.json").exists()]):
+        raise LookupError(f"{len(missing)} of {len(pieces)} pieces are not there: {', '.join(missing[:3])}, …")
     check_writable(kept)
     remove_leftovers(kept)
     bar = progress_bar if progress else no_progress
     return [_row(kept / f"{name}.json", work) for name, work in bar(list(pieces.items()), label)]
+
+
+def _check_names(pieces: Mapping[str, Any]) -> None:
+    files: dict[str, str] = {}
+    for name in pieces:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise ValueError(
+                f"`pieces` has the name {name!r}, and it becomes a file's: "
+                "write it in letters, digits, underscores, hyphens and dots, and begin with none of the last two"
+            )
+        other = files.setdefault(name.lower(), name)
+        if other != name:
+            raise ValueError(f"`pieces` has the names {other!r} and {name!r}, which may be one file: rename one")
 
 
 def _row(path: Path, work: Callable[[], Row]) -> Row:
@@ -122,11 +158,15 @@ def means(rows: Iterable[Row], by: Sequence[str], quantities: Sequence[Quantity]
     return [
         {
             **dict(zip(by, names)),
-            "seeds": len({row.get("seed") for row in mine}),
+            "seeds": len(_seeds(mine)),
             **{quantity.key: spread(values_of(mine, quantity.key)) for quantity in quantities},
         }
         for names, mine in groups(rows, by).items()
     ]
+
+
+def _seeds(rows: Iterable[Row]) -> set[int]:
+    return {row["seed"] for row in rows if row.get("seed") is not None}
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
@@ -177,10 +217,10 @@ def means_table(
         theirs = (published or {}).get(names, {})
         first, *more = (name if isinstance(name, int | float | None) else str(name) for name in names)
         lines.append((str(first), *more, *cells, *(theirs.get(name) for name in others)))
-    seeds = max(len({row.get("seed") for row in mine}) for mine in groups(rows, list(by)).values())
-    over = "One seed." if seeds == 1 else f"Mean ± standard deviation over {seeds} seeds."
+    seeds = max(len(_seeds(mine)) for mine in groups(rows, list(by)).values())
+    over = ("", "One seed.")[seeds] if seeds < 2 else f"Mean ± standard deviation over {seeds} seeds."
     columns = (*by.values(), *(quantity.heading for quantity in shown), *others)
-    return Table(title, columns, tuple(lines), f"{over} {note}".rstrip())
+    return Table(title, columns, tuple(lines), f"{over} {note}".strip())
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float | None, float | None]:

@@ -114,19 +114,21 @@ def network(name: str, config: Config, seed: int) -> Classifier:
 def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = True) -> Result:
     """Train every network on clean and on noisy pictures and attack it; each training is a piece kept in `folder`."""
     pieces = {
-        f"{_slug(name)}-{training}-{seed}": partial(piece, name, training, config, seed)
-        for seed in seeds_of(config)
-        for training in TRAININGS
-        for name in (CNN, ODENET, STEADY)
+        "source": lambda: {"source": load_images(config.data, config.data_dir, config.seed).source},
+        **{
+            f"{_slug(name)}-{training}-{seed}": partial(piece, name, training, config, seed)
+            for seed in seeds_of(config)
+            for training in TRAININGS
+            for name in (CNN, ODENET, STEADY)
+        },
     }
-    source = load_images(config.data, config.data_dir, config.seed).source
-    rows = collect(pieces, folder, progress=progress, label="robustness")
+    source, *rows = collect(pieces, folder, progress=progress, label="robustness")
     return Result(
         experiment="robustness",
         title="Robustness: a convolutional ODE-Net and a CNN of equal size",
         lead=_lead(rows, config),
         config=dataclasses.asdict(config),
-        source=source,
+        source=source["source"],
         synthetic=False,
         sections=tuple(_section(training, rows, config) for training in TRAININGS),
         summary={"table": means(rows, ["training", "network"], _quantities(config)), "runs": numbers_of(rows)},

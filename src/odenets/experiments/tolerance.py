@@ -30,7 +30,7 @@ from odenets.experiments.training_cost import (
     Setting,
     adaptive,
     fixed,
-    load,
+    problem_row,
     summary_of,
     train_row,
 )
@@ -64,23 +64,26 @@ def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = 
     settings = [Setting(RESNET), *solvers, *STEPS, Setting(TUNED), *PENALTIES]
     seeds = range(config.seed, config.seed + config.seeds)
     pieces: dict[str, Callable[[], Row]] = {
-        f"{i}-{seed}": partial(train_row, config.data, config.samples, config.epochs, setting, seed)
-        for seed in seeds
-        for i, setting in enumerate(settings)
+        "problem": partial(problem_row, config.data, config.samples),
+        **{
+            f"{i}-{seed}": partial(train_row, config.data, config.samples, config.epochs, setting, seed)
+            for seed in seeds
+            for i, setting in enumerate(settings)
+        },
     }
     order = {setting.name: i for i, setting in enumerate(settings)}
-    rows = sorted(collect(pieces, folder, progress=progress, label="trainings"), key=lambda row: order[row["setting"]])
-    problem = load(config.data, config.samples)
+    problem, *rows = collect(pieces, folder, progress=progress, label="trainings")
+    rows.sort(key=lambda row: order[row["setting"]])
     table = summary_of(rows)
     return Result(
         experiment="tolerance",
         title="What the solver of an ODE-Net costs and changes",
         lead=_lead(table, rows),
         config=dataclasses.asdict(config),
-        source=problem.source,
-        synthetic=problem.synthetic,
+        source=problem["source"],
+        synthetic=problem["synthetic"],
         sections=(
-            _solvers(rows, config, problem.commonest),
+            _solvers(rows, config, problem["commonest"]),
             _resolution(rows, config),
             _tuned(rows, config),
             _growth(rows, config),

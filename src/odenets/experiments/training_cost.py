@@ -100,6 +100,12 @@ def load(data: str, samples: int) -> Problem:
     return Problem((train[0][first], train[1][first]), (test[0][few], test[1][few]), source, synthetic)
 
 
+def problem_row(data: str, samples: int) -> Row:
+    """What is said of a problem without its data."""
+    problem = load(data, samples)
+    return {"source": problem.source, "synthetic": problem.synthetic, "commonest": problem.commonest}
+
+
 def _mixed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     return x[order], y[order].long()
