@@ -3,6 +3,7 @@
 import copy
 import os
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -57,9 +58,9 @@ def gradients(device, adjoint, t_device=None, **solve_options):
     return [solution.ys.detach().cpu(), *(g.cpu() for g in found)]
 
 
-def close(one, other, rtol=1e-9):
+def close(one, other, tol=1e-9):
     for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol)
+        torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 
 @METHOD
@@ -70,8 +71,8 @@ def test_values_and_gradients_are_those_of_the_cpu(method, adjoint):
 
 @pytest.mark.parametrize("adjoint", [Direct(), Checkpointed(), Checkpointed(memory=3)], ids=repr)
 def test_a_step_size_for_each_sample(adjoint):
-    found = [gradients(device, adjoint, per_sample=True, rtol=1e-6, atol=1e-8) for device in (DEVICE, "cpu")]
-    close(*found)
+    there, here = (gradients(device, adjoint, per_sample=True, rtol=1e-6, atol=1e-8) for device in (DEVICE, "cpu"))
+    close(there, here)
 
 
 @pytest.mark.parametrize("t_device", ["cpu", DEVICE])
@@ -148,6 +149,27 @@ def test_fixed_steps_in_a_captured_graph():
         torch.testing.assert_close(captured, sample())
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="captures the work of a GPU")
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()], ids=repr)
+def test_a_layer_in_a_captured_graph(adjoint):
+    """Forward and backward pass, as `torch.cuda.make_graphed_callables` makes of a layer."""
+    block = ODEBlock(MLPField(4, hidden=(8,)), method="rk4", controller=Fixed(steps=4), adjoint=adjoint).to(DEVICE)
+    x = torch.randn(16, 4, device=DEVICE, requires_grad=True)
+    wanted = [x, *block.parameters()]
+    plain = torch.autograd.grad(block(x).sin().sum(), wanted)
+    graphed: Any = torch.cuda.make_graphed_callables(block, (x,))
+    close(plain, torch.autograd.grad(graphed(x).sin().sum(), wanted), tol=1e-5)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="captures the work of a GPU")
+@pytest.mark.parametrize(("t", "message"), [([0.0, 1.0], "Fixed"), (torch.tensor([0.0, 1.0]), "numbers")], ids=str)
+def test_what_no_graph_captures(t, message):
+    y0, graph = torch.ones(3, device=DEVICE), torch.cuda.CUDAGraph()
+    t = t.to(DEVICE) if isinstance(t, torch.Tensor) else t
+    with pytest.raises(RuntimeError, match=message), torch.cuda.graph(graph):
+        solve(lambda t, y: -y, y0, t)
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="measures a GPU's memory")
 @pytest.mark.parametrize(
     ("adjoint", "grows"), [(Direct(), True), (Checkpointed(memory=4), False), (Backsolve(), False)]
@@ -185,8 +207,9 @@ def test_sampling_keeps_no_state():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64], ids=str)
 def test_dtypes(dtype):
     y0 = torch.ones(3, dtype=dtype, device=DEVICE)
-    wide = {"rtol": 2e-2, "atol": 1e-3} if dtype.itemsize == 2 else {}
-    for given in (wide, {**wide, "per_sample": True}, {"method": "rk4", "controller": Fixed(steps=4)}):
+    adaptive: Any = PID(rtol=2e-2, atol=1e-3) if dtype.itemsize == 2 else PID()
+    fixed: Any = {"method": "rk4", "controller": Fixed(steps=4)}
+    for given in ({"controller": adaptive}, {"controller": adaptive, "per_sample": True}, fixed):
         found = solve(lambda t, y: -y, y0, [0.0, 1.0], **given).ys[-1].abs().double().cpu()
         torch.testing.assert_close(found, torch.full((3,), 0.36787944117, dtype=torch.float64), rtol=3e-2, atol=1e-2)
 
@@ -225,7 +248,7 @@ def test_random_fields():
 
 def test_failures_are_told():
     y0 = torch.ones(2, device=DEVICE)
-    with pytest.raises(SolveError, match="infinite|DIVERGED|diverge"):
+    with pytest.raises(SolveError, match="DIVERGED"):
         solve(lambda t, y: y**2, y0, [0.0, 2.0])
     with pytest.raises(ValueError, match="device"):
         solve(lambda t, y: (-y).to("meta"), y0, [0.0, 1.0])
@@ -270,10 +293,11 @@ def test_drop_in():
     t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64, device=DEVICE)
     exact = torch.exp(-t)[:, None].expand(-1, 3)
     for method in ("dopri5", "rk4", "implicit_adams", "scipy_solver"):
-        given = {"options": {"step_size": 0.05}} if method in ("rk4", "implicit_adams") else {}
-        given = {"options": {"solver": "RK45"}} if method == "scipy_solver" else given
+        step_size = {"step_size": 0.05} if method in ("rk4", "implicit_adams") else {}
+        options: Any = {"solver": "RK45"} if method == "scipy_solver" else step_size
         with torch.no_grad():
-            torch.testing.assert_close(odeint(Field(), y0, t, method=method, **given), exact, rtol=1e-5, atol=1e-5)
+            found = odeint(Field(), y0, t, method=method, options=options)
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
     odeint_adjoint(Field(), y0, t)[-1].sum().backward()
     torch.testing.assert_close(y0.grad, exact[-1], rtol=1e-5, atol=1e-5)
     event_t, states = odeint_event(Field(), y0, t[0], event_fn=lambda t, y: y[0] - 0.5)
@@ -327,4 +351,4 @@ def test_training_goes_on_after_a_stop(tmp_path):
     train(whole, 6, tmp_path / "whole", False)
     train(cut, 6, tmp_path / "cut", False)
     assert next(whole.parameters()).device.type == torch.device(DEVICE).type
-    close(whole.parameters(), cut.parameters(), rtol=1e-5)
+    close(whole.parameters(), cut.parameters(), tol=1e-5)

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from odenets import traced, transforms
 from odenets.adjoint import COMPILED, Adjoint, Checkpointed
 from odenets.arguments import count, given_times, shown
+from odenets.chunks import constant
 from odenets.controller import PID, Controller, check_pair
 from odenets.interpolate import DenseOutput
 from odenets.loop import Problem, Trajectory, stand_still
@@ -20,6 +21,8 @@ from odenets.methods import Field, ImplicitRungeKutta, RungeKutta, find
 from odenets.resolution import check_field, check_times
 from odenets.returned import as_tensor, explain, leaves_like
 from odenets.solution import Solution, SolveError, Stats, Status
+
+_FEW_TIMES = 64  # whose copies on a GPU are kept
 
 
 def solve(
@@ -154,8 +157,20 @@ def solve(
         _check_recorded(problem)
         trajectory = adjoint.integrate_openly(problem)
     else:
+        _check_captured(problem)
         trajectory = adjoint.integrate(problem)
     return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, on_failure)
+
+
+def _check_captured(problem: Problem) -> None:
+    """Refuse to put into a CUDA graph what goes on by the values that it finds."""
+    if transforms.is_captured(problem.y0) and (
+        problem.controller.adaptive or problem.compile or isinstance(problem.method, ImplicitRungeKutta)
+    ):
+        raise RuntimeError(
+            "a CUDA graph captures no solve that reads values on its way: write a `method` such as 'rk4' with "
+            "`controller=Fixed(steps=n)`, without `compile`"
+        )
 
 
 def _check_recorded(problem: Problem) -> None:
@@ -307,6 +322,13 @@ def _digits(t: Any) -> torch.dtype:
     return found if isinstance(found, torch.dtype) and found.is_floating_point else torch.float64
 
 
+def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The values as a tensor; on a GPU, where they are few, from a copy that is there already."""
+    if device.type == "cpu" or len(values) > _FEW_TIMES or torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=dtype, device=device)
+    return constant(values, dtype, device).clone()
+
+
 def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]]:
     """The times as a tensor and on the host, checked."""
     # MPS has no float64; everywhere else times are kept in it, whatever the state's dtype.
@@ -316,15 +338,18 @@ def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]
     if not isinstance(t, Tensor) and any(isinstance(value, Tensor) for value in t):
         t = torch.stack([torch.as_tensor(value, dtype=dtype, device=y0.device) for value in t])
     if isinstance(t, Tensor):
-        ts = t.to(device=y0.device, dtype=dtype)
+        if t.is_cuda and transforms.is_captured(t):
+            raise RuntimeError("a CUDA graph captures no solve with its times on the GPU: write `t` as numbers")
+        t = t.to(dtype)
+        ts = t.to(y0.device)
         if transforms.is_mapped(ts):
             raise TypeError(
                 "`t` cannot be mapped over by `vmap`: solve for each `t`, or write f's time as t0 + s * (t1 - t0)"
             )
-        values = transforms.unwrapped(ts.detach()).reshape(-1).tolist()
+        values = transforms.unwrapped(t.detach()).reshape(-1).tolist()
     else:
         values = [float(value) for value in t]
-        ts = torch.tensor(values, dtype=dtype, device=y0.device)
+        ts = _on_device(tuple(values), dtype, y0.device)
     if not all(math.isfinite(value) for value in values):
         raise ValueError(f"`t` must be finite, got {next(v for v in values if not math.isfinite(v))}")
     steps = [b - a for a, b in itertools.pairwise(values)]

@@ -70,13 +70,18 @@ def values_of(x: Tensor) -> list[float]:
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether all of it is finite; while operations are recorded, nobody looks."""
-    return is_recorded() or bool(torch.isfinite(unwrapped(x)).all())
+    """Whether all of it is finite; while operations are recorded or captured, nobody looks."""
+    return is_recorded() or is_captured(x) or bool(torch.isfinite(unwrapped(x)).all())
 
 
 def is_recorded() -> bool:
     """Whether the operations that run now are written down as a graph: `torch.func.linearize`, `make_fx`."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def is_captured(x: Tensor) -> bool:
+    """Whether what is done with x is put into a CUDA graph, in which nothing can be read."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def refuse_in_backward(cotangents: Iterable[Tensor | None], remedy: str) -> None:

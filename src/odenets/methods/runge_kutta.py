@@ -352,10 +352,13 @@ def stage_times(t: Time, dt: float | Tensor, nodes: Sequence[float], y: Tensor) 
     """t + c dt for each node c, in y's real dtype; sums are made in float64. 0-dimensional, or of t's shape."""
     dtype = real_dtype(y)
     origin, t = (t.origin, t.t) if isinstance(t, Since) else (0.0, t)
-    if isinstance(t, float) and isinstance(dt, float):
-        # One tensor for all stages: one copy to the device a step instead of one a stage.
-        return torch.tensor([origin + (t + c * dt) for c in nodes], dtype=dtype, device=y.device).unbind()
-    at = {c: torch.as_tensor(origin + (t + c * dt)).to(dtype) for c in set(nodes)}
+    if isinstance(t, float) and isinstance(dt, float) and isinstance(origin, float):
+        if y.device.type == "cpu":
+            return torch.tensor([origin + (t + c * dt) for c in nodes], dtype=dtype).unbind()
+        # A fill is a kernel of the device's own; for a copy to the device the host would wait at every step.
+        at = {c: torch.full((), origin + (t + c * dt), dtype=dtype, device=y.device) for c in set(nodes)}
+    else:
+        at = {c: torch.as_tensor(origin + (t + c * dt)).to(dtype) for c in set(nodes)}
     return [at[c] for c in nodes]
 
 
