@@ -268,5 +268,5 @@ def valleys(eta: float, side: int) -> Row:
         "low_right": float(hills(ends[there & ~left][0])) if (there & ~left).any() else None,
         "goes_left": left.int(),
         "arrives": there.int(),
-        "paths": torch.stack(path[:400:4])[:, 7::97] if 0 < eta < 0.1 else None,  # later ones leap everywhere
+        "paths": torch.stack(path[:400:2])[:, 7::97] if 0 < eta < 0.1 else None,  # later ones leap everywhere
     }

@@ -39,14 +39,13 @@ def make(section: str | None = None, *, progress: bool = True) -> Result:
     lessons, bar = find(section), progress_bar if progress else no_progress
     sections = tuple(lesson.section() for lesson in bar(lessons, "Lessons"))
     verdicts = [made.explained.verdict for made in sections if made.explained and made.explained.verdict]
-    words = {HOLDS: "hold", PARTLY: "hold in part", FAILS: "do not hold"}
-    counts = ", ".join(f"{verdicts.count(verdict)} {text}" for verdict, text in words.items() if verdict in verdicts)
+    counts = ", ".join(f"{x.lower()}: {verdicts.count(x)}" for x in (HOLDS, PARTLY, FAILS) if x in verdicts)
     return Result(
         experiment="tour",
         title="ODE-Nets: the tour",
         lead=f"The sections of {INTRODUCTION}, “the document” below, each with code that was run to make this page and "
         "that can be pasted into Python."
-        + (f"\n\nOf its {len(verdicts)} claims on this page {counts}." if len(verdicts) > 1 else ""),
+        + (f"\n\nIts {len(verdicts)} claims on this page: {counts}." if len(verdicts) > 1 else ""),
         config={"section": section or "all", "threads": torch.get_num_threads()},
         source="Made by the code on this page.",
         synthetic=False,

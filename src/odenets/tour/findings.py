@@ -3,21 +3,58 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from odenets import figures
+from odenets.data.beats import CLASS_NAMES, CLASSES
 from odenets.experiments.result import Picture
 from odenets.figures import Line
+from odenets.nn import count_parameters
 from odenets.tour.lesson import FAILS, HOLDS, Lesson, Names, Shown, table
 
 
 def _heartbeats(names: Names) -> Shown:
-    pair, found = names["pair"], names["found"]
-    rows = [(name, *values) for name, values in found.items()]
-    rows.append(("always N", None, names["always"]))
+    found, always = names["found"], names["always"]
+    rows = [
+        (name, count_parameters(network), history.final.nfe, history.final.test_loss, history.final.test_accuracy)
+        for (name, history), network in zip(found.items(), names["pair"])
+    ]
+    (_, large, _, _, right), (_, small, nfe, _, other) = rows
+    epochs = len(found["ODE-Net"].records)
+    ahead = sum(a < b for a, b in zip(*(found[name].column("test_loss") for name in ("ODE-Net", "ResNet"))))
+    seconds = torch.arange(187) / 120  # the rate of the rows
+    beats = {name: Line(seconds, beat) for name, beat in zip(CLASSES, names["beats"])}
+    curves = {name: Line(range(1, epochs + 1), history.column("test_loss")) for name, history in found.items()}
     return Shown(
-        "On synthetic beats, two epochs: this shows the networks at work, and says nothing about hearts. The "
-        "experiment "
-        "trains the document's 20 epochs on the MIT-BIH records and sets its numbers beside the document's.",
-        tables=(table(f"Synthetic beats, {pair}", ("network", "cross entropy", "accuracy"), rows),),
+        f"What it shows: the document's two networks at work, from beats to classes. The ODE-Net has "
+        f"{small / large:.0%} of the ResNet's parameters, takes {nfe:.0f} evaluations of f a pass, and after {epochs} "
+        f"epochs is right for {other:.1%} of the test, the ResNet for {right:.1%}; calling every beat normal is right "
+        f"for {always:.1%}. Its test loss is the lower one after {ahead} of {epochs} epochs. What it does not show: "
+        "anything about hearts, for these beats are synthetic, and one seed settles nothing. The experiment trains 20 "
+        "epochs on the MIT-BIH records, with seeds and the trivial answers beside, and also on patients that no "
+        "network has seen.",
+        tables=(
+            table(
+                "Synthetic beats, test set",
+                ("network", "parameters", "evaluations of f", "cross entropy", "accuracy"),
+                [*rows, ("always N", None, None, None, always)],
+            ),
+        ),
+        pictures=(
+            Picture(
+                "beats",
+                "A beat of each class",
+                "The first synthetic beat of each class, from one R peak to beyond the next. "
+                f"{', '.join(map(' '.join, zip(CLASSES, CLASS_NAMES)))}.",
+                figures.lines(beats, "time in seconds", "signal, from 0 to 1"),
+            ),
+            Picture(
+                "beats-learned",
+                "Test loss by epoch (the document's figures 9 and 10)",
+                "Cross entropy on the test beats after each epoch.",
+                figures.lines(curves, "epoch", "cross entropy in nats", marked=True),
+            ),
+        ),
     )
 
 
@@ -31,18 +68,16 @@ HEARTBEATS = Lesson(
     import torch
     from odenets.data.ecg import load_ecg
     from odenets.nn import twins
-    from odenets.train import TrainConfig, evaluate, fit
+    from odenets.train import TrainConfig, fit
 
     torch.manual_seed(0)
     data = load_ecg("synthetic")                                # load_ecg() takes the real records where it can
-    train, test = (data.train.x[:3000], data.train.y[:3000]), (data.test.x[:1000], data.test.y[:1000])
-    pair = twins(187, 5, verbose=False)
-    loss, found = torch.nn.functional.cross_entropy, {}
-    for name, network in zip(("ResNet", "ODE-Net"), pair):
-        fit(network, loss, train, test, TrainConfig(epochs=2, lr=0.1, momentum=0.9), progress=False)
-        error, outputs = evaluate(network, loss, *test)
-        found[name] = error, (outputs.argmax(1) == test[1]).float().mean().item()
+    train, test = (data.train.x[:4000], data.train.y[:4000]), (data.test.x[:1000], data.test.y[:1000])
+    pair, config = twins(187, 5, verbose=False), TrainConfig(epochs=10, lr=0.1, momentum=0.9)
+    found = {name: fit(network, torch.nn.functional.cross_entropy, train, test, config, progress=False)
+             for name, network in zip(("ResNet", "ODE-Net"), pair)}
     always = (test[1] == 0).float().mean().item()
+    beats = [data.train.x[data.train.y == k][0] for k in range(5)]
     """,
     _heartbeats,
     claim="Test cross entropy 0.10 (ResNet) and 0.09 (ODE-Net), accuracy 97.5 % for both; the ODE-Net learns faster.",

@@ -69,6 +69,54 @@ NETWORKS = Lesson(
 )
 
 
+def _backward(names: Names) -> Shown:
+    shared, anew, products = names["shared"], names["anew"], names["products"]
+    worst = max(float((a - b).abs().max()) for a, b in zip(shared, anew))
+    slope, up, down = (float(names[name]) for name in ("slope", "up", "down"))
+    saddle = slope == 0 and up > 0 > down
+    return Shown(
+        f"One layer at a time, {len(shared) - 1} layers take {products['shared']} products with a Jacobian; from the "
+        f"end to each layer anew they take {products['anew']}, for gradients that differ by {worst:g}. The document "
+        "says besides that a point where the partial derivatives are 0 is a local extremum. That "
+        f"{'does not hold' if saddle else 'is not refuted here'}: the gradient of f(x, y) = x² − y² at 0 is {slope:g}, "
+        f"and a step of 0.1 along x changes f by {up:+.2f}, one along y by {down:+.2f}. 0 is a saddle point.",
+        PARTLY if saddle and worst < 1e-12 and products["shared"] < products["anew"] else FAILS,
+    )
+
+
+BACKWARD = Lesson(
+    "2.2",
+    "Back propagation",
+    "The gradient of a loss with respect to every parameter comes from the chain rule. Taken layer by layer from the "
+    "end, each factor is used once.",
+    (
+        r"\frac{\partial L}{\partial h_{k}} = \frac{\partial L}{\partial h_{k+1}}\,"
+        r"\frac{\partial h_{k+1}}{\partial h_{k}}",
+    ),
+    """
+    import torch
+    from functools import reduce
+    from itertools import accumulate
+
+    torch.manual_seed(0)
+    h, end, jacobians = torch.randn(4).double(), torch.randn(4).double(), []     # end: ∂L/∂h of the last layer
+    for W in torch.randn(10, 4, 4).double():
+        h = torch.tanh(W @ h)
+        jacobians.insert(0, (1 - h**2)[:, None] * W)                              # the last layer's first
+
+    shared = [*accumulate(jacobians, torch.matmul, initial=end)]                   # one layer at a time
+    anew = [reduce(torch.matmul, jacobians[:k], end) for k in range(11)]           # from the end to each layer
+    products = {"shared": len(shared) - 1, "anew": sum(range(11))}
+
+    f = lambda p: p[0] ** 2 - p[1] ** 2
+    slope, up, down = torch.func.grad(f)(torch.zeros(2)).norm(), f((0.1, 0.0)), f((0.0, 0.1))
+    """,
+    _backward,
+    claim="The gradient is computed one layer at a time, backward from the last, which avoids redundant calculations. "
+    "Where the partial derivatives are 0 there is a local extremum.",
+)
+
+
 def _example(names: Names) -> Shown:
     by_hand, by_autograd = names["by_hand"], names["by_autograd"]
     rows = [
@@ -108,42 +156,40 @@ def _numbers(x: torch.Tensor) -> str:
 EXAMPLE = Lesson(
     "2.3",
     "Back-propagation, worked out",
-    "The gradient of a loss with respect to every parameter comes from the chain rule, taken layer by layer from the "
-    "end "
-    "(section 2.2). For a network with one hidden layer it is eight lines, each of which uses the one before.",
+    "For a network with one hidden layer the gradient of the loss is eight lines, each of which uses those before.",
     (
         r"z = w^{(1)}x + b^{(1)}, \quad h = \sigma(z), \quad \hat{y} = w^{(2)}h + b^{(2)}, "
         r"\quad L = \frac{1}{2}\Vert\hat{y}-y\Vert_2^2",
-        r"\frac{\partial L}{\partial \hat{y}} = \hat{y}-y, \quad "
+        r"\frac{\partial L}{\partial L} = 1, \quad "
+        r"\frac{\partial L}{\partial \hat{y}} = \frac{\partial L}{\partial L}(\hat{y}-y), \quad "
         r"\frac{\partial L}{\partial w^{(2)}} = \frac{\partial L}{\partial \hat{y}}h^T, \quad "
+        r"\frac{\partial L}{\partial b^{(2)}} = \frac{\partial L}{\partial \hat{y}}",
         r"\frac{\partial L}{\partial h} = (w^{(2)})^T\frac{\partial L}{\partial \hat{y}}, \quad "
         r"\frac{\partial L}{\partial z} = \frac{\partial L}{\partial h}\circ\sigma'(z), \quad "
-        r"\frac{\partial L}{\partial w^{(1)}} = \frac{\partial L}{\partial z}x^T",
+        r"\frac{\partial L}{\partial w^{(1)}} = \frac{\partial L}{\partial z}x^T, \quad "
+        r"\frac{\partial L}{\partial b^{(1)}} = \frac{\partial L}{\partial z}",
     ),
     """
     import torch
 
     torch.manual_seed(0)
-    x, y = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.tensor([0.5, 0.0], dtype=torch.float64)
-    w1, w2 = torch.randn(2, 2, 2, dtype=torch.float64).requires_grad_().unbind()
-    b1, b2 = torch.randn(2, 2, dtype=torch.float64).requires_grad_().unbind()
+    x, y = torch.tensor([[1.0, -2.0], [0.5, 0.0]], dtype=torch.float64)
+    w1, w2 = torch.randn(2, 2, 2, dtype=torch.float64).requires_grad_()
+    b1, b2 = torch.randn(2, 2, dtype=torch.float64).requires_grad_()
     z = w1 @ x + b1
     h = torch.sigmoid(z)
     y_hat = w2 @ h + b2
     loss = (y_hat - y).square().sum() / 2
 
-    d_loss = torch.ones((), dtype=torch.float64)
-    d_y = d_loss * (y_hat - y)
+    d_y = y_hat - y
     d_h = w2.T @ d_y
     d_z = d_h * h * (1 - h)
-    by_hand = {"L": d_loss, "ŷ": d_y, "w²": d_y[:, None] @ h[None], "b²": d_y, "h": d_h, "z": d_z,
-               "w¹": d_z[:, None] @ x[None], "b¹": d_z}
-    of = torch.autograd.grad(loss, (loss, y_hat, w2, b2, h, z, w1, b1))
-    by_autograd = dict(zip(by_hand, of))
+    by_hand = {"L": torch.ones_like(loss), "ŷ": d_y, "w²": d_y[:, None] @ h[None], "b²": d_y,
+               "h": d_h, "z": d_z, "w¹": d_z[:, None] @ x[None], "b¹": d_z}
+    by_autograd = dict(zip(by_hand, torch.autograd.grad(loss, (loss, y_hat, w2, b2, h, z, w1, b1))))
     """,
     _example,
-    claim="Back-propagation computes the gradient one layer at a time, backward from the last, without computing "
-    "anything twice.",
+    claim="The eight formulas are the partial derivatives of the loss with regard to the parameters and all between.",
 )
 
 
@@ -205,8 +251,7 @@ DESCENT = Lesson(
         gaps[rate] = torch.stack(values)
     bound = best.square().sum() * L / (2 * torch.arange(1, 101))
 
-    x0, eta = torch.tensor(100.0), 0.5             # f(x) = x²/2: L = 1, the minimum is 0 at 0
-    gap_of_example, printed = (x0 - eta * x0) ** 2 / 2, x0 / (2 * eta * 1)
+    gap_of_example, printed = (100 - 0.5 * 100) ** 2 / 2, 100 / (2 * 0.5 * 1)    # f(x) = x²/2, x₀ = 100, η = 0.5
     """,
     _descent,
     claim="For a convex L-Lipschitz function and a step size of at most 1/L, f(x_k) ≤ f(x*) + ‖x₀ − x*‖/(2ηk) "
@@ -274,12 +319,11 @@ VANISHING = Lesson(
         residual = [torch.nn.Sequential(*(ResidualBlock(16, name) for _ in range(n))) for n in depths]
         norms["plain", name], norms["ResNet", name] = [*map(gradient, plain)], [*map(gradient, residual)]
     field = MLPField(16, (), "tanh")
-    layers = [ODEBlock(field, method="euler", controller=Fixed(steps=n)) for n in depths]
-    norms["ODE-Net", "tanh"] = [*map(gradient, layers)]
+    norms["ODE-Net", "tanh"] = [gradient(ODEBlock(field, method="euler", controller=Fixed(steps=n))) for n in depths]
     """,
     _vanishing,
     claim="Multiplying several numbers below one makes the gradient decrease exponentially with the depth.",
     more="odenets run depth",
 )
 
-LESSONS = (NETWORKS, EXAMPLE, DESCENT, VANISHING)
+LESSONS = (NETWORKS, BACKWARD, EXAMPLE, DESCENT, VANISHING)

@@ -42,9 +42,14 @@ class Lesson:
     claim: str = ""
     more: str = ""
 
+    @property
+    def source(self) -> str:
+        """The code as it can be pasted."""
+        return textwrap.dedent(self.code).strip()
+
     def section(self) -> Section:
         """Run the code and make the section of it."""
-        code, names, printed = textwrap.dedent(self.code).strip(), {}, io.StringIO()
+        code, names, printed = self.source, {}, io.StringIO()
         with contextlib.redirect_stdout(printed), torch.random.fork_rng():
             exec(compile(code, f"<tour {self.number}>", "exec"), names)
         shown = self.show(names)

@@ -45,17 +45,16 @@ SOLVERS = Lesson(
     from odenets.torchdiffeq import odeint
 
     torch.manual_seed(0)
-    field, x = MLPField(4, (16,)).double(), torch.randn(8, 4, dtype=torch.float64)
-    exact = solve(field, x, [0.0, 1.0], rtol=1e-12, atol=1e-12).ys[-1].detach()
+    field, x = MLPField(4, (16,)).double().requires_grad_(False), torch.randn(8, 4, dtype=torch.float64)
+    exact = solve(field, x, [0.0, 1.0], rtol=1e-12, atol=1e-12).ys[-1]
     kinds = {"Euler": ("euler", 1), "RK4": ("rk4", 4), "dopri5": ("dopri5", 6)}
     errors = {name: [] for name in (*kinds, "Adams–Bashforth–Moulton")}
-    with torch.no_grad():
-        for n in (4, 8, 16, 32, 64):
-            for name, (method, cost) in kinds.items():
-                z = solve(field, x, [0.0, 1.0], method=method, controller=Fixed(steps=n)).ys[-1]
-                errors[name].append((n * cost, (z - exact).norm().item()))
-            z = odeint(field, x, torch.linspace(0, 1, n + 1, dtype=torch.float64), method="implicit_adams")[-1]
-            errors["Adams–Bashforth–Moulton"].append((n * 2, (z - exact).norm().item()))
+    for n in (4, 8, 16, 32, 64):
+        for name, (method, cost) in kinds.items():
+            z = solve(field, x, [0.0, 1.0], method=method, controller=Fixed(steps=n)).ys[-1]
+            errors[name].append((n * cost, (z - exact).norm().item()))
+        z = odeint(field, x, torch.linspace(0, 1, n + 1, dtype=torch.float64), method="implicit_adams")[-1]
+        errors["Adams–Bashforth–Moulton"].append((n * 2, (z - exact).norm().item()))
     """,
     _solvers,
     claim="The same equation can be solved by a more precise method, such as a linear multistep method.",
@@ -241,12 +240,10 @@ CUBIC = Lesson(
     from odenets.nn.models import FieldSteps
 
     torch.manual_seed(0)
-    h = lambda x: x**3 + 0.1 * x
     x, grid = torch.linspace(-2.5, 2.5, 10)[:, None], torch.linspace(-2.5, 2.5, 101)[:, None]
-    y, truth, curves, errors = h(x) + torch.randn(10, 1), h(grid), {}, {}
-    for name in ("ResNet", "ODE-Net"):
-        field = MLPField(1, (20,))
-        network = FieldSteps(field, 3) if name == "ResNet" else ODEBlock(field, rtol=1e-3, atol=1e-4)
+    y, truth, curves, errors = x**3 + 0.1 * x + torch.randn(10, 1), grid**3 + 0.1 * grid, {}, {}
+    networks = {"ResNet": FieldSteps(MLPField(1, (20,)), 3), "ODE-Net": ODEBlock(MLPField(1, (20,)), rtol=1e-3)}
+    for name, network in networks.items():
         optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
         for _ in range(200):
             optimizer.zero_grad()
