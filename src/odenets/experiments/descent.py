@@ -1,6 +1,6 @@
 """Gradient descent on convex functions and on one that is not (section 2.4, definitions 5 and 7, theorem 2).
 
-Run it:     odenets run descent        (half a minute on one core)
+Run it:     odenets run descent        (half a minute on one free core, 1.5 minutes beside other work)
 Expect:     Of four readings of theorem 2 one is never broken: a gradient that is L-Lipschitz and the square of the
             distance (largest gap 0.50 of the bound in 288 trials). Without the square, as printed, 127 of 288 trials
             break it, and 5 of 9 descents on real data with η ≤ 1/L (27 times the bound for diabetes). No value rises

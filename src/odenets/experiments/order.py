@@ -1,6 +1,6 @@
 """Order and work of every method, Taylor's remainder, and an ODE-Net trained with each (3.3, 3.4, 4.1, definition 4).
 
-Run it:     odenets run order        (4 minutes on one core)
+Run it:     odenets run order        (4 minutes on one free core, 10 beside other work)
 Expect:     21 of 22 methods within 0.3 of their order (dopri8 8.9 for 8). An error of 1e-3 is cheapest with bosh3 (22
             evaluations), 1e-5 with dopri5 (37), 1e-7 and 1e-9 with dopri8 (49, 81). Trained with 12 evaluations, all
             methods reach 93.7 to 93.9 % ± 1.5 to 1.9; a tight solve moves the outputs of euler by 5.5e-2, of rk4 by
