@@ -8,6 +8,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; a figure is a 
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -54,9 +55,12 @@ def contents() -> dict[Path, str]:
     return {path: filled(path.read_text()) for path in PAGES} | {path: draw() for path, draw in FIGURES.items()}
 
 
-def main(check: bool = False, take: list[Path] = typer.Option([], help="Folder of a finished run.")) -> None:  # noqa: B008
+Take = Annotated[list[Path] | None, typer.Option(help="Folder of a finished run.")]
+
+
+def main(check: bool = False, take: Take = None) -> None:
     """Write the tables and the figures, or with --check say whether they are up to date."""
-    for folder in take:
+    for folder in take or ():
         print(f"wrote {experiments.take(folder)}")
     for path, text in contents().items():
         if not check:
