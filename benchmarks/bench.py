@@ -80,10 +80,11 @@ def add_first_steps(name: str, result: dict[str, Any]) -> None:
 def gpu(rounds: Rounds = 15, only: Annotated[list[str] | None, typer.Option()] = None) -> None:
     """Time the works on a CUDA GPU; the machine's processor may use all of its cores."""
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # else JAX takes three quarters of the GPU's memory
-    works = {name: in_fresh_process(contest, name, rounds, "cuda") for name in only or WORKS}
-    for name, result in works.items():
-        show(name, result)
-    write(RESULTS / "bench-gpu.json", {"method": METHOD, "works": works})
+    works = {}
+    for name in only or WORKS:
+        works[name] = in_fresh_process(contest, name, rounds, "cuda")
+        show(name, works[name])
+        write(RESULTS / "bench-gpu.json", {"method": METHOD, "works": works})
 
 
 @app.command()

@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import importlib
-import itertools
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -179,21 +179,29 @@ def test_made_once_for_a_kind_of_solve(programs):
         assert found[1:] == [0, 0, 0], options
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "outputs": {"times": (0.0, 0.2, 0.7, 1.0)},
+    "no gradient": {"grad": False},
+    "float64": {"dtype": torch.float64},
+    "transposed": {"layout": "transposed"},
+    "view": {"layout": "view"},
+    "all at once": {"times": (0.0, 0.2, 0.7, 1.0), "grad": False, "dtype": torch.float64, "layout": "transposed"},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [(0.0, 1.0), (0.0, 0.2, 0.7, 1.0)], ids=["end", "outputs"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_made_once_by_the_whole_compiler(dtype, grad, layout, times, lowered):
-    sizes = (1, 2, 5)
-    shapes = [(), *itertools.chain(*(itertools.product((1, 2, 5), *[sizes] * n) for n in range(3))), (2, 1, 5, 5)]
-    for shape in shapes:
-        forget()
-        make = layer_of(shape, dtype)
-        states = batches(shape, dtype=dtype, grad=grad, layout=layout if shape else "contiguous")
-        with torch.set_grad_enabled(grad):
-            found = counts(lowered, [a_call(make(), y0, times) for y0 in states])
-        assert found[1:] == [0] * (len(found) - 1), shape
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_made_once_by_the_whole_compiler(kind, shape, lowered):
+    options = dict(KINDS[kind])
+    times = options.pop("times", (0.0, 1.0))
+    if not shape:
+        options.pop("layout", None)  # one number has no other
+    make = layer_of(shape, options.get("dtype", torch.float32))
+    with torch.set_grad_enabled(options.get("grad", True)):
+        found = counts(lowered, [a_call(make(), y0, times) for y0 in batches(shape, **options)])
+    assert found[1:] == [0] * (len(found) - 1)
 
 
 def test_a_third_program_is_told_once_with_its_reason(programs):
