@@ -80,7 +80,7 @@ def test_a_training_that_is_lost_is_a_row(monkeypatch):
 
 
 def test_the_digits_are_divided_by_the_seed():
-    images, labels, test, truth = equilibrium.digits(0)
+    images, labels, test, truth = equilibrium.digits(0, equilibrium.QUARTER)
     assert (images.shape, test.shape, len(labels), len(truth)) == ((1348, 64), (449, 64), 1348, 449)
     assert (images.min(), images.max()) == (-1, 1)
     assert not torch.equal(truth, equilibrium.digits(1)[3])

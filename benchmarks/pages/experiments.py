@@ -108,7 +108,7 @@ def told(name: str, kept: dict[str, Any]) -> str:
     tables = "".join(f"\n{table_text(table)}" for section in result.sections for table in section.tables)
     commit = f", commit {kept['commit']}" if kept["commit"] else ""
     return (
-        f"## {name}\n\n**{result.title}.** {escaped(result.lead)}\n{tables}\n"
+        f"## {name}\n\n**{result.title}{'' if result.title.endswith('?') else '.'}** {escaped(result.lead)}\n{tables}\n"
         f"`{kept['command']}`, {kept['date'].split()[0]}{commit}; {versions['cpu']}, torch {versions['torch']}, Python "
         f"{versions['python']}, threads: {versions['threads']}. {escaped(result.source)}\n"
     )

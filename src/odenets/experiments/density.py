@@ -22,6 +22,7 @@ from odenets.experiments.driver import Quantity, Row, collect, groups, means, me
 from odenets.experiments.option import ADJOINTS, check_at_least, check_choices, option, solver_options
 from odenets.experiments.planes import DATA, draw, true_log_density
 from odenets.experiments.result import Picture, Result, Section
+from odenets.experiments.training import step
 from odenets.extra import experiments_extra
 from odenets.methods import METHODS
 from odenets.nn import CNF, ConcatSquashField, count_parameters
@@ -145,9 +146,7 @@ def _train(flow: CNF, points: Tensor, config: Config) -> dict[str, Any]:
     for _ in range(config.iterations):
         batch = points[torch.randint(len(points), (min(config.batch, len(points)),))]
         loss = -flow.log_prob(batch).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        step(optimizer, loss)
         schedule.step()
         stats = flow.stats
         found.append((loss.item(), 0 if stats is None else stats.nfe))

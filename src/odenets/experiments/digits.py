@@ -15,12 +15,14 @@ from odenets.controller import Fixed
 from odenets.data.images import small_digits
 from odenets.experiments.convergence import ADAMS
 from odenets.experiments.driver import Row
+from odenets.experiments.training import step
 from odenets.nn.field import MLPField
 from odenets.solve import solve
 
 TIGHT: dict[str, Any] = {"method": "tsit5", "rtol": 1e-8, "atol": 1e-10, "max_steps": 100_000}
 SOURCE = "Handwritten digits of 8 × 8 pixels that come with scikit-learn (UCI, Alpaydin and Kaynak 1998)."
 WIDTH, HIDDEN = 16, 32
+QUARTER = 449  # of the digits
 
 Solver = Callable[[nn.Module, Tensor], Tensor]  # the field and z(0): z at the end
 
@@ -35,15 +37,15 @@ class Task(NamedTuple):
 
 
 @functools.cache
-def digits(seed: int) -> Task:
-    """1,297 digits to train with and 500 to test with, divided by that seed."""
+def digits(seed: int, held_out: int = 500) -> Task:
+    """Of the 1,797 digits so many to test with, and the others to train with, divided by that seed."""
     pixels, classes = small_digits()
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
     x, y = pixels[order] / 8 - 1, classes[order]
-    return Task(x[500:], y[500:], x[:500], y[:500])
+    return Task(x[held_out:], y[held_out:], x[:held_out], y[:held_out])
 
 
-class Classifier(nn.Module):
+class DigitNet(nn.Module):
     """Linear, dz/dt = f(t, z) solved by `solver`, linear: (n, 64) → (n, 10)."""
 
     def __init__(self, solver: Solver, activation: str = "tanh") -> None:
@@ -57,28 +59,26 @@ class Classifier(nn.Module):
         return self.tail(self.solver(self.field, self.head(x)))
 
 
-def tightly(network: Classifier, end: float) -> Classifier:
+def tightly(network: DigitNet, end: float) -> DigitNet:
     """The same network in float64, solved to 1e-8 on [0, end]."""
     exact = copy.deepcopy(network).double()
     exact.solver = lambda field, z: solve(field, z, [0.0, end], **TIGHT).ys[-1]
     return exact
 
 
-def train(network: Classifier, task: Task, epochs: int, seed: int, lr: float = 5e-3, batch: int = 128) -> float:
+def train(network: DigitNet, task: Task, epochs: int, seed: int, lr: float = 5e-3, batch: int = 128) -> float:
     """Adam on the cross entropy; the seconds it took. Raises `SolveError` where a solve fails."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     started = time.perf_counter()
     for _ in range(epochs):
         for chosen in torch.randperm(len(task.x), generator=generator).split(batch):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(network(task.x[chosen]), task.y[chosen]).backward()
-            optimizer.step()
+            step(optimizer, nn.functional.cross_entropy(network(task.x[chosen]), task.y[chosen]))
     return time.perf_counter() - started
 
 
 @torch.no_grad()
-def tested(network: Classifier, task: Task, end: float) -> dict[str, float]:
+def tested(network: DigitNet, task: Task, end: float) -> dict[str, float]:
     """Cross entropy and accuracy on the test set, and what a tight solve of the same weights makes of them.
 
     `moved`: how far the outputs move, relative, root mean square; `changed`: the share of other answers.
@@ -95,10 +95,10 @@ def tested(network: Classifier, task: Task, end: float) -> dict[str, float]:
     }
 
 
-def gradient_error(network: Classifier, task: Task, end: float, samples: int = 256) -> float:
+def gradient_error(network: DigitNet, task: Task, end: float, samples: int = 256) -> float:
     """How far the gradient of the training loss is from that of a tight solve, relative, over all parameters."""
 
-    def gradient(net: Classifier) -> Tensor:
+    def gradient(net: DigitNet) -> Tensor:
         found = nn.functional.cross_entropy(net(task.x[:samples].double()), task.y[:samples])
         return torch.cat([g.flatten() for g in torch.autograd.grad(found, list(net.parameters()))])
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from odenets.data.images import small_digits
+from odenets.experiments.digits import QUARTER, digits
 from odenets.experiments.driver import Row
+from odenets.experiments.training import accuracy, step
 from odenets.extra import experiments_extra
 from odenets.nn.implicit import ImplicitLayer, ImplicitStats
 from odenets.nn.models import count_parameters
@@ -78,44 +79,28 @@ class Network(nn.Module):
         return self.tail(self.state(images))
 
 
-def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images (n, 64) between −1 and 1 and labels (n,), for training and for the test."""
-    pixels, labels = small_digits()
-    images = pixels / 8 - 1
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    rest = len(labels) // 4
-    return images[order[rest:]], labels[order[rest:]], images[order[:rest]], labels[order[:rest]]
-
-
 def trained(name: str, layers: int, plan: Plan, seed: int) -> Row:
     """One network after training; where no equilibrium is found, what the layer said, and what it was before."""
-    images, labels, test, truth = digits(seed)
+    images, labels, test, truth = digits(seed, QUARTER)
     torch.manual_seed(seed)
     net = Network(plan, layers, bounded=name == BOUNDED)
     row: dict[str, Any] = {"network": name, "layers": layers, "seed": seed, "parameters": count_parameters(net)}
     optimizer, started, effort = torch.optim.Adam(net.parameters(), lr=3e-3), time.process_time(), []
-    accuracy, done = None, 0
+    right, done = None, 0
     try:
         for _ in range(plan.epochs):
             for some in torch.randperm(len(labels)).split(BATCH):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(net(images[some]), labels[some]).backward()
-                optimizer.step()
+                step(optimizer, nn.functional.cross_entropy(net(images[some]), labels[some]))
                 if net.stats is not None:
                     effort.append((net.stats.iterations, net.stats.products or 0))
-            accuracy, done = _accuracy(net, test, truth), done + 1
+            right, done = accuracy(net, test, truth), done + 1
     except ImplicitError as error:
-        return row | {"failed": str(error), "lost": 1.0, "lost_in": done + 1, "lost_at": accuracy}
+        return row | {"failed": str(error), "lost": 1.0, "lost_in": done + 1, "lost_at": right}
     row["seconds"] = time.process_time() - started  # of the processor, whatever else runs on it; there is one thread
     if effort:
         row["iterations"], row["products"] = (sum(x) / len(effort) for x in zip(*effort))
     net.layers = LONG
-    return row | {"lost": 0.0, "accuracy": accuracy, "accuracy_on": _accuracy(net, test, truth)}
-
-
-def _accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
-    with torch.no_grad():
-        return float((net(images).argmax(1) == labels).float().mean())
+    return row | {"lost": 0.0, "accuracy": right, "accuracy_on": accuracy(net, test, truth)}
 
 
 def trivial(seed: int) -> Row:
@@ -123,17 +108,17 @@ def trivial(seed: int) -> Row:
     with experiments_extra("the baseline"):
         from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 — seconds to import
 
-    images, labels, test, truth = (part.numpy() for part in digits(seed))
+    images, labels, test, truth = (part.numpy() for part in digits(seed, QUARTER))
     started = time.process_time()
     model = LogisticRegression(max_iter=1000).fit(images, labels)
     seconds = time.process_time() - started
-    accuracy = float(model.score(test, truth))
-    return {"network": TRIVIAL, "seed": seed, "parameters": 650, "accuracy": accuracy, "seconds": seconds}
+    right = float(model.score(test, truth))
+    return {"network": TRIVIAL, "seed": seed, "parameters": 650, "accuracy": right, "seconds": seconds}
 
 
 def memory(plan: Plan, seed: int) -> Row:
     """Bytes kept for the backward pass of a batch, of the twins by layers and of the equilibrium by iterations."""
-    images = digits(seed)[0][:BATCH]
+    images = digits(seed, QUARTER)[0][:BATCH]
     explicit, implicit = [], []
     for layers in (*DEPTHS, 64):
         torch.manual_seed(seed)

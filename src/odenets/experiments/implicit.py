@@ -1,10 +1,10 @@
 """Implicit layers (section 2.7): against closed forms, and a deep equilibrium network beside its explicit twin.
 
-Run it:     odenets run implicit        (a minute and a half on one core)
+Run it:     odenets run implicit        (1.5 minutes on one free core, 3 beside other work)
 Expect:     In float64 within 3e-11 of the closed forms, slopes within 1e-12; Anderson's method runs away for
             y + y³ = x, which is no contraction. On digits, an equilibrium whose weights are free is found no more after
             two or three epochs, with each of five seeds; one with ‖W‖ ≤ 0.9 is right for 96.3 ± 1.2 %, as are logistic
-            regression (96.4 %) and the explicit twins of up to 8 layers (the best 96.3 %), at 18 times the cost of
+            regression (96.4 %) and the explicit twins of up to 8 layers (the best 96.3 %), at 20 times the cost of
             the best. It keeps 132 KB with 4 iterations and with 18, the twin 72 KB with 1 layer, 1,332 KB with 64.
 """
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odenets.experiments.digits import QUARTER, digits
 from odenets.experiments.driver import Row
-from odenets.experiments.equilibrium import digits
+from odenets.experiments.training import step
 from odenets.nn.field import activation
 from odenets.solve import solve
 
@@ -58,7 +59,7 @@ def gradient_row(network: str, sigma: str, init: str, seed: int, depths: Sequenc
 
     In float64, so that what is zero there has really vanished. `profile`: by layer of the deepest, the last is 1.
     """
-    images, labels, *_ = digits(seed)
+    images, labels, *_ = digits(seed, QUARTER)
     profile, ratios = [], []
     for depth in depths:
         torch.manual_seed(seed)
@@ -76,7 +77,7 @@ def training_row(
     network: str, sigma: str, init: str, depth: int, seed: int, width: int, steps: int, optimizer: str
 ) -> Row:
     """The accuracy on test digits after so many steps; `diverged` where the loss was no number any more."""
-    images, labels, test, truth = digits(seed)
+    images, labels, test, truth = digits(seed, QUARTER)
     torch.manual_seed(seed)
     net = Deep(network, sigma, init, depth, width)
     sgd = optimizer == "sgd"
@@ -84,10 +85,8 @@ def training_row(
     done, loss = 0, torch.zeros(())
     while done < steps and loss.isfinite():
         for some in torch.randperm(len(labels)).split(BATCH)[: steps - done]:
-            how.zero_grad()
             loss = nn.functional.cross_entropy(net(images[some]), labels[some])
-            loss.backward()
-            how.step()
+            step(how, loss)
             done += 1
     with torch.no_grad():
         out = net(test)
@@ -105,7 +104,7 @@ def adjoint_row(sigma: str, init: str, seed: int, ends: Sequence[float], width: 
     """
     torch.manual_seed(seed)
     net = Deep(LONG, sigma, init, 1, width).double()
-    start = net.head(digits(seed)[0][:SAMPLES].double()).detach()
+    start = net.head(digits(seed, QUARTER)[0][:SAMPLES].double()).detach()
     direction = nn.functional.normalize(torch.randn(width, dtype=torch.float64), dim=0)
     found: dict[str, list[float]] = {key: [] for key in ("highest", "lowest", "upper", "lower")}
     outside = 0

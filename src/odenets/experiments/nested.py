@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from odenets.experiments.option import solver_options
+from odenets.experiments.training import step
 from odenets.nn import MLPField, ODEBlock, count_parameters
 from odenets.solve import solve
 
@@ -69,9 +70,7 @@ def train(
     started, losses, nfes = time.perf_counter(), [], []
     for batch in batches:
         value = loss(model(x[batch]), y[batch])
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
+        step(optimizer, value)
         losses.append(value.item())
         nfes.append(sum(evaluations(block) or 0 for block in blocks))
     places = range(0, len(batches), every)

@@ -29,7 +29,7 @@ from odenets.experiments.convergence import (
 from odenets.experiments.digits import (
     SOURCE,
     WIDTH,
-    Classifier,
+    DigitNet,
     digits,
     gradient_error,
     guess,
@@ -83,7 +83,7 @@ def net_row(method: str, budget: int, seed: int, config: Config) -> Row:
     solver, steps = solver_of(method, budget, config.end)
     task = digits(seed)
     torch.manual_seed(seed)
-    network = Classifier(solver)
+    network = DigitNet(solver)
     seconds = train(network, task, config.epochs, seed)
     counted = Counted(network.field)
     with torch.no_grad():

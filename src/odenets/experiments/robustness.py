@@ -24,6 +24,7 @@ from odenets.experiments import attacks
 from odenets.experiments.driver import Quantity, Row, collect, means, means_table, numbers_of, seeds_of, values_of
 from odenets.experiments.option import check_at_least, check_choices, option
 from odenets.experiments.result import Picture, Result, Section
+from odenets.experiments.training import accuracy, step
 from odenets.nn import ODEBlock, count_parameters
 
 SMALL = {"seeds": 1, "epochs": 2, "pictures": 400, "width": 6, "lr": 0.02, "attacked": 8, "probes": 1}
@@ -81,7 +82,7 @@ class Plain(nn.Module):
         return torch.tanh(self.field(torch.zeros(()), z))
 
 
-class Classifier(nn.Module):
+class PictureNet(nn.Module):
     """Stem of one convolution with stride 2, the middle, mean over the picture's quarters, one linear layer."""
 
     def __init__(self, middle: nn.Module, channels: int) -> None:
@@ -93,7 +94,7 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(self.middle(self.stem(x)))
 
-    def tight(self) -> "Classifier":
+    def tight(self) -> "PictureNet":
         """The same weights with a solve in which nothing can hide; a CNN as it is."""
         if not isinstance(self.middle, ODEBlock):
             return self
@@ -102,13 +103,13 @@ class Classifier(nn.Module):
         return found
 
 
-def network(name: str, config: Config, seed: int) -> Classifier:
+def network(name: str, config: Config, seed: int) -> PictureNet:
     """A new network with weights of that seed."""
     torch.manual_seed(seed)
     if name == CNN:
-        return Classifier(Plain(config.width), config.width)
+        return PictureNet(Plain(config.width), config.width)
     block = ODEBlock(ConvField(config.width), rtol=config.rtol, atol=config.rtol)
-    return Classifier(block, config.width)
+    return PictureNet(block, config.width)
 
 
 def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = True) -> Result:
@@ -155,22 +156,22 @@ def piece(name: str, training: str, config: Config, seed: int) -> Row:
         "seed": seed,
         "parameters": count_parameters(model),
         "seconds": time.perf_counter() - started,
-        "clean": _accuracy(model, *images.test),
+        "clean": accuracy(model, *images.test),
         "constant": float(images.test[1].bincount().max()) / len(images.test[1]),
     }
     x, y = (part[: config.attacked] for part in images.test)
     tight = model.tight()
     for size in sizes(config.data):
-        row[f"noise {size:g}"] = _accuracy(model, attacks.noise(size, seed)(model, *images.test), images.test[1])
-        row[f"fgsm {size:g}"] = _accuracy(model, attacks.fgsm(size)(model, x, y), y)
-        row[f"pgd {size:g}"] = _accuracy(model, attacks.pgd(size, seed=seed)(model, x, y), y)
-        row[f"spsa {size:g}"] = _accuracy(model, attacks.spsa(size, probes=config.probes, seed=seed)(model, x, y), y)
-        row[f"tight {size:g}"] = _accuracy(model, attacks.pgd(size, seed=seed)(tight, x, y), y)
-    row["tight clean"] = _accuracy(tight, *images.test)
+        row[f"noise {size:g}"] = accuracy(model, attacks.noise(size, seed)(model, *images.test), images.test[1])
+        row[f"fgsm {size:g}"] = accuracy(model, attacks.fgsm(size)(model, x, y), y)
+        row[f"pgd {size:g}"] = accuracy(model, attacks.pgd(size, seed=seed)(model, x, y), y)
+        row[f"spsa {size:g}"] = accuracy(model, attacks.spsa(size, probes=config.probes, seed=seed)(model, x, y), y)
+        row[f"tight {size:g}"] = accuracy(model, attacks.pgd(size, seed=seed)(tight, x, y), y)
+    row["tight clean"] = accuracy(tight, *images.test)
     return row
 
 
-def _train(model: Classifier, steady: bool, noisy: bool, images: Images, config: Config, seed: int) -> None:
+def _train(model: PictureNet, steady: bool, noisy: bool, images: Images, config: Config, seed: int) -> None:
     x, y = (part[: config.pictures] for part in images.train)
     generator = torch.Generator().manual_seed(seed)
     if noisy:
@@ -180,26 +181,19 @@ def _train(model: Classifier, steady: bool, noisy: bool, images: Images, config:
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=5e-4)
     for _ in range(config.epochs):
         for batch in torch.randperm(len(x), generator=generator).split(config.batch_size):
-            optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
             if steady:
                 loss = loss + config.steady * _unrest(model, x[batch])
-            loss.backward()
-            optimizer.step()
+            step(optimizer, loss)
 
 
-def _unrest(model: Classifier, x: Tensor) -> Tensor:
+def _unrest(model: PictureNet, x: Tensor) -> Tensor:
     """∫ |f(z(t))| dt over [T, 2T], summed over the state (source 10's steady-state loss), by the trapezoidal rule."""
     field: Any = model.middle.field
     z = model.middle(model.stem(x))
     middle, end = ODEBlock(field, t=(0.0, 0.5, 1.0), rtol=1e-2, atol=1e-2, last=False)(z)[1:]
     speeds = [field(torch.zeros(()), state).abs().flatten(1).sum(1) for state in (z, middle, end)]
     return (0.25 * speeds[0] + 0.5 * speeds[1] + 0.25 * speeds[2]).mean()
-
-
-@torch.no_grad()
-def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    return float((model(x).argmax(1) == y).float().mean())
 
 
 # --- words, tables, pictures -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from odenets.adjoint import Direct
-from odenets.experiments.digits import SOURCE, Classifier, digits, gradient_error, guess, tested, train
+from odenets.experiments.digits import SOURCE, DigitNet, digits, gradient_error, guess, tested, train
 from odenets.experiments.driver import Row, collect, listed, numbers_of, spread, values_of
 from odenets.experiments.lipschitz import PICARD, blowup_row, kink_row, lipschitz_row, picard_row, root_row
 from odenets.experiments.option import check_at_least, check_choices, option
@@ -76,7 +76,7 @@ def trained_row(name: str, seed: int, config: Config) -> Row:
     row: dict[str, Any] = {"activation": name, "seed": seed, "failed": None}
     task = digits(seed)
     torch.manual_seed(seed)
-    network = Classifier(solver, name)
+    network = DigitNet(solver, name)
     try:
         seconds = train(network, task, config.epochs, seed)
         measured = tested(network, task, config.end)  # the last count is that of the test set
