@@ -83,7 +83,7 @@ def test_the_digits_are_divided_by_the_seed():
     images, labels, test, truth = equilibrium.digits(0, equilibrium.QUARTER)
     assert (images.shape, test.shape, len(labels), len(truth)) == ((1348, 64), (449, 64), 1348, 449)
     assert (images.min(), images.max()) == (-1, 1)
-    assert not torch.equal(truth, equilibrium.digits(1)[3])
+    assert not torch.equal(truth, equilibrium.digits(1, equilibrium.QUARTER)[3])
 
 
 def test_the_small_form_runs_and_goes_on(tmp_path, monkeypatch):

@@ -102,7 +102,7 @@ def known_row(name: str, model: str, seed: int, points: int, first: bool) -> Row
         density = partial(true_log_density, name)
     else:
         density = torch.distributions.MultivariateNormal(train.mean(0), train.T.cov()).log_prob
-    return _row(name, model, seed) | _measured(density, test, first)
+    return _row(name, model, seed) | _measured(density, test, first, drawn=model == TRUTH)
 
 
 def mixture_row(name: str, seed: int, points: int, first: bool) -> Row:
@@ -125,14 +125,15 @@ def flow_row(name: str, trace: str, seed: int, config: Config, first: bool) -> R
     torch.manual_seed(seed)
     field = ConcatSquashField(2, (config.width,) * config.depth)
     row = _row(name, FLOWS[trace], seed) | {"parameters": count_parameters(field)}
+    drawn = trace in ("exact", config.trace)  # of two flows the first
     started = time.perf_counter()
     try:
         curves = _train(CNF(field, trace=trace, max_steps=MOST_STEPS, **solver_options(config)), train, config)
         seconds = time.perf_counter() - started
         flow = CNF(field, **FINE)
         with torch.no_grad():
-            measured = _measured(flow.log_prob, test, first)
-            shown = _shown(flow, seed) if first else {}
+            measured = _measured(flow.log_prob, test, first, drawn)
+            shown = _shown(flow, seed) if first and drawn else {}
     except SolveError as error:  # a training that fails is a result, too
         return row | {"failed": str(error)}
     return row | curves | measured | shown | {"seconds": seconds, "nfe": fmean(curves["nfes"][-5:])}
@@ -163,15 +164,15 @@ def _row(name: str, model: str, seed: int) -> dict[str, Any]:
     return {"data": name, "model": model, "seed": seed}
 
 
-def _measured(log_density: Callable[[Tensor], Tensor], test: Tensor, first: bool) -> dict[str, Any]:
-    """Mean negative log-density of the test points, and for one seed the density on a grid with the mass on it."""
+def _measured(log_density: Callable[[Tensor], Tensor], test: Tensor, first: bool, drawn: bool = True) -> dict[str, Any]:
+    """Mean negative log-density of the test points, and for one seed the mass on a grid, with the density if drawn."""
     nll = -log_density(test).mean().item()
     if not first:
         return {"nll": nll}
     axis = torch.linspace(-EDGE, EDGE, GRID, dtype=test.dtype)
     density = log_density(torch.cartesian_prod(axis, axis).flip(1)).exp()  # rows of equal x₂
     mass = density.sum().item() * (2 * EDGE / (GRID - 1)) ** 2
-    return {"nll": nll, "mass": mass, "density": density.reshape(GRID, GRID)}
+    return {"nll": nll, "mass": mass, **({"density": density.reshape(GRID, GRID)} if drawn else {})}
 
 
 def _shown(flow: CNF, seed: int) -> dict[str, Any]:

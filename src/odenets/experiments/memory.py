@@ -1,9 +1,9 @@
 """Is the memory of an ODE-Net constant, and can its state be solved backward (section 6, "Constant memory cost")?
 
-Run it:     odenets run memory        (about 2 minutes on one core)
+Run it:     odenets run memory        (2 minutes on one core)
 Expect:     from 4 to 1,024 evaluations the peak of a training step does not grow with Backsolve and Reversible, grows
             1.6 times with ten checkpoints, 71 to 112 times with the others and 140 times in a ResNet. The first three
-            take 3.3, 6.7 and 4.7 times as long as Direct. The start solved backward is wrong by more than 1e-2, or not
+            take 2.3, 4.2 and 3.3 times as long as Direct. The start solved backward is wrong by more than 1e-2, or not
             found, wherever distances shrink by e^20 and more; the field trained on digits can be solved backward at
             every tolerance tried (6e-3 at 1e-2). Where r ≥ 20, Backsolve and Reversible give no gradient at all.
 """
@@ -172,7 +172,7 @@ def _memory(rows: Sequence[Row], table: Sequence[Row]) -> Section:
             "kept, MiB": "kept:.2f",
             "peak, MiB": "peak:.2f",
             f"peak beside that of {table[0]['fewest']}": "growth:.1f",
-            "ms": "ms:.1f",
+            "processor ms": "ms:.1f",
             "time beside Direct": "slower:.2f",
         },
         "Kept: what autograd saves between the two passes. Peak: the most bytes of tensors alive at once, counted at "

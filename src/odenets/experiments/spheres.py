@@ -118,7 +118,8 @@ def spheres_row(name: str, config: Config, seed: int) -> Row:
         accuracy = (model(test).argmax(1) == truth).double().mean().item()
     # The first points of the ball and of the shell, for the figure.
     some = torch.cat([test[truth == label][:40] for label in RADII])
-    return row | curves | {"accuracy": accuracy, "nfe": evaluations(inner), "paths": paths(inner, some)}
+    drawn = {"paths": paths(inner, some)} if seed == config.seed else {}
+    return row | curves | {"accuracy": accuracy, "nfe": evaluations(inner), **drawn}
 
 
 def line_row(name: str, config: Config, seed: int) -> Row:
@@ -135,7 +136,8 @@ def line_row(name: str, config: Config, seed: int) -> Row:
     with torch.no_grad():
         out = model(x)[:, :1]
     error = nn.functional.mse_loss(out, -x).item()
-    return row | curves | {"error": error, "out": out[:, 0], "nfe": evaluations(model), "paths": paths(model, x[::5])}
+    drawn = {"out": out[:, 0], "paths": paths(model, x[::5])} if seed == config.seed else {}
+    return row | curves | {"error": error, "nfe": evaluations(model), **drawn}
 
 
 # --- what is said of them --------------------------------------------------------------------------------------------
@@ -249,7 +251,7 @@ def _line(rows: Sequence[Row], config: Config) -> Section:
 
 
 def _shown(rows: Sequence[Row]) -> dict[str, Row]:
-    """The first training of each network that did not fail."""
+    """The training of each network with the first seed, where it did not fail."""
     return {name: mine[0] for (name,), mine in groups([r for r in rows if "paths" in r], ["network"]).items()}
 
 
