@@ -18,7 +18,7 @@ from pages.text import ROOT
 
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "experiments-results", "findings", "gradients")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "experiments-results", "findings", "gpu", "gradients")),
 )
 FIGURES = {ROOT / "docs" / "figures" / f"{p.__name__}.svg": p for p in (pictures.speed, pictures.memory)}
 BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.S)
@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-best": speed.best_ways,
     "bench-summary": speed.summary,
     "bench": speed.every_row,
+    "bench-gpu": speed.gpu,
     "bench-limits": speed.limits,
     "bench-scaling": speed.scaling,
     "bench-memory": speed.memory,

@@ -64,6 +64,15 @@ def every_row() -> str:
     return with_versions("\n".join(blocks), next(iter(works)), *peers, dtype="one core")
 
 
+def gpu() -> str:
+    """The works that were timed on a GPU."""
+    result = load("bench-gpu")
+    blocks = [one_work(name, result["method"], work) for name, work in result["works"].items()]
+    versions = next(iter(result["works"].values()))["versions"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchdiffeq", "torchode", "diffrax", "jax"))
+    return "\n".join([*blocks, f"{versions['gpu']}, {packages}, Python {versions['python']}.\n"])
+
+
 def one_work(name: str, method: str, work: dict[str, Any]) -> str:
     torchdiffeq = next(ms for name, ms in times(work).items() if name.startswith("torchdiffeq"))
     diffrax = best(work, "diffrax")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from odenets.controller import PID, Controller, Number, Start, maximum, rms_of_any_size, where
 from odenets.evaluation import CountedField
-from odenets.methods import Field, NotConverged, RungeKutta, Since, Step, Time, real_dtype, stage_times
+from odenets.methods import Field, NotConverged, RungeKutta, Since, Step, Time, filled, real_dtype, stage_times
 from odenets.solution import Failure, Stats, Status
 from odenets.transforms import all_finite, unwrapped, value_of, values_of
 
@@ -46,7 +46,7 @@ class Problem:
     def field_time(self, t: float) -> Tensor:
         """A time as f gets it: for each sample, where each has its own."""
         shape = sample_shape(self.y0) if self.per_sample else ()
-        return torch.full(shape, self.origin + t, dtype=real_dtype(self.y0), device=self.y0.device)
+        return filled(shape, self.origin + t, self.y0)
 
     def at(self, t: float | Tensor) -> Time:
         """A time as a method gets it."""

@@ -16,6 +16,7 @@ from odenets.methods.runge_kutta import Since as Since
 from odenets.methods.runge_kutta import Step as Step
 from odenets.methods.runge_kutta import Time as Time
 from odenets.methods.runge_kutta import combine as combine
+from odenets.methods.runge_kutta import filled as filled
 from odenets.methods.runge_kutta import real_dtype as real_dtype
 from odenets.methods.runge_kutta import stage_times as stage_times
 

@@ -356,10 +356,17 @@ def stage_times(t: Time, dt: float | Tensor, nodes: Sequence[float], y: Tensor) 
         if y.device.type == "cpu":
             return torch.tensor([origin + (t + c * dt) for c in nodes], dtype=dtype).unbind()
         # A fill is a kernel of the device's own; for a copy to the device the host would wait at every step.
-        at = {c: torch.full((), origin + (t + c * dt), dtype=dtype, device=y.device) for c in set(nodes)}
+        at = {c: filled((), origin + (t + c * dt), y) for c in set(nodes)}
     else:
         at = {c: torch.as_tensor(origin + (t + c * dt)).to(dtype) for c in set(nodes)}
     return [at[c] for c in nodes]
+
+
+def filled(shape: Sequence[int], value: float, y: Tensor) -> Tensor:
+    """That value in y's real dtype, everywhere; infinite where float16 has no such number."""
+    dtype = real_dtype(y)
+    wide = torch.float64 if dtype == torch.float16 else dtype  # a GPU refuses to fill what overflows
+    return torch.full(shape, value, dtype=wide, device=y.device).to(dtype)
 
 
 def real_dtype(y: Tensor) -> torch.dtype:
