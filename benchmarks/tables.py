@@ -18,9 +18,13 @@ from pages.text import ROOT
 
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "experiments-results", "findings", "gpu", "gradients")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("benchmarks", "experiments-results", "findings", "gpu", "gradients", "introduction")
+    ),
 )
 FIGURES = {ROOT / "docs" / "figures" / f"{p.__name__}.svg": p for p in (pictures.speed, pictures.memory)}
+UNLINKED = re.compile(r"\| `([a-z]+)` \|")  # an experiment in a table
 BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.S)
 TABLES: dict[str, Callable[[], str]] = {
     "bench-best": speed.best_ways,
@@ -47,8 +51,14 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def filled(text: str) -> str:
-    """The text with every table made anew."""
-    return BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}{match[3]}", text)
+    """The text with every table made anew, and with a link to the results of each experiment that has some."""
+    return UNLINKED.sub(linked, BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}{match[3]}", text))
+
+
+def linked(match: re.Match[str]) -> str:
+    """The cell of an experiment, as a link where its results are kept."""
+    there = (experiments.FOLDER / f"{match[1]}.json").exists()
+    return f"| [`{match[1]}`](experiments-results.md#{match[1]}) |" if there else match[0]
 
 
 def contents() -> dict[Path, str]:

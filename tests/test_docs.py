@@ -152,6 +152,14 @@ def test_tables_are_those_of_the_results(tables):
     assert not any("<!-- table:" in page.read_text() for page in set(PAGES) - set(tables.PAGES))
 
 
+def test_the_introduction_leads_to_the_results_that_are_kept(tables):
+    text = (ROOT / "docs" / "introduction.md").read_text()
+    for path in (ROOT / "results" / "experiments").glob("*.json"):
+        if path.stem in EXPERIMENTS:
+            assert f"[`{path.stem}`](experiments-results.md#{path.stem})" in text
+    assert tables.filled("| `descent` | `none` |") == "| [`descent`](experiments-results.md#descent) | `none` |"
+
+
 def test_figures_are_those_of_the_results(tables):
     for path, draw in tables.FIGURES.items():
         assert path.read_text() == draw(), f"{path.name} is out of date: run python benchmarks/tables.py"
