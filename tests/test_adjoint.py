@@ -519,3 +519,16 @@ def test_a_backward_solve_that_fails_says_that_it_is_one():
     )
     with pytest.raises(SolveError, match="backward solve of `Backsolve`"):
         sol.ys[-1].sum().backward()
+
+
+@pytest.mark.parametrize("adjoint", [Backsolve, Interpolated])
+@pytest.mark.parametrize(("t", "steps"), [([0.0, 1.0], 12), ([0.0, 0.25, 0.5, 1.0], 12), ([2.0, 1.875, 0.0], 16)])
+def test_fixed_steps_of_the_backward_solve_are_those_of_the_whole_interval(adjoint, t, steps):
+    """Where the outputs lie on the grid, exactly so many, however the intervals between them differ."""
+    y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    given = solve(lambda t, y: -y, y0, t, adjoint=adjoint(method="rk4", controller=Fixed(steps=steps)))
+    given.ys.sum().backward()
+    assert given.stats.nfe_backward == 4 * steps + 1  # and f at the start, once more
+    kept = solve(lambda t, y: -y, y0, t, method="rk4", controller=Fixed(steps=steps), adjoint=adjoint())
+    kept.ys.sum().backward()
+    assert kept.stats.nfe_backward == 4 * steps + 1

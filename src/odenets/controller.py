@@ -205,16 +205,16 @@ class PID:
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
-            _number(self, name, "a number ≥ 0", lambda x: 0 <= x < math.inf)
-        _number(self, "rtol", "above 0 where `atol` is 0", lambda x: x > 0 or self.atol > 0)
+            _keep_number(self, name, "a number ≥ 0", lambda x: 0 <= x < math.inf)
+        _keep_number(self, "rtol", "above 0 where `atol` is 0", lambda x: x > 0 or self.atol > 0)
         for name in ("p", "i", "d"):
-            _number(self, name, "a finite number", math.isfinite)
-        _number(self, "safety", "in (0, 1]", lambda x: 0 < x <= 1)
-        _number(self, "factor_min", "in (0, 1)", lambda x: 0 < x < 1)
-        _number(self, "factor_max", "above 1", lambda x: x > 1)
+            _keep_number(self, name, "a finite number", math.isfinite)
+        _keep_number(self, "safety", "in (0, 1]", lambda x: 0 < x <= 1)
+        _keep_number(self, "factor_min", "in (0, 1)", lambda x: 0 < x < 1)
+        _keep_number(self, "factor_max", "above 1", lambda x: x > 1)
         if self.dt0 is not None:
-            _number(self, "dt0", "None or a number above 0", lambda x: 0 < x < math.inf)
-        _number(self, "dt_max", "a number above 0", lambda x: x > 0)
+            _keep_number(self, "dt0", "None or a number above 0", lambda x: 0 < x < math.inf)
+        _keep_number(self, "dt_max", "a number above 0", lambda x: x > 0)
 
     @property
     def start(self) -> tuple[float, ...]:
@@ -277,7 +277,7 @@ class Fixed:
 
     Args:
         dt: The step size, in the units of t; the last step is shortened to end on the last time.
-        steps: Instead of `dt`: the number of equal steps from the first time to the last.
+        steps: Instead of `dt`: the number of equal steps from the first time to the last, wherever the outputs lie.
     """
 
     dt: float | None = None
@@ -292,7 +292,7 @@ class Fixed:
         if (self.dt is None) == (self.steps is None):
             raise TypeError(f"Fixed takes either `dt` or `steps`, got dt={shown(self.dt)}, steps={shown(self.steps)}")
         if self.dt is not None:
-            _number(self, "dt", "a number above 0 (backward in time too)", lambda x: 0 < x < math.inf)
+            _keep_number(self, "dt", "a number above 0 (backward in time too)", lambda x: 0 < x < math.inf)
         elif type(self.steps) is not int or self.steps < 1:
             object.__setattr__(self, "steps", count("steps", self.steps))
 
@@ -300,12 +300,8 @@ class Fixed:
     def share(self) -> float:
         return 0.0 if self.steps is None else 1 / self.steps
 
-    def size(self, t0: float, t1: float) -> float:
-        """The step size on an interval from t0 to t1 > t0."""
-        return (t1 - t0) / self.steps if self.steps is not None else float(self.dt or 0)
-
     def given_step(self, t0: float, t1: float) -> float:
-        return self.size(t0, t1)
+        return (t1 - t0) / self.steps if self.steps is not None else float(self.dt or 0)
 
     def first_step(self, start: Start) -> FirstStep:
         raise TypeError("the size of a fixed step is given")
@@ -326,7 +322,7 @@ def check_pair(method: RungeKutta, controller: Controller) -> None:
         )
 
 
-def _number(controller: object, name: str, allowed: str, holds: Callable[[float], bool]) -> None:
+def _keep_number(controller: object, name: str, allowed: str, holds: Callable[[float], bool]) -> None:
     """Check a number of a controller, which keeps it as Python's."""
     given = getattr(controller, name)
     value = number(name, given, allowed, holds)

@@ -4,12 +4,11 @@ import sys
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from odenets.methods import Field
 from odenets.returned import refuse_shape
 from odenets.solution import Stats
-from odenets.transforms import is_recorded
+from odenets.transforms import is_recorded, is_wrapped
 
 
 class CountedField:
@@ -78,7 +77,7 @@ def _version(y: Tensor) -> int:
 
 
 def _is_plain_cpu(y: Tensor) -> bool:
-    return y.device.type == "cpu" and not is_functorch_wrapped_tensor(y)
+    return y.device.type == "cpu" and not is_wrapped(y)
 
 
 def _is_shared(out: Tensor) -> bool:
@@ -96,7 +95,7 @@ def _references(out: Tensor) -> tuple[int, int]:
     """How many refer to a tensor (of a view: to the tensor that it is a view of), and to its memory."""
     tensor = out if out._base is None else out._base
     # Autograd keeps results too, and takes care of changes in place; transforms of functions have no memory to share.
-    if out.requires_grad or is_functorch_wrapped_tensor(out):
+    if out.requires_grad or is_wrapped(out):
         return sys.getrefcount(tensor), 0
     storage = out.untyped_storage()
     if not storage.resizable():  # NumPy's, or that of a file

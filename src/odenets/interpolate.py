@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.loop import DenseStep
+from odenets.loop import DenseStep, caller_time
 from odenets.methods import RungeKutta
 
 
@@ -47,8 +47,8 @@ class DenseOutput:
         first, last = self.steps[0][0], self.steps[-1][0] + self.steps[-1][1]
         slack = 1e-9 * (last - first)
         if not first - slack <= value <= last + slack:
-            low, high = sorted(self._caller_time(edge) for edge in (first, last))
-            got = self._caller_time(value)
+            low, high = sorted(caller_time(edge, self.origin, self.sign) for edge in (first, last))
+            got = caller_time(value, self.origin, self.sign)
             raise ValueError(f"`t` must lie in the solved interval [{low!r}, {high!r}], got {got!r}")
         index = max(bisect.bisect_right(self.steps, value, key=lambda step: step[0]) - 1, 0)
         start, dt, y, stages, clock = self.steps[index]
@@ -58,6 +58,3 @@ class DenseOutput:
         if self.steps[index].dt == 0:
             return y + past * stages[0]
         return self.method.interpolate(y, dt, stages.unbind(), past / dt)
-
-    def _caller_time(self, t: float) -> float:
-        return self.sign * (self.origin + t) + 0.0  # + 0.0: never "-0"

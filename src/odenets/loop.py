@@ -54,7 +54,12 @@ class Problem:
 
     def caller_time(self, t: float) -> float:
         """The caller's own name for a time."""
-        return self.sign * (self.origin + t) + 0.0  # + 0.0: never "-0"
+        return caller_time(t, self.origin, self.sign)
+
+
+def caller_time(t: float, origin: float, sign: float) -> float:
+    """The caller's own name for a time t of a solve that counts from its origin."""
+    return sign * (origin + t) + 0.0  # + 0.0: never "-0"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,11 @@ from torch.autograd import forward_ad
 _FUNCTORCH: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def is_wrapped(x: Tensor) -> bool:
+    """Whether x belongs to a transform of `torch.func`, which keeps its values inside."""
+    return _FUNCTORCH.is_functorch_wrapped_tensor(x)
+
+
 def active() -> bool:
     """Whether the code that runs now is being transformed, or runs in a level of forward mode."""
     return _FUNCTORCH.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
@@ -43,7 +48,7 @@ def is_differentiated(x: Tensor) -> bool:
 
 def is_mapped(x: Tensor) -> bool:
     """Whether `vmap` maps over x."""
-    while _FUNCTORCH.is_functorch_wrapped_tensor(x):
+    while is_wrapped(x):
         if _FUNCTORCH.is_batchedtensor(x):
             return True
         x = _FUNCTORCH.get_unwrapped(x)
@@ -52,19 +57,19 @@ def is_mapped(x: Tensor) -> bool:
 
 def unwrapped(x: Tensor) -> Tensor:
     """The values of x, with the axes that `vmap` maps over among its own."""
-    while _FUNCTORCH.is_functorch_wrapped_tensor(x):
+    while is_wrapped(x):
         x = _FUNCTORCH.get_unwrapped(x)
     return x
 
 
 def value_of(x: Tensor) -> float:
     """The one value of x, read by the host; where `vmap` maps over it, the largest, so that all share what follows."""
-    return unwrapped(x).max().item() if _FUNCTORCH.is_functorch_wrapped_tensor(x) else x.item()
+    return unwrapped(x).max().item() if is_wrapped(x) else x.item()
 
 
 def values_of(x: Tensor) -> list[float]:
     """The values of a vector, as `value_of` reads them."""
-    if _FUNCTORCH.is_functorch_wrapped_tensor(x):
+    if is_wrapped(x):
         return [value_of(value) for value in x.unbind()]
     return x.tolist()
 
@@ -98,5 +103,5 @@ def refuse_in_backward(cotangents: Iterable[Tensor | None], remedy: str) -> None
 
 
 def _is_transformed(x: Tensor) -> bool:
-    wrapped = _FUNCTORCH.is_functorch_wrapped_tensor(x) or _FUNCTORCH.is_legacy_batchedtensor(x)
+    wrapped = is_wrapped(x) or _FUNCTORCH.is_legacy_batchedtensor(x)
     return wrapped or carries_derivative(x)

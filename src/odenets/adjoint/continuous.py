@@ -10,7 +10,7 @@ from torch import Tensor
 from odenets.adjoint.direct import integrate_openly
 from odenets.adjoint.outside import Call, GradientSum, Wanted, inner_product, outside_autograd, refuse_backward
 from odenets.adjoint.replay import check_start
-from odenets.controller import Controller, Fixed, check_pair
+from odenets.controller import Controller, check_pair
 from odenets.evaluation import CountedField
 from odenets.interpolate import DenseOutput
 from odenets.loop import DenseStep, Problem, Stepper, Taken, Trajectory, run
@@ -32,7 +32,8 @@ class Backsolve:
 
     Args:
         method: The method of the backward solve, a name or an object; None for that of the forward solve.
-        controller: Its controller; None for that of the forward solve.
+        controller: Its controller; None for that of the forward solve. `Fixed(steps=n)` makes n steps of the whole
+            interval, not of each part between two outputs; a step that an output lies in is cut there.
 
     Source: Chen et al., "Neural ordinary differential equations", NeurIPS 2018, appendix C; the quadrature outside of
     the error: Kidger, Chen and Lyons, "Hey, that's not an ODE", ICML 2021.
@@ -62,7 +63,8 @@ class Interpolated:
 
     Args:
         method: The method of the backward solve, a name or an object; None for that of the forward solve.
-        controller: Its controller; None for that of the forward solve.
+        controller: Its controller; None for that of the forward solve. `Fixed(steps=n)` makes n steps of the whole
+            interval, not of each part between two outputs; a step that an output lies in is cut there.
 
     Raises:
         TypeError: In the solve, with `dense=True`: dense output could not be differentiated.
@@ -93,17 +95,9 @@ class _Backward:
 
 def _backward(name: str, adjoint: Backsolve | Interpolated, forward: Problem) -> _Backward:
     method = forward.method if adjoint.method is None else find(adjoint.method, f"`method` of `{name}` must be one of")
-    controller = adjoint.controller or _whole_interval(forward)
+    controller = adjoint.controller or forward.controller
     check_pair(method, controller)
     return _Backward(name, method, controller, isinstance(adjoint, Interpolated))
-
-
-def _whole_interval(problem: Problem) -> Controller:
-    """The forward controller, with `Fixed(steps=...)` meant for the whole interval and not for each part of it."""
-    controller = problem.controller
-    if isinstance(controller, Fixed):
-        return Fixed(dt=controller.size(problem.times[0], problem.times[-1]))
-    return controller
 
 
 class _SolveBack(torch.autograd.Function):
@@ -189,6 +183,8 @@ class _AdjointSolve:
             SolveError: If the backward solve fails; the text says so.
         """
         end = -self.problem.times[j]
+        if self.stepper.dt is None:  # of the whole interval, as `Fixed(steps=...)` is meant
+            self.stepper.choose_first_step(-self.problem.times[0])
         while self.stepper.t < end:
             taken = self.stepper.advance(end)
             if taken is None:

@@ -223,7 +223,7 @@ class _Equations:
     @torch.no_grad()
     def solve(self, most: int) -> Tensor:
         """The stages, (stages of the block, *y.shape), outside of autograd."""
-        dt = _number(self.dt)
+        dt = _as_float(self.dt)
         before = torch.stack([x.detach() for x in self.before])
         start, size, rounding = torch.zeros_like(before), before / dt, self.rounding
 
@@ -294,7 +294,7 @@ class _Equations:
             NotImplementedError: If it is too large.
         """
         flat, shaped = as_real_vector(found)
-        function = lambda k: flat(torch.stack(self._values(self._inputs(shaped(k), _number(self.dt)))))  # noqa: E731
+        function = lambda k: flat(torch.stack(self._values(self._inputs(shaped(k), _as_float(self.dt)))))  # noqa: E731
         start = flat(found)
         if start.numel() > _MOST_ENTRIES:
             raise NotImplementedError(
@@ -312,7 +312,7 @@ class _Equations:
     def _matrix(self, inputs: Sequence[Tensor], values: Sequence[Tensor]) -> "_Matrix":
         if not all(x.requires_grad for x in inputs):  # the start of a solve whose y0 is a constant
             inputs, values = self._tracked(inputs)
-        return _Matrix(inputs, values, _number(self.dt), self.weights, self.rounding)
+        return _Matrix(inputs, values, _as_float(self.dt), self.weights, self.rounding)
 
 
 _MOST_ENTRIES = 2048  # of the stages of a block, where their matrix is formed
@@ -382,7 +382,7 @@ class _Matrix:
         return [0 * w_i if bars.get(i) is None else bars[i] for i, w_i in enumerate(w)]
 
 
-def _number(x: float | Tensor) -> float:
+def _as_float(x: float | Tensor) -> float:
     return float(x.detach()) if isinstance(x, Tensor) else x
 
 

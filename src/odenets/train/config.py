@@ -35,7 +35,7 @@ def _whole(low: int) -> Callable[[object], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
-def _number(holds: Callable[[float], bool]) -> Callable[[object], bool]:
+def _finite(holds: Callable[[float], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, int | float) and math.isfinite(value) and holds(value)
 
 
@@ -49,13 +49,13 @@ def _or_none(holds: Callable[[object], bool]) -> Callable[[object], bool]:
 
 _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "epochs": (_whole(1), "a whole number from 1"),
-    "lr": (_number(lambda lr: lr > 0), "a positive number, such as 0.1"),
+    "lr": (_finite(lambda lr: lr > 0), "a positive number, such as 0.1"),
     "batch_size": (_whole(1), "a whole number from 1"),
     "optimizer": _one_of(OPTIMIZERS),
-    "momentum": (_number(lambda momentum: 0 <= momentum < 1), "a number from 0 up to, but without, 1"),
-    "weight_decay": (_number(lambda decay: decay >= 0), "0 or a positive number"),
+    "momentum": (_finite(lambda momentum: 0 <= momentum < 1), "a number from 0 up to, but without, 1"),
+    "weight_decay": (_finite(lambda decay: decay >= 0), "0 or a positive number"),
     "accumulate": (_whole(1), "a whole number from 1"),
-    "clip_norm": (_or_none(_number(lambda norm: norm > 0)), "a positive number, or None: no limit"),
+    "clip_norm": (_or_none(_finite(lambda norm: norm > 0)), "a positive number, or None: no limit"),
     "seed": (_whole(0), "a whole number from 0"),
     "device": _one_of(DEVICES),
     "precision": _one_of(PRECISIONS),
