@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from odenets import Checkpointed, Fixed, Reversible, SolveError, Status, solve
+from odenets import METHODS, Checkpointed, Fixed, Reversible, SolveError, Status, solve
 
 D = torch.float64
 ONE = torch.ones(1)
@@ -42,6 +42,44 @@ def test_the_reason(f, end, status, dtype, start):
 def test_a_blow_up_at_any_scale(scale):
     error = failure_of(lambda t, y: y * y / scale, ONE.double() * scale, [0.0, 2.0], atol=1e-9 * scale)
     assert error.status is Status.DIVERGED
+
+
+ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
+
+
+@pytest.mark.parametrize(
+    ("method", "start", "power", "engine"),
+    [
+        *((method, start, 2, {}) for method in ADAPTIVE for start in (1e-6, 1.0, 1e6)),
+        *(("heun", 1e6, power, {"per_sample": True}) for power in (2, 3)),
+        *((method, 1e-6, 3, {}) for method in ("fehlberg2", "tsit5")),
+    ],
+)
+def test_a_blow_up_in_finite_time_is_one_by_every_method(method, start, power, engine):
+    """y' = y² and y³; low orders come to the end of `max_steps` before the steps shrink to nothing."""
+    f = lambda t, y: y**power  # noqa: E731
+    y0 = torch.tensor([[start / 4], [start]], dtype=D)
+    options = {"method": method, "rtol": 1e-4, "atol": 1e-7 * start, "max_steps": 850, **engine}
+    error = failure_of(f, y0, (0.0, 2 / start ** (power - 1)), **options)
+    assert error.status is Status.DIVERGED
+    assert error.t * start ** (power - 1) == pytest.approx(1 / (power - 1), rel=0.02)
+
+
+@pytest.mark.parametrize("engine", [{}, {"per_sample": True}])
+@pytest.mark.parametrize(
+    ("f", "y0", "end"),
+    [
+        (lambda t, y: y, 1.0, 700.0),
+        (lambda t, y: 10 * y * (1 - y / 1e6), 1.0, 1e4),
+        (lambda t, y: 1e6 * y.flip(-1) * torch.tensor([1.0, -1.0]), 1.0, 1.0),
+        (lambda t, y: -1e9 * (y - torch.cos(t)), 0.0, 1.0),
+        (lambda t, y: 1e9 * torch.sin(1e9 * t) * torch.ones_like(y), 0.0, 1.0),
+        (lambda t, y: y * y, 1.0, 0.999),
+    ],
+)
+def test_too_few_steps_are_no_blow_up(f, y0, end, engine):
+    error = failure_of(f, torch.full((1, 2), y0, dtype=D), (0.0, end), method="heun", max_steps=25, **engine)
+    assert error.status is Status.MAX_STEPS
 
 
 @pytest.mark.parametrize(("y", "f"), [(10.0, lambda t, y: -100 * y**3), (1.0, lambda t, y: 1e30 * y * y)])

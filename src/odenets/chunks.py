@@ -12,7 +12,18 @@ from torch import Tensor
 from odenets import transforms
 from odenets.controller import PID
 from odenets.evaluation import CountedField
-from odenets.loop import Problem, Tape, Trajectory, blows_up, locate_non_finite, reversal, sample_shape, stretch
+from odenets.loop import (
+    Problem,
+    Tape,
+    Trajectory,
+    blows_up,
+    evaluate_at_start,
+    locate_non_finite,
+    reversal,
+    runs_away,
+    sample_shape,
+    stretch,
+)
 from odenets.march import CLOCK, Activation, Buffers, Plan, arranged, numbers_of, restored, time_shape
 from odenets.methods import real_dtype
 from odenets.solution import Failure, Status
@@ -365,15 +376,18 @@ def sample_trajectory(problem: Problem, ys: Tensor, result: Marched) -> Trajecto
     return Trajectory(ys, [], failure, tuple(statuses))
 
 
+@torch.no_grad()
 def _statuses(problem: Problem, result: Marched, clock: Tensor) -> list[Status]:
     """How each sample ended."""
     t, _, accepted, rejected = clock[:4].tolist()
     stuck = clock[0] < problem.times[-1]
-    rises = _rises(problem, result) if bool(stuck.any()) else result.y
+    rises = rises_at_start = result.y
+    if bool(stuck.any()):
+        rises, rises_at_start = _rises(problem, result), evaluate_at_start(problem, problem.y0)
     return [
         Status.SUCCESS
         if t[i] >= problem.times[-1]
-        else _why(problem, result.y[i], rises[i], i, t[i], int(accepted[i] + rejected[i]))
+        else _why(problem, result.y[i], rises[i], rises_at_start[i], i, t[i], int(accepted[i] + rejected[i]))
         for i in range(len(t))
     ]
 
@@ -386,10 +400,11 @@ def _rises(problem: Problem, result: Marched) -> Tensor:
 
 
 @torch.no_grad()
-def _why(problem: Problem, y: Tensor, rise: Tensor, i: int, t: float, steps: int) -> Status:
+def _why(problem: Problem, y: Tensor, rise: Tensor, rise_at_start: Tensor, i: int, t: float, steps: int) -> Status:
     """Why sample i, which stands at y at t, got no further."""
     if steps >= problem.max_steps:
-        return Status.MAX_STEPS
+        away = runs_away(y, rise, problem.y0[i], rise_at_start, t, problem.times[-1] - t)
+        return Status.DIVERGED if away else Status.MAX_STEPS
     if not bool(torch.isfinite(problem.y0[i]).all()):
         return Status.NON_FINITE_START
     if steps == 0:

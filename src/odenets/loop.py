@@ -231,6 +231,7 @@ class Stepper:
         self.stats, self.max_steps = problem.stats, problem.max_steps
         self.f = CountedField(problem.f, self.stats)
         self.t, self.y = t0, y0
+        self.begun = t0, y0
         self.f0: Tensor | None = None
         self.dt: float | None = None
         self.memory: tuple[float, ...] = self.controller.start
@@ -280,7 +281,7 @@ class Stepper:
             self.choose_first_step(t_end)
         while self.failure is None and self.dt is not None:
             if self.stats.steps >= self.max_steps:
-                return self._fail(Status.MAX_STEPS, self.dt, "")
+                return self._fail_after_all_steps(t_end)
             final, dt = cut(self.t, self.dt, t_end)
             t_in, dt_in = self._differentiable(dt, final)
             try:
@@ -355,6 +356,16 @@ class Stepper:
         if not all_finite(self.y):
             return self._fail(Status.NON_FINITE_START, dt, f"y: {locate_non_finite(self.y)}.")
         self._fail(Status.NON_FINITE_FIELD if error.undefined else Status.NOT_CONVERGED, dt, str(error))
+
+    @torch.no_grad()
+    def _fail_after_all_steps(self, t_end: float) -> None:
+        t0, y0 = self.begun
+        (start,) = stage_times(self.problem.at(t0), 0.0, (0.0,), y0)
+        if not runs_away(self.y, self.derivative(), y0, self.f(start, y0), self.t - t0, t_end - self.t):
+            return self._fail(Status.MAX_STEPS, self.dt or 0.0, "")
+        largest = value_of(self.y.abs().max())
+        detail = f"`max_steps` were taken, the largest |y| is {largest:.3g}, and it grows faster and faster."
+        self._fail(Status.DIVERGED, self.dt or 0.0, detail)
 
     @torch.no_grad()
     def _diagnose_underflow(self, step: Step, dt: float, ratio: float) -> None:
@@ -527,6 +538,19 @@ def blows_up(y: Tensor, k: Tensor, dt: float) -> bool:
     """
     rise, size = value_of(k.abs().max()), value_of(y.abs().max())
     return not rise * dt < 1e-4 * size if size > 0 and not math.isnan(rise) else False
+
+
+def runs_away(y: Tensor, k: Tensor, y0: Tensor, k0: Tensor, elapsed: float, remaining: float) -> bool:
+    """Whether a component has grown a hundredfold, at a rate that went up with it and leads to infinity before the end.
+
+    Growth by that factor has the mean rate log(grown) / elapsed. Exponential growth has no other rate; before a
+    blow-up in finite time the last one is far above the mean. Slopes are k at y, and k0 at the start y0.
+    """
+    usual = torch.maximum(y0.abs(), k0.abs() * elapsed)  # of a component that starts at 0
+    grown = (y.abs() / usual).log()
+    rate = torch.real(k / y)
+    away = (grown > math.log(100)) & (rate * min(elapsed, remaining) > 10 * grown)
+    return value_of(away.any()) > 0
 
 
 def locate_non_finite(x: Tensor) -> str:

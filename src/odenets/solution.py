@@ -24,8 +24,9 @@ class Status(Enum):
         "implicit method, such as `method='radauIIA5'` with `controller=Fixed(steps=...)`"
     )
     DIVERGED = (
-        "the solution grew without bound and the step size shrank to nothing: it probably blows up in finite "
-        "time, or outgrows its dtype; end the solve earlier, or bound f (tanh, weight decay, smaller weights)"
+        "the solution grew without bound and the step size shrank, to nothing or beyond what `max_steps` allows: it "
+        "probably blows up in finite time, or outgrows its dtype; end the solve earlier, or bound f (tanh, weight "
+        "decay, smaller weights)"
     )
     NON_FINITE_FIELD = (
         "f returned NaN or infinity for a finite state; look for a division, logarithm or root in f, or for "
