@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, compiled, solve
+from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, compiled, solve, transforms
 from odenets.nn import MLPField, ODEBlock
 from problems import ROUTES, assert_nothing_is_left
 
@@ -335,6 +335,42 @@ UNCOMPILED = {
     "operator": (lambda t, y: negative(y), torch.float32),
     "complex": (lambda t, y: 1j * y, torch.complex64),
 }
+
+
+WEIGHT = torch.tensor([0.3, -0.5, 0.7])
+
+
+def energy(y):
+    return torch.tanh(y * WEIGHT).sum()
+
+
+def by_autograd(t, y):
+    with torch.enable_grad():
+        x = y if y.requires_grad else y.detach().requires_grad_()
+        return -torch.autograd.grad(energy(x), x, create_graph=True)[0]
+
+
+INSIDE = {
+    "torch.func.grad": lambda t, y: -torch.func.grad(energy)(y),
+    "vjp": lambda t, y: -torch.func.vjp(energy, y)[1](torch.ones(()))[0],
+    "jvp": lambda t, y: torch.func.jvp(torch.tanh, (y,), (y,))[1],
+    "vmap": lambda t, y: torch.func.vmap(torch.func.grad(energy))(y),
+    "autograd.grad": by_autograd,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own, in forward mode
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_field_that_takes_derivatives_runs_eagerly_with_one_warning(name):
+    f, grads = INSIDE[name], []
+    with pytest.warns(UserWarning, match="could not be compiled.*torch.(func|autograd.grad)") as caught:
+        for compile in (True, True, False):
+            y0 = torch.linspace(-1, 1, 6).reshape(2, 3).requires_grad_()
+            solve(f, y0, [0.0, 1.0], method="heun", compile=compile).ys.sum().backward()
+            assert not transforms.active()
+            grads.append(y0.grad)
+    assert len([warning for warning in caught if "compile=True" in str(warning.message)]) == 1
+    assert torch.equal(grads[0], grads[2]) and torch.equal(grads[1], grads[2])
 
 
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")

@@ -502,8 +502,13 @@ def _evaluate(f: Callable[..., Tensor], t: Tensor, y: Tensor, args: tuple) -> tu
     return f(t, y, *args).clone(), t.clone(), y.clone()
 
 
+_TRANSFORMS = ("torch._functorch", "torch._C._functorch")  # their calls name levels, which a loop has of its own
+
+
 def _backend(module: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if any(str(getattr(node.target, "__module__", "")).startswith(_TRANSFORMS) for node in module.graph.nodes):
+        raise NotCompiled("`f` calls `torch.func` (`grad`, `vjp`, `jvp`, `jacrev`, `vmap`, …), which runs eagerly only")
     (output,) = module.graph.find_nodes(op="output")
     clone, *others = output.all_input_nodes
     if len(others) > 2:  # those of `_evaluate`
