@@ -329,8 +329,49 @@ def test_linear_equations_that_cannot_be_solved_say_so(n):
 
 def test_newton_converges_to_rounding():
     start = torch.zeros(3, dtype=torch.float64)
-    x = newton(lambda x: (torch.cos(x), torch.diag(-torch.sin(x))), start, torch.ones_like(start), 20, 2e-16)
+    x, _ = newton(lambda x: (torch.cos(x), torch.diag(-torch.sin(x))), start, torch.ones_like(start), 20, 2e-16)
     torch.testing.assert_close(x, torch.full_like(x, 0.7390851332151607), rtol=0, atol=1e-15)
+
+
+def lower(net, dtype, y):
+    return torch.nn.functional.linear(y.to(dtype), net.weight.to(dtype)).tanh().to(y.dtype) - 5 * y
+
+
+def autocast_inside(net, dtype, y):
+    with torch.autocast("cpu", dtype=dtype):
+        return net(y).tanh().to(y.dtype) - 5 * y
+
+
+@pytest.mark.parametrize("method", ["implicit_euler", "trbdf2", "radauIIA5"])
+@pytest.mark.parametrize("samples", [2, 20])
+@pytest.mark.parametrize(
+    ("inside", "coarse", "dtype"),
+    [
+        (lower, torch.bfloat16, torch.float32),
+        (autocast_inside, torch.bfloat16, torch.float32),
+        (lower, torch.float32, torch.float64),
+    ],
+)
+def test_a_field_that_computes_in_a_coarser_dtype_is_solved_to_its_rounding(inside, coarse, dtype, samples, method):
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 3, bias=False).to(dtype)
+    start = torch.randn(samples, 3, dtype=dtype)
+
+    def solved(f, adjoint):
+        y0 = start.clone().requires_grad_()
+        end = solve(f, y0, [0.0, 1.0], method=method, controller=Fixed(steps=3), adjoint=adjoint).ys[-1]
+        return end.detach(), *torch.autograd.grad(end.sum(), [y0, net.weight])
+
+    expected = solved(lambda t, y: net(y).tanh() - 5 * y, Direct())
+    for adjoint in (Checkpointed(), Direct()):
+        for found, wanted in zip(solved(lambda t, y: inside(net, coarse, y), adjoint), expected, strict=True):
+            assert float((found - wanted).abs().max()) < 2 * torch.finfo(coarse).eps * float(wanted.abs().max())
+
+
+def test_newton_that_fails_says_in_which_dtype_f_computes():
+    f = lambda t, y: -100 * torch.sign(y.bfloat16()).float() - y  # noqa: E731
+    with pytest.raises(SolveError, match=r"f computes in torch.bfloat16, and y is torch.float32"):
+        solve(f, torch.tensor([0.1]), [0.0, 1.0], method="implicit_euler", controller=Fixed(steps=2))
 
 
 # --- components of every size ----------------------------------------------------------------------------------------

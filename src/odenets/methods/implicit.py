@@ -92,6 +92,7 @@ class ImplicitRungeKutta(RungeKutta):
         times = stage_times(t, dt, self.nodes, y)
         start = wide(y)
         stages: list[Tensor] = []
+        precise = True
         for block in self.blocks:
             first = block[0]
             if self._is_explicit(block):
@@ -102,11 +103,12 @@ class ImplicitRungeKutta(RungeKutta):
             before = [combine(start, dt, self.a[i][:first], stages) for i in block]
             equations = _Equations(self, block, f, [times[i] for i in block], before, dt, y.dtype)
             found = equations.solve(self.max_iterations)
+            precise = precise and equations.precise
             stages += (equations.attach(found) if _is_differentiated() else found).unbind()
         y1 = combine(start, dt, self.b, stages).to(y.dtype)
         stages = [k.to(y.dtype) for k in stages]
-        ends = (stages[-1],) if self.stiffly_accurate else ()
-        return Step(y1, (*stages, *ends), times[-1], self.stiffly_accurate)
+        known = self.stiffly_accurate and precise
+        return Step(y1, (*stages, stages[-1]) if known else tuple(stages), times[-1], known)
 
     def _is_explicit(self, block: tuple[int, ...]) -> bool:
         return len(block) == 1 and self.a[block[0]][block[0]] == 0
@@ -219,6 +221,7 @@ class _Equations:
         self.f, self.times, self.before, self.dt, self.dtype = f, times, before, dt, dtype
         self.weights = [[method.a[i][j] for j in block] for i in block]
         self.rounding = rounding_of(before[0].to(dtype))
+        self.precise = True  # whether the stages found are f to the rounding of y
 
     @torch.no_grad()
     def solve(self, most: int) -> Tensor:
@@ -237,7 +240,7 @@ class _Equations:
             )
         differences = by_differences(function, size, rounding)
         if transforms.active():
-            return newton(differences, start, size, most, rounding)
+            return self._found(newton(differences, start, size, most, rounding))
 
         def linearize(k: Tensor) -> tuple[Tensor, Linear]:
             inputs, values = self._tracked(self._inputs(k, dt))
@@ -246,9 +249,14 @@ class _Equations:
             return torch.stack(values).detach(), _Matrix(inputs, values, dt, self.weights, self.rounding).derivative()
 
         try:
-            return newton(linearize, start, size, most, rounding)
+            return self._found(newton(linearize, start, size, most, rounding))
         except RuntimeError:  # autograd does not know f, or not all of it
-            return newton(differences, start, size, most, rounding)
+            return self._found(newton(differences, start, size, most, rounding))
+
+    def _found(self, root: tuple[Tensor, float]) -> Tensor:
+        found, rounding = root
+        self.precise, self.rounding = rounding == self.rounding, rounding
+        return found
 
     def _tracked(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The inputs as leaves of a graph, and the values there."""

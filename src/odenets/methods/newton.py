@@ -11,10 +11,12 @@ solution of linear equations with given error bounds for coefficients and right-
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Function = Callable[[Tensor], Tensor]  # of a tensor, real or complex, to one of its shape
 Linear = Tensor | Function  # a linear function of such tensors: its matrix, of real vectors, or itself
@@ -25,6 +27,7 @@ _SPACE = 60  # directions that GMRES keeps before it starts anew
 _NOISE = 2.0  # units of rounding of the terms of an equation, below which nothing is to be gained
 _GUESSED = 4.0  # times as many, where the size of the terms is known along one direction only
 _MORE, _MOST = 4.0, 256.0  # times as many will do after each iteration without progress; but no more than so many
+_LOOK = 3  # iterations without progress, after which F is watched: it may compute in a coarser dtype than x's
 _STIFF = 1e3  # the ratio of rows from which GMRES gets each divided by its own size
 _LINEAR = 20  # the most corrections of the solution of linear equations
 
@@ -40,24 +43,24 @@ class NotConverged(RuntimeError):
         self.undefined = undefined
 
 
-def newton(linearize: Linearize, start: Tensor, size: Tensor, most: int, rounding: float) -> Tensor:
-    """x with F(x) = x, each component to rounding.
+def newton(linearize: Linearize, start: Tensor, size: Tensor, most: int, rounding: float) -> tuple[Tensor, float]:
+    """x with F(x) = x, each component to rounding; and that rounding.
 
     Args:
         linearize: F and its derivative; GMRES solves the equations where that is no matrix.
         start: Where to begin.
         size: Of start's shape: what a change of x is small beside, together with |x|.
         most: The most evaluations of F.
-        rounding: The relative rounding error of F.
+        rounding: The relative rounding error of F; where it is coarser, that is found out.
 
     Raises:
         NotConverged: If so many do not suffice, or F is not finite.
     """
     if start.numel() == 0:
-        return start
+        return start, rounding
     flat, shaped = as_real_vector(start)
     x, size = flat(start), flat(size).abs()
-    step, best, stalled = torch.zeros_like(x), math.inf, 0
+    step, best, stalled, seen = torch.zeros_like(x), math.inf, 0, None
     for iteration in range(most):
         value, derivative = linearize(shaped(x))
         if not isinstance(derivative, Tensor):
@@ -71,16 +74,44 @@ def newton(linearize: Linearize, start: Tensor, size: Tensor, most: int, roundin
             x = x - step
             continue
         stalled = 0 if worst < 0.75 * best else stalled + 1
+        if stalled == _LOOK and not seen:
+            with _Watch() as seen:
+                linearize(shaped(x))
+            if seen.rounding > rounding:
+                rounding, stalled = seen.rounding, 0
         noise = _NOISE if isinstance(derivative, Tensor) else _NOISE * _GUESSED
         enough = min(min(noise * _MORE**stalled, _MOST) * rounding, rounding**0.5)
         if worst == 0 or (iteration > 0 and worst <= enough):
-            return shaped(x)
+            return shaped(x), rounding
         best = min(best, worst)
-        step = equations.solve(min(rounding**0.25, 0.01), length)
+        step = equations.solve(max(min(rounding**0.25, 0.01), 4 * rounding), length)
         x = x + step
+    coarse = seen.coarsest if seen and seen.coarsest is not flat(start).dtype else None
     raise NotConverged(
         f"Newton's method has not converged in {most} iterations: its equations hold to {best:.1g} of their terms."
+        + (f" f computes in {coarse}, and y is {start.dtype}: let f compute in that." if coarse else "")
     )
+
+
+class _Watch(TorchDispatchMode):
+    """Looks for the coarsest dtype of what is computed while it is entered: casts and autocast inside f."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarsest: torch.dtype | None = None
+
+    @property
+    def rounding(self) -> float:
+        return 0.0 if self.coarsest is None else torch.finfo(self.coarsest).eps
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in pytree.tree_leaves(out):
+            if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()):
+                self.coarsest = max(
+                    self.coarsest or x.real.dtype, x.real.dtype, key=lambda dtype: torch.finfo(dtype).eps
+                )
+        return out
 
 
 class _Equations(NamedTuple):
@@ -181,7 +212,7 @@ def solve_linear(operator: Function, rhs: Tensor, rounding: float | None = None)
         return b + derivative(x), derivative
 
     try:
-        found = newton(linearize, b, torch.zeros_like(b), _LINEAR, rounding)
+        found, _ = newton(linearize, b, torch.zeros_like(b), _LINEAR, rounding)
     except NotConverged as error:
         if error.undefined:
             return torch.full_like(rhs, math.nan)
