@@ -1,6 +1,5 @@
 """`diagnose`: what a trained ODE layer is like to solve, whether it is an ODE at all, and what to do about it."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -60,24 +59,11 @@ def diagnose(block: nn.Module, batch: Tensor | tuple[Any, ...], *, points: int =
     """
     count("points", points, least=2)
     layer = Layer(block, batch, "diagnose")
-    with torch.no_grad(), _attributes_kept(layer), left_as_it_was(layer) as state:
+    with torch.no_grad(), left_as_it_was(layer) as state:
         found = _diagnose(layer, state.rewind, points)
     if verbose:
         print(found)
     return found
-
-
-@contextlib.contextmanager
-def _attributes_kept(layer: Layer) -> Iterator[None]:
-    """Put back what running gives other values: counters of modules, and of a field that is an object."""
-    objects = [*layer.module.modules(), *([layer.block.field] if hasattr(layer.block.field, "__dict__") else [])]
-    before = [(each, dict(vars(each))) for each in objects]
-    try:
-        yield
-    finally:
-        for each, values in before:
-            vars(each).clear()
-            vars(each).update(values)
 
 
 def _diagnose(layer: Layer, rewind: Callable[[], None], points: int) -> Diagnosis:

@@ -81,11 +81,13 @@ def synchronize(devices: Iterable[torch.device]) -> None:
 
 
 class State:
-    """What running a module changes: its buffers, and the random numbers that come next."""
+    """What running a module changes: buffers, attributes, those of a field that is an object too, random numbers."""
 
     def __init__(self, layer: Layer) -> None:
         places = [(m, name, b) for m in layer.module.modules() for name, b in m._buffers.items() if b is not None]
         self.buffers = [(module, name, buffer, buffer.clone()) for module, name, buffer in places]
+        owners = [*layer.module.modules(), *([layer.block.field] if hasattr(layer.block.field, "__dict__") else [])]
+        self.attributes = [(owner, dict(vars(owner))) for owner in owners]  # a counter, the layer's options and stats
         self.generators = [_Generator(device) for device in {torch.device("cpu"), *layer.devices}]
 
     def rewind(self) -> None:
@@ -95,6 +97,9 @@ class State:
         for module, name, buffer, value in self.buffers:
             module._buffers[name] = buffer
             buffer.data.copy_(value)  # of `data`, which leaves a graph valid that holds the buffer
+        for owner, values in self.attributes:
+            vars(owner).clear()
+            vars(owner).update(values)  # past `__setattr__`, which the owner may have of its own
 
     def drawn(self) -> bool:
         """Whether random numbers have been drawn since."""
@@ -118,13 +123,11 @@ class _Generator:
 
 @contextlib.contextmanager
 def left_as_it_was(layer: Layer) -> Iterator[State]:
-    state, block = State(layer), layer.block
-    options, stats, regularisation = block.solve_options, block.stats, block.regularisation
+    state = State(layer)
     try:
         yield state
     finally:
         state.rewind()
-        block.solve_options, block.stats, block.regularisation = options, stats, regularisation
 
 
 def saved_bytes(forward: Callable[[], Any], given: Iterable[Tensor]) -> int:
