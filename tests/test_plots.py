@@ -246,3 +246,20 @@ def test_a_graph_has_a_box_for_each_name_and_an_arrow_from_start_to_end():
 def test_an_arrow_of_no_box_is_refused():
     with pytest.raises(ValueError, match=r"`arrows` names \['y'\], but `nodes` has \['x'\]"):
         figures.graph({"x": (0, 0)}, [("x", "y")])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "abcde",
+        ["Direct", "Checkpointed", "Checkpointed, 10 states", "Interpolated", "Backsolve", "Reversible", "ResNet"],
+        ["normal", "premature ventricular contraction", "supraventricular premature", "fusion of both kinds", "paced"],
+        [*(f"∇f is L-Lipschitz, ‖x₀ − x*‖²/(2ηk), {i}" for i in range(4)), "broken above"],
+    ],
+)
+def test_a_legend_above_the_axes_is_as_wide_as_the_figure_at_most(names):
+    figure = figures.lines({name: Line(X, X) for name in names}, "x", "y")
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width

@@ -79,10 +79,22 @@ def lines(
     figure, axes = one_panel(x_label, y_label)
     _draw_lines(axes, lines, series_looks([name for name in lines if name != level]), log, marked, level)
     if len(lines) > _INSIDE:
-        figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
+        figure.legend(loc="outside upper center", ncols=_columns(list(lines)), columnspacing=1.2)
     else:
         axes.legend()
     return figure
+
+
+_LETTERS, _HANDLE = 72, 7  # of the legend's size in a figure's width, and what stands before a name
+
+
+def _columns(names: list[str]) -> int:
+    """Columns of a legend above the axes: three, or as many as their longest names leave room for."""
+    for columns in (3, 2):
+        widths = [max(map(len, part)) for part in np.array_split(np.array(names, object), columns) if len(part)]
+        if sum(widths) + _HANDLE * columns <= _LETTERS:
+            return columns
+    return 1
 
 
 @rc_context(STYLE)
