@@ -670,7 +670,7 @@ def test_a_solve_that_never_meets_its_event_says_so():
     t = torch.tensor([0.0, 1.0])
     with pytest.raises(SolveError, match="max_num_steps") as caught:
         ours.odeint(lambda t, y: -y, torch.ones(1), t, event_fn=lambda t, y: y + 1, options={"max_num_steps": 30})
-    assert caught.value.status is Status.MAX_STEPS
+    assert caught.value.status is Status.NO_EVENT
 
 
 # Dense output.
@@ -768,7 +768,7 @@ def test_adams_methods_warn_as_theirs_do_and_call_back():
         with pytest.warns(UserWarning, match="callback_accept_step"):
             module.odeint(f, torch.ones(1, dtype=DOUBLE), t, method="explicit_adams")
         assert [s for s, _, _ in f.steps] == pytest.approx(t[:-1].tolist())
-    with pytest.raises(SolveError, match="NON_FINITE_STATE at t = -3"):
+    with pytest.raises(SolveError, match=r"NON_FINITE_STATE at t = -0\.3"):
         ours.odeint(lambda t, y: -(y**3) / t, torch.ones(1), -t.float() - 1e-3, method="explicit_adams")
 
 
@@ -1147,7 +1147,7 @@ def test_messages(arguments, error, message):
         ({"adjoint_method": "rk5"}, ValueError, r"`adjoint_method` must be one of"),
         ({"adjoint_method": "scipy_solver"}, ValueError, r"`adjoint_method` must be a Runge–Kutta method: write"),
         ({"adjoint_method": "fixed_adams"}, ValueError, r"`adjoint_method` must be a Runge–Kutta method: write"),
-        ({"adjoint_params": (1,)}, TypeError, r"`adjoint_params` must hold tensors, got \['int'\]"),
+        ({"adjoint_params": (1,)}, TypeError, r"`adjoint_params` must hold tensors, got tuple of 1 \(int\)"),
         ({"adjoint_options": {"norm": "max"}}, ValueError, r"'norm' must be a function or \"seminorm\", got 'max'"),
         ({"adjoint_rtol": -1.0}, ValueError, r"`adjoint_rtol` must be numbers ≥ 0"),
     ],

@@ -1,6 +1,7 @@
 """Events of the drop-in: found to rounding in any unit, whatever the slope of the event function; Adams methods too."""
 
 import math
+import re
 import warnings
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import odenets.torchdiffeq as ours
+from odenets import SolveError, Status
+from odenets.torchdiffeq import adaptive, grid, schemes, solvers
 from odenets.torchdiffeq.roots import locate
 
 DOUBLE = torch.float64
@@ -323,3 +326,60 @@ def test_transforms_of_functions_are_refused_by_name(transform):
 
     with pytest.raises(NotImplementedError, match=r"until an event has derivatives by `torch.autograd.grad`"):
         transform(time)(torch.ones(()))
+
+
+# Events that never come.
+
+NEVER = {
+    "dopri5": ("dopri5", {"max_num_steps": 40}, "as far as times have numbers|'max_num_steps' in `options` allows"),
+    "bosh3": ("bosh3", {}, "as far as times have numbers|'max_num_steps' in `options` allows"),
+    "rk4": ("rk4", {"step_size": 0.5}, "a larger 'step_size' in `options` goes further"),
+    "implicit_euler": ("implicit_euler", {"step_size": 0.5}, "a larger 'step_size' in `options` goes further"),
+    "explicit_adams": (
+        "explicit_adams",
+        {"step_size": 0.5, "max_order": 5},
+        "a larger 'step_size' in `options` goes further",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEVER)
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("f", [lambda t, y: torch.ones_like(y), lambda t, y: 0 * y, lambda t, y: t.cos() * y])
+def test_an_event_that_never_comes_ends_with_its_reason(case, dtype, reverse, f, monkeypatch):
+    for module in (adaptive, grid, solvers):
+        monkeypatch.setattr(module, "MOST_STEPS", 40)
+    method, options, words = NEVER[case]
+    start = torch.tensor(1.0, dtype=dtype)
+    with pytest.raises(SolveError, match=r"`event_fn` has not changed sign; .*" + words) as caught:
+        ours.odeint_event(
+            f,
+            torch.ones(2, dtype=dtype),
+            start,
+            event_fn=lambda t, y: 1.0 + 0 * t,
+            reverse_time=reverse,
+            method=method,
+            options=options,
+        )
+    error = caught.value
+    assert error.status is Status.NO_EVENT
+    assert (error.t < start, error.dt < 0) == (reverse, reverse)
+    assert not re.search("max_steps|max_num_steps" if "step_size" in options else "max_steps|step_size", str(error))
+
+
+def test_how_long_an_event_is_waited_for():
+    assert {adaptive.MOST_STEPS, grid.MOST_STEPS, solvers.MOST_STEPS} == {20_000}
+    scheme = adaptive.Adaptive(schemes.ADAPTIVE["dopri5"], 1e-3, 1e-6)
+    assert scheme.most_steps(torch.zeros(2), event=True) == 20_000
+    assert scheme.most_steps(torch.zeros(3)) == 2 * (2**31 - 1)
+
+
+@pytest.mark.parametrize("event", [lambda t, y: y[0] - y[0] + 1, lambda t, y: 20.0 - t, lambda t, y: 1 + 0 * t])
+@pytest.mark.parametrize("method", ["rk4", "explicit_adams"])
+def test_a_state_that_is_infinite_before_the_event_says_so(event, method, monkeypatch):
+    for module in (grid, solvers):
+        monkeypatch.setattr(module, "MOST_STEPS", 60)
+    options = {"method": method, "options": {"step_size": 0.5}}
+    with pytest.raises(SolveError, match="NON_FINITE_STATE"):
+        ours.odeint_event(lambda t, y: y**3, torch.full((1,), 3.0), torch.zeros(()), event_fn=event, **options)

@@ -1,8 +1,10 @@
 """`install()`, and the private names of torchdiffeq that programs use."""
 
 import importlib
+import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 import odenets.torchdiffeq as ours
 from odenets import SolveError
+from odenets.torchdiffeq.watch import CALLBACKS
 
 DOUBLE = torch.float64
 BOTH = pytest.mark.parametrize("package", ["torchdiffeq", "odenets.torchdiffeq"])
@@ -297,7 +300,7 @@ def test_an_event_is_found_as_theirs_is():
 
 def test_an_own_method_that_meets_no_event_or_leaves_the_numbers():
     t = torch.tensor([0.0, 1.0])
-    with pytest.raises(SolveError, match="met no event"):
+    with pytest.raises(SolveError, match="NO_EVENT at t = 20000"):
         ours.odeint(
             lambda t, y: 0 * y,
             torch.ones(1),
@@ -310,3 +313,86 @@ def test_an_own_method_that_meets_no_event_or_leaves_the_numbers():
         ours.odeint(
             lambda t, y: y**9, torch.full((1,), 9.0), 50 * t, method="explicit_adams", options={"step_size": 1.0}
         )
+
+
+def told(package):
+    """A method that judges its steps: it accepts those that end before 1, and rejects the others once."""
+
+    class Judging(private(package, "solvers").FixedGridODESolver):
+        order = 1
+
+        @classmethod
+        def valid_callbacks(cls):
+            return {"callback_step", "callback_accept_step", "callback_reject_step"}
+
+        def _step_func(self, func, t0, dt, t1, y0):
+            f0 = func(t0, y0)
+            if t1 >= 1:
+                func.callback_reject_step(t0, y0, dt)
+            func.callback_accept_step(t0, y0, dt)
+            return dt * f0, f0
+
+    return Judging
+
+
+class Told(nn.Module):
+    """A field that keeps what it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+        names = ("callback_step", "callback_accept_step", "callback_reject_step")
+        for name in names:
+            setattr(self, name, lambda *step, name=name: self.hear(name, *step))
+
+    def hear(self, name, t, y, dt):
+        parts = y if isinstance(y, tuple) else (y,)
+        self.heard.append((name, round(float(t), 6), [part.tolist() for part in parts], round(float(dt), 6)))
+
+    def forward(self, t, y):
+        return tuple(0 * part for part in y) if isinstance(y, tuple) else 0 * y
+
+
+@pytest.mark.parametrize("state", [torch.ones(2), (torch.ones(1), torch.ones(2))])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("method", ["judging", "rk4", "explicit_adams", "scipy_solver", "dopri5"])
+def test_every_method_calls_the_callbacks_that_theirs_calls_and_warns_of_the_others(method, state, sign):
+    heard, warned, t = [], [], sign * torch.linspace(0, 1, 5)
+    for package, module in (("torchdiffeq", theirs), ("odenets.torchdiffeq", ours)):
+        table, f = private(package, "odeint").SOLVERS, Told()
+        table["judging"] = told(package)
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                module.odeint(f, state, t, method=method)
+        finally:
+            del table["judging"]
+        heard.append(f.heard[:1] if method == "dopri5" else f.heard)
+        warned.append([{name for name in CALLBACKS if re.search(rf"\b{name}\b", str(x.message))} for x in said])
+    assert heard[0] == heard[1]
+    assert warned[0] == warned[1]
+
+
+def test_callbacks_of_the_backward_solve_that_no_one_calls_are_warned_of():
+    def f(t, y):
+        return -y
+
+    f.callback_accept_step_adjoint = lambda *step: None
+    y0, t = torch.ones(2, requires_grad=True), torch.linspace(0, 1, 5)
+    for method in ("rk4", "explicit_adams", "scipy_solver"):
+        with pytest.warns(UserWarning, match=rf"method '{method}' does not call callback_accept_step_adjoint"):
+            ours.odeint_adjoint(f, y0, t, method=method)
+
+
+def test_the_norm_of_an_adjoint_is_theirs():
+    augmented = tuple(torch.linspace(-1, k, 4, dtype=DOUBLE) for k in (2, 3, 4, 9))
+    augmented = (augmented[0][:1].reshape(()), *augmented[1:])
+    given = lambda parts: sum((k + 1) * part.abs().sum() for k, part in enumerate(parts))  # noqa: E731
+    for shapes in (None, [torch.Size((2,)), torch.Size((1, 2))]):
+        for options in ({}, {"norm": "seminorm"}, {"norm": given}):
+            found = []
+            for package in ("torchdiffeq", "odenets.torchdiffeq"):
+                mine = dict(options)
+                private(package, "adjoint").handle_adjoint_norm_(mine, shapes, lambda y: y.abs().max())
+                found.append(float(mine["norm"](augmented)))
+            assert found[0] == pytest.approx(found[1], rel=1e-12)

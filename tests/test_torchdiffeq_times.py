@@ -117,3 +117,60 @@ def test_dense_output_at_no_time_and_outside(ends):
     with pytest.raises(ValueError, match=r"`t` must lie in the solved interval \[0\.0, 1\.0\], got 1\.5"):
         at(1.5)
     assert at(torch.tensor([0.25, 1.0])).shape == (2, 3)
+
+
+# Times that no number tells apart.
+
+METHODS = {
+    "dopri5": {},
+    "rk4": {},
+    "gl4": {"step_size": 1.0},
+    "midpoint": {"step_size": 1.0},
+    "fixed_adams": {"step_size": 1.0},
+    "scipy_solver": {},
+}
+FAR = torch.tensor(1.7e9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("ahead", [1.0, 1000.0])
+def test_times_that_their_dtype_cannot_tell_apart_are_refused(method, moving, ahead):
+    call = {"method": method, "options": METHODS[method]}
+    t = torch.stack([FAR, FAR + ahead]).requires_grad_(moving)
+    for interface in (ours.odeint, ours.odeint_adjoint):
+        with pytest.raises(ValueError, match=r"`t` is in torch.float32, which near .* give the times in float64"):
+            interface(lambda t, y: -y, torch.ones(1), t, **call)
+        with pytest.raises(ValueError, match=r"`t` is in torch.float32, which near .* give the times in float64"):
+            interface(lambda t, y: -y, torch.ones(1), t, event_fn=lambda t, y: y - 0.5, **call)
+    with pytest.raises(ValueError, match=r"`t0` is in torch.float32, which near .* give the times in float64"):
+        ours.odeint_event(lambda t, y: -y, torch.ones(1), t[0], event_fn=lambda t, y: y - 0.5, **call)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_field_of_times_that_the_states_dtype_cannot_resolve_is_refused(method):
+    call = {"method": method, "options": METHODS[method]}
+    t = FAR.double() + torch.tensor([0.0, 9.0], dtype=torch.float64)
+    words = r"`func` depends on t, which it gets in y's dtype torch.float32"
+    with pytest.raises(ValueError, match=words):
+        ours.odeint(lambda t, y: -y * t.cos(), torch.ones(1), t, **call)
+    with pytest.raises(ValueError, match=words):
+        ours.odeint_event(lambda t, y: -y * t.cos(), torch.ones(1), t[0], event_fn=lambda t, y: y - 0.5, **call)
+    assert float(ours.odeint(lambda t, y: -y / 9, torch.ones(1), t, **call)[-1]) == pytest.approx(0.3679, abs=0.02)
+
+
+def test_a_step_size_that_the_dtype_of_the_times_cannot_tell_is_refused():
+    t = torch.stack([FAR, FAR + 1e5])
+    with pytest.raises(ValueError, match=r"'step_size' 1 is less than what torch.float32 tells apart near t = 1.7"):
+        ours.odeint(lambda t, y: -y, torch.ones(1), t, method="rk4", options={"step_size": 1.0})
+
+
+@pytest.mark.parametrize("options", [{}, {"perturb": True}])
+def test_the_pieces_of_a_solve_are_not_judged_alone(options):
+    """Each step is far too short for the dtype of y, but the whole is not; both ways make the same steps."""
+    t = torch.linspace(1000, 1010, 501, dtype=torch.float64)
+    ends = [
+        ours.odeint(lambda t, y: -y * t.cos(), torch.ones(1), times, method="euler", options=options)[-1]
+        for times in (t, t.clone().requires_grad_())
+    ]
+    assert torch.allclose(*ends)

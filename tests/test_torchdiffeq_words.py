@@ -1,13 +1,19 @@
 """Errors of the drop-in name what its callers have, and are short."""
 
+import contextlib
+import importlib
+import pkgutil
 import re
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import odenets
 import odenets.torchdiffeq as ours
-from odenets import LostGradientError, ReplayError, SolveError
+from odenets import Backsolve, LostGradientError, ReplayError, Reversible, SolveError, solve
 
 T = torch.tensor([0.0, 1.0])
 Y = torch.ones(2)
@@ -130,3 +136,120 @@ def test_what_is_named_in_adjoint_params_is_found():
     y = ours.odeint_adjoint(Shares(), Y, T, adjoint_params=(HIDDEN["result"],))
     (found,) = torch.autograd.grad(y[-1].sum(), HIDDEN["result"])
     assert torch.allclose(found, torch.full((2,), -torch.exp(torch.tensor(-2.0)).item()), atol=1e-5)
+
+
+# Whatever is passed.
+
+HUGE = {
+    "list": [1.5] * 100_000,
+    "dict": {str(k): k for k in range(100_000)},
+    "set": set(range(100_000)),
+    "text": "x" * 100_000,
+    "bytes": b"x" * 100_000,
+    "integer": 10**3000,
+    "array": np.zeros(100_000),
+    "tensor": torch.zeros(100_000),
+    "module": nn.Sequential(*(nn.Linear(1, 1) for _ in range(300))),
+    "nest": ([[[1.5] * 1000] * 9] * 9,),
+}
+PLACES = {
+    **{name: (lambda value, name=name: {name: value}) for name in ("func", "y0", "t", "rtol", "atol", "method")},
+    **{name: (lambda value, name=name: {name: value}) for name in ("options", "event_fn")},
+    **{
+        f"{name} of {method}": (lambda value, name=name, method=method: {"method": method, "options": {name: value}})
+        for method, names in {
+            "dopri5": ("first_step", "step_t", "jump_t", "safety", "max_step", "max_num_steps", "norm", "dtype"),
+            "rk4": ("step_size", "grid_constructor", "interp"),
+            "gl4": ("max_iters",),
+            "fixed_adams": ("max_order", "max_iters", "step_size"),
+            "scipy_solver": ("solver", "max_step"),
+        }.items()
+        for name in names
+    },
+    "unknown options": lambda value: {"options": value if isinstance(value, dict) else {str(value)[:10_000]: 1}},
+    "result": lambda value: {"func": lambda t, y: value},
+}
+
+
+@contextlib.contextmanager
+def kept():
+    """The texts of the errors raised inside, whichever they are."""
+    texts = []
+    try:
+        yield texts
+    except Exception as error:
+        texts.append(str(error))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_message_is_long(place):
+    for name, value in HUGE.items():
+        call = {"func": lambda t, y: -y, "y0": Y, "t": T, **PLACES[place](value)}
+        with warnings.catch_warnings(record=True) as said, kept() as texts:
+            warnings.simplefilter("always")
+            ours.odeint(call.pop("func"), call.pop("y0"), call.pop("t"), **call)
+        long = [text[:500] for text in (*texts, *(str(x.message) for x in said)) if len(text) > 420]
+        assert long == [], (place, name)
+
+
+PRIVATE = re.compile(r"\b_[A-Z]\w+")
+
+
+ADAMS = {"method": "explicit_adams", "options": {"step_size": 0.5, "max_order": 5}}
+NODES = {
+    "odeint_adjoint": lambda: ours.odeint_adjoint(lambda t, y: -WEIGHT * y, Y, T),
+    "a backward solve": lambda: ours.odeint_adjoint(lambda t, y: -WEIGHT * y, Y, T, adjoint_rtol=1e-3),
+    "an event": lambda: ours.odeint_event(lambda t, y: -WEIGHT * y, Y, T[0], event_fn=lambda t, y: y - 0.5)[0],
+    "scipy": lambda: ours.odeint(lambda t, y: -WEIGHT * y, Y, T, method="scipy_solver"),
+    "an implicit method": lambda: ours.odeint(lambda t, y: -WEIGHT * y, Y, T, method="gl4"),
+    "adams": lambda: ours.odeint(lambda t, y: -WEIGHT * y, Y, T, **ADAMS),
+    "solve": lambda: solve(lambda t, y: -WEIGHT * y, Y, T).ys,
+    "Backsolve": lambda: solve(lambda t, y: -WEIGHT * y, Y, T, adjoint=Backsolve()).ys,
+    "Reversible": lambda: solve(lambda t, y: -WEIGHT * y, Y, T, adjoint=Reversible()).ys,
+}
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_no_private_name_stands_in_the_graph_from_which_pytorch_makes_its_messages(node):
+    names, stack = set(), [NODES[node]().grad_fn]
+    while stack:
+        here = stack.pop()
+        if here is not None and here.name() not in names:
+            names.add(here.name())
+            stack.extend(following for following, _ in here.next_functions)
+    assert [name for name in names if PRIVATE.search(name)] == []
+
+
+def test_no_function_of_autograd_is_named_privately():
+    for module in pkgutil.walk_packages(odenets.__path__, "odenets."):
+        if module.name.endswith("__main__"):
+            continue
+        for name, kind in vars(importlib.import_module(module.name)).items():
+            if isinstance(kind, type) and issubclass(kind, torch.autograd.Function):
+                assert not kind.__name__.startswith("_"), (module.name, name)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("gl4", {"max_iters": np.int64(5)}),
+        ("fixed_adams", {"max_iters": np.int64(5), "max_order": np.int64(5)}),
+        ("dopri5", {"max_num_steps": float("inf")}),
+        ("dopri5", {"max_num_steps": np.int64(500)}),
+        ("dopri5", {"max_num_steps": 2**31 - 1}),
+        ("rk4", {"step_size": np.float32(0.5)}),
+    ],
+)
+def test_numbers_of_every_kind_are_options(method, options):
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    ends = [ours.odeint(lambda t, y: -y, Y, T, method=method, options=given)[-1] for given in (options, plain)]
+    assert torch.equal(*ends)
+    assert float(ends[0][0]) == pytest.approx(0.3679, abs=1e-2)
+
+
+def test_an_adams_method_that_diverges_names_its_order():
+    options = {"step_size": 0.25}
+    with pytest.raises(SolveError, match=r"NON_FINITE_STATE at t = 50.0.*lower 'max_order' \(12 if not given"):
+        ours.odeint(lambda t, y: -y, Y, torch.tensor([0.0, 1.0, 50.0]), method="explicit_adams", options=options)
+    lower = {**options, "max_order": 4}
+    assert float(ours.odeint(lambda t, y: -y, Y, 50 * T, method="explicit_adams", options=lower)[-1][0]) < 1e-9

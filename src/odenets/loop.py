@@ -364,7 +364,7 @@ class Stepper:
         if not runs_away(self.y, self.derivative(), y0, self.f(start, y0), self.t - t0, t_end - self.t):
             return self._fail(Status.MAX_STEPS, self.dt or 0.0, "")
         largest = value_of(self.y.abs().max())
-        detail = f"`max_steps` were taken, the largest |y| is {largest:.3g}, and it grows faster and faster."
+        detail = f"`max_steps` allows no more, the largest |y| is {largest:.3g}, and it grows faster and faster."
         self._fail(Status.DIVERGED, self.dt or 0.0, detail)
 
     @torch.no_grad()

@@ -3,20 +3,22 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from odenets.evaluation import CountedField
 from odenets.loop import Problem
-from odenets.methods import real_dtype
+from odenets.methods import Field, real_dtype
 from odenets.solution import Stats
 
 _PART = 1e-2  # of the interval that neighbouring numbers may lie apart
 
 
-def check_times(values: Sequence[float], steps: Sequence[float], dtype: torch.dtype) -> None:
+def check_times(values: Sequence[float], steps: Sequence[float], dtype: torch.dtype, name: str = "t") -> None:
     """Refuse times, given in that dtype, that lie so far from zero that it cannot tell them apart.
 
     Args:
         steps: The differences of neighbouring `values`.
+        name: What the caller calls them.
 
     Raises:
         ValueError: With what to give instead.
@@ -31,10 +33,10 @@ def check_times(values: Sequence[float], steps: Sequence[float], dtype: torch.dt
     )
     coarse = eps * largest > _PART * span if span > 0 else len(values) > 1 and largest * eps >= 1
     if coarse or collapsed:
+        length = f", and the interval has a length of {span:.2g}" if span else ""
         raise ValueError(
-            f"`t` is in {dtype}, which near {largest:.9g} tells apart only times that differ by "
-            f"{eps * largest:.2g}, and the interval has a length of {span:.2g}: give the times in float64 from the "
-            "start, or count them from the first one"
+            f"`{name}` is in {dtype}, which near {largest:.9g} tells apart only times that differ by "
+            f"{eps * largest:.2g}{length}: give the times in float64 from the start, or count them from the first one"
         )
 
 
@@ -44,26 +46,38 @@ def check_field(problem: Problem) -> None:
     Raises:
         ValueError: With what to write instead.
     """
-    if torch.compiler.is_compiling():
+    span = problem.times[-1]
+    if torch.compiler.is_compiling() or span == 0 or getattr(problem.watched, "resolved", False):
         return
-    dtype, span = real_dtype(problem.y0), problem.times[-1]
-    largest = max(abs(problem.origin), abs(problem.origin + span))
-    info = torch.finfo(dtype)
-    if span == 0 or info.eps * largest <= max(_PART, 4 * info.eps) * span or not _depends_on_time(problem):
+    check_time_of(problem.f, problem.y0, problem.origin, span, problem.sign, problem.field_time(0.0).shape)
+
+
+def check_time_of(
+    f: Field, y0: Tensor, start: float, span: float, sign: float = 1.0, shape: Sequence[int] = (), name: str = "f"
+) -> None:
+    """The same of f(t, y) from `start` on, over a length of `span`; t has that shape.
+
+    Args:
+        sign: What times the time is the caller's.
+        name: What the caller calls f.
+    """
+    dtype = real_dtype(y0)
+    info, largest = torch.finfo(dtype), max(abs(start), abs(start + span))
+    if info.eps * largest <= max(_PART, 4 * info.eps) * span or not _depends_on_time(f, y0, start, shape):
         return
     apart = f"resolves times only to {info.eps * largest:.2g}" if largest <= info.max else "has no such time"
     raise ValueError(
-        f"`f` depends on t, which it gets in y's dtype {dtype}, and near t = {problem.caller_time(0.0):.9g} that "
-        f"{apart}: count time from the start of the solve (`t - t[0]`) and add the start inside `f`, or give `y0` in "
-        "a wider dtype"
+        f"`{name}` depends on t, which it gets in y's dtype {dtype}, and near t = {sign * start:.9g} that "
+        f"{apart}: count time from the start of the solve (`t - t[0]`) and add the start inside `{name}`, or give `y0` "
+        "in a wider dtype"
     )
 
 
 @torch.no_grad()
-def _depends_on_time(problem: Problem) -> bool:
-    y = problem.y0.detach()
-    f = CountedField(problem.f, Stats())
-    dtype = real_dtype(y)
-    at = min(abs(problem.origin), torch.finfo(dtype).max / 2)
-    first, *others = (f(problem.field_time(x - problem.origin), y) for x in (at, at * 0.75, at * 0.5))
+def _depends_on_time(f: Field, y0: Tensor, start: float, shape: Sequence[int]) -> bool:
+    y, dtype = y0.detach(), real_dtype(y0)
+    counted = CountedField(f, Stats())
+    at = min(abs(start), torch.finfo(dtype).max / 2)
+    times = (torch.full(shape, x, dtype=dtype, device=y.device) for x in (at, at * 0.75, at * 0.5))
+    first, *others = (counted(t, y) for t in times)
     return not all(torch.equal(first, other) for other in others)

@@ -45,6 +45,7 @@ class Status(Enum):
         "the two states of `adjoint=Reversible()` drifted apart: its scheme is unstable where f decays fast beside the "
         "steps; take `adjoint=Checkpointed()`, or far smaller steps"
     )
+    NO_EVENT = "the event that was to end the solve did not come; check its condition, and which way time runs"
     NON_FINITE_START = "`y0` contains NaN or infinity; check the input of the ODE layer and what precedes it"
 
 

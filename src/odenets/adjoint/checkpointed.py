@@ -79,7 +79,7 @@ class Checkpointed:
         problem = replace(problem, compile=False)
         if problem.per_sample:
             return march_samples(problem, states)
-        return outside_autograd(problem, _Replay, states)
+        return outside_autograd(problem, CheckpointedSolve, states)
 
     def integrate_openly(self, problem: Problem) -> Trajectory:
         return integrate_openly(problem)
@@ -111,7 +111,7 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-class _Replay(torch.autograd.Function):
+class CheckpointedSolve(torch.autograd.Function):
     """The loop, and its reverse: each accepted step again, with grad, from the last to the first."""
 
     @staticmethod

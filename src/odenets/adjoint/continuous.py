@@ -43,7 +43,7 @@ class Backsolve:
     controller: Controller | None = None
 
     def integrate(self, problem: Problem) -> Trajectory:
-        return outside_autograd(problem, _SolveBack, _backward("Backsolve", self, problem))
+        return outside_autograd(problem, ContinuousAdjoint, _backward("Backsolve", self, problem))
 
     def integrate_openly(self, problem: Problem) -> Trajectory:
         return integrate_openly(problem)
@@ -77,7 +77,7 @@ class Interpolated:
     controller: Controller | None = None
 
     def integrate(self, problem: Problem) -> Trajectory:
-        return outside_autograd(problem, _SolveBack, _backward("Interpolated", self, problem))
+        return outside_autograd(problem, ContinuousAdjoint, _backward("Interpolated", self, problem))
 
     def integrate_openly(self, problem: Problem) -> Trajectory:
         return integrate_openly(problem)
@@ -100,7 +100,7 @@ def _backward(name: str, adjoint: Backsolve | Interpolated, forward: Problem) ->
     return _Backward(name, method, controller, isinstance(adjoint, Interpolated))
 
 
-class _SolveBack(torch.autograd.Function):
+class ContinuousAdjoint(torch.autograd.Function):
     """The loop, and the adjoint equations solved backward in its place."""
 
     @staticmethod

@@ -63,7 +63,7 @@ class Reversible:
 
     def integrate(self, problem: Problem) -> Trajectory:
         _refuse_dense(problem)
-        return outside_autograd(problem, _Reverse, self.coupling, self._without_gradient)
+        return outside_autograd(problem, ReversibleSolve, self.coupling, self._without_gradient)
 
     def integrate_openly(self, problem: Problem) -> Trajectory:
         _refuse_dense(problem)
@@ -176,7 +176,7 @@ def _set_off(problem: Problem, stepper: Stepper, clock: Tensor, j: int) -> None:
     stepper.clock = (start, clock[j])
 
 
-class _Reverse(torch.autograd.Function):
+class ReversibleSolve(torch.autograd.Function):
     """The loop without a memory, and its steps taken back."""
 
     @staticmethod

@@ -283,7 +283,7 @@ class _Equations:
             if not any(x.requires_grad for x in (*inputs, *values)):
                 return found
             matrix = matrix or self._matrix(inputs, values)
-            k = k + _AtTheSolution.apply(matrix, torch.stack(values) - k)
+            k = k + ImplicitStages.apply(matrix, torch.stack(values) - k)
         return k
 
     def _attach_openly(self, found: Tensor) -> Tensor:
@@ -398,7 +398,7 @@ def _sum(dt: float | Tensor, weights: Sequence[float], parts: Sequence[Tensor]) 
     return combine(torch.zeros_like(parts[0]), dt, weights, parts)
 
 
-class _AtTheSolution(torch.autograd.Function):
+class ImplicitStages(torch.autograd.Function):
     """M⁻¹ r for a residual r that is 0: nothing, but for its derivative."""
 
     @staticmethod
@@ -409,10 +409,10 @@ class _AtTheSolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor]:
         transforms.refuse_in_backward(grad_outputs, "pass an explicit `method`")
-        return None, _Solve.apply(ctx.matrix, True, grad_outputs[0])
+        return None, StageEquations.apply(ctx.matrix, True, grad_outputs[0])
 
 
-class _Solve(torch.autograd.Function):
+class StageEquations(torch.autograd.Function):
     """M⁻¹ r, or M⁻ᵀ r, with M a constant: its derivative is the other."""
 
     @staticmethod
@@ -423,7 +423,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, Tensor]:
         transforms.refuse_in_backward(grad_outputs, "pass an explicit `method`")
-        return None, None, _Solve.apply(ctx.matrix, not ctx.transposed, grad_outputs[0])
+        return None, None, StageEquations.apply(ctx.matrix, not ctx.transposed, grad_outputs[0])
 
 
 # Backward Euler, and the two methods of order 2 that keep what a linear f keeps. The trapezoidal rule damps nothing

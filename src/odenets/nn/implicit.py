@@ -113,7 +113,7 @@ class ImplicitLayer(nn.Module):
         if not value.requires_grad:
             return y
         value, at = with_graph(equations.of, y)
-        return _Implicit.apply(value, _Call(value, at, equations.stats))  # pyright: ignore[reportReturnType]
+        return ImplicitRoot.apply(value, _Call(value, at, equations.stats))  # pyright: ignore[reportReturnType]
 
     def extra_repr(self) -> str:
         shape = "" if self.shape is None else f"shape={self.shape}, "
@@ -209,7 +209,7 @@ class _Call:
     stats: ImplicitStats
 
 
-class _Implicit(torch.autograd.Function):
+class ImplicitRoot(torch.autograd.Function):
     """y as a function of g's value: −(∂g/∂y)⁻¹ is its derivative, and autograd knows how g depends on the rest."""
 
     @staticmethod

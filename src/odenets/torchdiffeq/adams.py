@@ -9,7 +9,9 @@ from torch import Tensor
 
 from odenets.methods import combine, real_dtype
 from odenets.methods.multistep import adams_weights, step_nodes
+from odenets.torchdiffeq.call import count, number
 from odenets.torchdiffeq.solvers import RK4_38, FixedGridODESolver, Perturb, tableau_increment
+from odenets.torchdiffeq.words import brief
 
 
 class AdamsBashforthMoulton(FixedGridODESolver):
@@ -26,6 +28,7 @@ class AdamsBashforthMoulton(FixedGridODESolver):
     """
 
     order = 4
+    hint = "Adams methods of high order are stable for short steps only: give a lower 'max_order' (12 if not given)."
 
     def __init__(
         self,
@@ -39,10 +42,9 @@ class AdamsBashforthMoulton(FixedGridODESolver):
         **options: Any,
     ) -> None:
         super().__init__(func, y0, rtol=rtol, atol=atol, **options)
-        if not 1 <= max_order <= 12:
-            raise ValueError(f"`options` 'max_order' must be from 1 to 12, got {max_order}")
-        if not (isinstance(max_iters, int) and max_iters >= 1):
-            raise ValueError(f"`options` 'max_iters' must be an integer ≥ 1, got {max_iters!r}")
+        max_iters = count("max_iters", max_iters)
+        if not 1 <= number("max_order", max_order) <= 12:
+            raise ValueError(f"`options` 'max_order' must be from 1 to 12, got {brief(max_order)}")
         if max_order < 4:
             warnings.warn(f"'max_order' {max_order} is below 4: every step is one of \"rk4\"", stacklevel=6)
         self.rtol, self.implicit, self.max_iters, self.most = rtol, implicit, max_iters, max(int(max_order) - 1, 1)
@@ -70,8 +72,9 @@ class AdamsBashforthMoulton(FixedGridODESolver):
             scale = self.atol + self.rtol * torch.maximum(before.abs(), dy.abs())
             if bool(((dy - before).abs() < scale).all()):
                 return dy
+        when = getattr(func, "sign", 1.0) * t0.item() + 0.0
         warnings.warn(
-            f"implicit_adams did not converge in {self.max_iters} iterations at t = {t0.item():g}: take smaller steps, "
+            f"implicit_adams did not converge in {self.max_iters} iterations at t = {when:g}: take smaller steps, "
             "looser tolerances, or a larger 'max_iters'",
             stacklevel=7,
         )

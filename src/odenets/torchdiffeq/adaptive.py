@@ -10,9 +10,10 @@ from torch import Tensor
 from odenets import transforms
 from odenets.controller import Decision, FirstStep, Norm, Number, Start, choose_first_step, rms
 from odenets.methods import RungeKutta
-from odenets.torchdiffeq.call import Call, number
+from odenets.torchdiffeq.call import MOST_STEPS, Call, number
 from odenets.torchdiffeq.stops import Stops
-from odenets.torchdiffeq.watch import Watch, watched
+from odenets.torchdiffeq.watch import CALLBACKS, Watch, watched
+from odenets.torchdiffeq.words import brief
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Adaptive:
         safety, ifactor, dfactor: The next step is dt · safety · ratio^(−1/order), at most ifactor and at least
             dfactor times dt.
         min_step: A step as short as this is accepted whatever its error. max_step: The longest.
-        max_num_steps: The most steps, for each interval of t; they may be spread over all.
+        max_num_steps: The most steps, for each interval of t; they may be spread over all. None: 2**31 - 1, and 20,000
+            to an event.
         dtype: Of the times in torchdiffeq; here they are kept in float64.
     """
 
@@ -42,7 +44,7 @@ class Adaptive:
     dfactor: float = 0.2
     min_step: float = 0.0
     max_step: float = math.inf
-    max_num_steps: int = 2**31 - 1
+    max_num_steps: float | None = None
     dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
@@ -50,8 +52,8 @@ class Adaptive:
             object.__setattr__(self, name, number(name, getattr(self, name)))
         if self.first_step is not None and not 0 < number("first_step", self.first_step) < math.inf:
             raise ValueError(f"`options` 'first_step' must be above 0 and finite, got {float(self.first_step)}")
-        if not number("max_num_steps", self.max_num_steps) >= 1:
-            raise ValueError(f"`options` 'max_num_steps' must be at least 1, got {self.max_num_steps}")
+        if self.max_num_steps is not None and not number("max_num_steps", self.max_num_steps) >= 1:
+            raise ValueError(f"`options` 'max_num_steps' must be at least 1, got {brief(self.max_num_steps)}")
         if not bool((torch.as_tensor(self.rtol + self.atol) > 0).all()):
             raise ValueError("`rtol` and `atol` must not both be 0: write atol=1e-9")
         for name in ("step_t", "jump_t"):
@@ -61,7 +63,10 @@ class Adaptive:
         if len(set(self.step_t + self.jump_t)) < len(self.step_t + self.jump_t):
             raise ValueError("`options` 'step_t' and 'jump_t' must not name a time twice, not even one in each")
         if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
-            raise TypeError(f"`options` 'dtype' must be a floating-point dtype, got {self.dtype!r}")
+            raise TypeError(f"`options` 'dtype' must be a floating-point dtype, got {brief(self.dtype)}")
+
+    callbacks = CALLBACKS
+    further = "It took as many steps as 'max_num_steps' in `options` allows (20,000 if not given): more go further."
 
     @property
     def one_sided(self) -> bool:
@@ -84,9 +89,11 @@ class Adaptive:
         given = None if self.first_step is None else float(self.first_step)
         return ErrorControl(self, stops, watch, given if dt is None else dt)
 
-    def most_steps(self, t: Tensor) -> int:
-        """The most steps of a solve for the times t."""
-        return int(self.max_num_steps) * max(len(t) - 1, 1)
+    def most_steps(self, t: Tensor, event: bool = False) -> int:
+        """The most steps of a solve for the times t, or until an event, which may never come."""
+        default = MOST_STEPS if event else 2**31 - 1
+        most = default if self.max_num_steps is None else min(float(self.max_num_steps), 2**31 - 1)
+        return int(most) * max(len(t) - 1, 1)
 
     def scale(self, magnitude: Tensor) -> Tensor:
         """The tolerance of a state of that magnitude."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from odenets.adjoint import Backsolve, Checkpointed
-from odenets.adjoint.checkpointed import _Replay
-from odenets.adjoint.continuous import _Backward, _backward, _SolveBack
+from odenets.adjoint.checkpointed import CheckpointedSolve
+from odenets.adjoint.continuous import ContinuousAdjoint, _Backward, _backward
 from odenets.adjoint.outside import outside_autograd
 from odenets.controller import Norm
 from odenets.loop import Problem, Trajectory
@@ -19,17 +19,17 @@ from odenets.torchdiffeq.schemes import find_scheme
 from odenets.torchdiffeq.scipy_solver import Scipy
 from odenets.torchdiffeq.solvers import Own
 from odenets.torchdiffeq.watch import Watch, watched
-from odenets.torchdiffeq.words import callers_words, words_of_the_backward_solve
+from odenets.torchdiffeq.words import brief, callers_words, words_of_the_backward_solve
 
 
-class _ReplayInWords(_Replay):
+class OdeintAdjoint(CheckpointedSolve):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         with callers_words():
-            return _Replay.backward(ctx, *grad_outputs)
+            return CheckpointedSolve.backward(ctx, *grad_outputs)
 
 
-class _SolveBackInWords(_SolveBack):
+class OdeintAdjointBySolving(ContinuousAdjoint):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         call, extra = ctx.call, ctx.call.extra
@@ -38,7 +38,7 @@ class _SolveBackInWords(_SolveBack):
         call.extra = replace(extra, controller=copy.copy(extra.controller))
         try:
             with words_of_the_backward_solve(extra.sign):
-                return _SolveBack.backward(ctx, *grad_outputs)
+                return ContinuousAdjoint.backward(ctx, *grad_outputs)
         finally:
             call.extra = extra
 
@@ -49,7 +49,7 @@ class Exact(Checkpointed):
 
     def integrate(self, problem: Problem) -> Trajectory:
         with callers_words():
-            return outside_autograd(problem, _ReplayInWords)
+            return outside_autograd(problem, OdeintAdjoint)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class AskedFor(Backsolve):
         how = {field.name: getattr(plain, field.name) for field in fields(plain)}
         with callers_words():
             return outside_autograd(
-                problem, _SolveBackInWords, _Limited(**how, max_steps=self.max_steps, sign=self.sign)
+                problem, OdeintAdjointBySolving, _Limited(**how, max_steps=self.max_steps, sign=self.sign)
             )
 
 
@@ -91,7 +91,7 @@ def backward_scheme(
     """
     if method not in (None, call.name) and call.options and options is None:
         raise ValueError(
-            f"`adjoint_method` {method!r} is not `method` {call.name!r}, so `options` cannot be taken over: "
+            f"`adjoint_method` {brief(method)} is not `method` {call.name!r}, so `options` cannot be taken over: "
             "pass `adjoint_options` too, at least `adjoint_options={}`"
         )
     if options is None:
@@ -131,7 +131,7 @@ def _norm(call: Call, norm: Any, params: tuple[Tensor, ...]) -> Norm:
     if norm is None or norm == "seminorm":
         return lambda x: torch.maximum(call.norm(x[0]), call.norm(x[1]))
     if not callable(norm):
-        raise ValueError(f"`adjoint_options` 'norm' must be a function or \"seminorm\", got {norm!r}")
+        raise ValueError(f"`adjoint_options` 'norm' must be a function or \"seminorm\", got {brief(norm)}")
 
     def given(x: Tensor) -> Tensor:
         parts = [part if isinstance(part, tuple) else (part,) for part in map(call.split, x.unbind())]

@@ -1,5 +1,8 @@
 """The arguments of torchdiffeq in normal form: one tensor, increasing times, names resolved. All else assumes it."""
 
+import itertools
+import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +12,12 @@ from torch import Tensor
 
 from odenets.controller import Norm, rms
 from odenets.methods import Field, real_dtype
+from odenets.resolution import check_time_of, check_times
 from odenets.torchdiffeq.watch import Watch, find_watch
 from odenets.torchdiffeq.words import brief
 
 RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's defaults, which None stands for too
+MOST_STEPS = 20_000  # to an event, as of torchdiffeq's fixed steps
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,12 @@ def normalise(
     method: str | None,
     options: dict[str, Any] | None,
     params: tuple[Tensor, ...] = (),
+    event: bool = False,
 ) -> Call:
     """The arguments of `odeint`, checked, in normal form; `params` are the caller's `adjoint_params`.
+
+    Args:
+        event: Whether t is a start and a direction.
 
     Raises:
         TypeError, ValueError: If an argument is not as `odeint` describes it.
@@ -54,16 +63,20 @@ def normalise(
         raise TypeError(f"`func` must be a function of (t, y), got {brief(func)}")
     if not isinstance(options, dict | None):
         raise TypeError(f"`options` must be a dict, got {brief(options)}")
-    _check_times(t)
+    check_given_times(t, event)
     flat, shapes = _flatten(y0)
     split = same if shapes is None else Split(tuple(shapes))
     sign = -1.0 if len(t) > 1 and bool(t[0] > t[1]) else 1.0
     options = dict(options or {})
     t = t.to(flat.device)
+    f = CallersField(func, split, sign, params)
+    start, end = (sign * t.detach()[[0, -1]].double()).tolist()
+    if event or end > start:
+        check_time_of(f, flat, start, _UNKNOWN if event else end - start, sign, name="func")
     return Call(
         func=func,
         user_y0=y0,
-        f=CallersField(func, split, sign, params),
+        f=f,
         y0=flat,
         t=t if sign > 0 else -t,
         sign=sign,
@@ -77,21 +90,37 @@ def normalise(
     )
 
 
-def _check_times(t: Any) -> None:
+_UNKNOWN = 100.0  # the length of a solve until an event, so that a unit of time has to be resolved
+
+
+def check_given_times(t: Any, event: bool = False, name: str = "t") -> None:
+    """Refuse what are no times in order, or times that their dtype cannot tell apart.
+
+    Args:
+        event: Whether they are a start and a direction.
+        name: What the caller calls them.
+
+    Raises:
+        TypeError, ValueError: With what to write instead.
+    """
     if not isinstance(t, Tensor):
         raise TypeError(f"`t` must be a tensor, got {type(t).__name__}: write torch.tensor(t)")
     if not t.is_floating_point():
         raise TypeError(f"`t` must be floating point, got {t.dtype}: write t.double()")
     if t.dim() != 1 or len(t) == 0:
         raise ValueError(f"`t` must be 1-D with at least one time, got shape {tuple(t.shape)}: write t.flatten()")
-    steps = t.detach().diff()
-    if bool((steps > 0).all() | (steps < 0).all()):
+    values = t.detach().tolist()
+    if not all(map(math.isfinite, values)):
+        i = next(i for i, value in enumerate(values) if not math.isfinite(value))
+        raise ValueError(f"`t` must be finite, got t[{i}] = {values[i]}")
+    steps = [b - a for a, b in itertools.pairwise(values)]
+    if event:
+        check_times([values[0]] * 2, [0.0], t.dtype, name)
+    else:
+        check_times(values, steps, t.dtype, name)
+    if all(step > 0 for step in steps) or all(step < 0 for step in steps):
         return
-    finite = torch.isfinite(t)
-    if not bool(finite.all()):
-        i = int(finite.logical_not().int().argmax())
-        raise ValueError(f"`t` must be finite, got t[{i}] = {t[i].item()}")
-    i = int((steps * steps[0] <= 0).int().argmax())
+    i = next(i for i, step in enumerate(steps) if step * steps[0] <= 0)
     between = f"t[{i}] = {t[i].item()!r} is followed by t[{i + 1}] = {t[i + 1].item()!r}"
     hint = " Times that close need float64." if t.dtype != torch.float64 and bool(steps[i] == 0) else ""
     raise ValueError(f"`t` must be strictly increasing or decreasing, but {between}: leave one out.{hint}")
@@ -99,10 +128,14 @@ def _check_times(t: Any) -> None:
 
 def _flatten(y0: Any) -> tuple[Tensor, list[torch.Size] | None]:
     if isinstance(y0, Tensor):
-        return y0, None
-    if not isinstance(y0, tuple) or not y0 or not all(isinstance(part, Tensor) for part in y0):
+        flat, shapes = y0, None
+    elif not isinstance(y0, tuple) or not y0 or not all(isinstance(part, Tensor) for part in y0):
         raise TypeError(f"`y0` must be a tensor or a tuple of tensors, got {brief(y0)}: write tuple(y0)")
-    return torch.cat([part.reshape(-1) for part in y0]), [part.shape for part in y0]
+    else:
+        flat, shapes = torch.cat([part.reshape(-1) for part in y0]), [part.shape for part in y0]
+    if not (flat.is_floating_point() or flat.is_complex()):
+        raise TypeError(f"`y0` must be floating-point or complex, got {flat.dtype}: write y0.float()")
+    return flat, shapes
 
 
 def same(y: Tensor) -> Tensor:
@@ -123,6 +156,8 @@ class Split:
 
 class CallersField:
     """The caller's func in normal form; `adjoint_params` lie here to be found."""
+
+    resolved = True  # that y's dtype holds the times of the whole solve has been checked, so each piece is let be
 
     def __init__(self, func: Callable[..., Any], split: Any, sign: float, params: tuple[Tensor, ...]) -> None:
         self.func, self.split, self.sign, self.adjoint_params = func, split, sign, params
@@ -167,6 +202,7 @@ class Between:
     f: Field
     low: float
     high: float
+    resolved = True  # as f is
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         low, high = torch.full_like(t, self.low), torch.full_like(t, self.high)
@@ -192,8 +228,8 @@ def tolerance(name: str, value: Any, y0: Tensor, shapes: Sequence[torch.Size] | 
         raise TypeError(f"`{name}` must be a number or a tensor where `y0` is a tensor, got {brief(value)}")
     if isinstance(value, Tensor) and value.dim() > 0:
         value = value.to(y0.device, dtype)
-    elif isinstance(value, str) or not hasattr(value, "__float__"):
-        raise TypeError(f"`{name}` must be a number or a tensor, got {value!r}: write {name}=1e-3")
+    elif isinstance(value, str) or not hasattr(value, "__float__") or _size(value) != 1:
+        raise TypeError(f"`{name}` must be a number or a tensor, got {brief(value)}: write {name}=1e-3")
     else:
         value = float(value)
     least = float(value.min()) if isinstance(value, Tensor) else value
@@ -202,18 +238,35 @@ def tolerance(name: str, value: Any, y0: Tensor, shapes: Sequence[torch.Size] | 
     return value
 
 
-def number(option: str, value: Any) -> float:
+def _size(value: Any) -> int:
+    """How many numbers it holds: of a tensor or an array; else 1."""
+    return math.prod(shape) if isinstance(shape := getattr(value, "shape", ()), tuple) else 1
+
+
+def number(option: str, value: Any, least: float = 0.0) -> float:
     """An option as a number.
 
     Raises:
-        TypeError, ValueError: If it is none, or negative.
+        TypeError, ValueError: If it is none, or below `least`.
     """
-    if isinstance(value, str) or not hasattr(value, "__float__"):
+    if isinstance(value, str) or not hasattr(value, "__float__") or _size(value) != 1:
         raise TypeError(f"`options` {option!r} must be a number, got {brief(value)}")
     value = float(value)
-    if not value >= 0:
+    if not value >= least:
         raise ValueError(f"`options` {option!r} must be a number ≥ 0, got {value}")
     return value
+
+
+def count(option: str, value: Any) -> int:
+    """An option as a whole number from 1, of Python's or NumPy's.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    whole = operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else 0
+    if whole < 1:
+        raise ValueError(f"`options` {option!r} must be an integer ≥ 1, got {brief(value)}")
+    return whole
 
 
 def _state_norm(norm: Callable[[Any], Any] | None, split: Callable[[Tensor], Any]) -> Norm:
@@ -221,6 +274,6 @@ def _state_norm(norm: Callable[[Any], Any] | None, split: Callable[[Tensor], Any
     if norm is None and split is same:
         return rms
     if norm is not None and not callable(norm):
-        raise TypeError(f"`options` 'norm' must be a function of the state, got {norm!r}")
+        raise TypeError(f"`options` 'norm' must be a function of the state, got {brief(norm)}")
     given = norm if norm is not None else lambda parts: torch.stack([rms(part) for part in parts]).max()
     return lambda x: torch.as_tensor(given(split(x)), device=x.device).abs()

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,16 +14,17 @@ from odenets import transforms
 from odenets.arguments import shown
 from odenets.controller import Fixed
 from odenets.evaluation import CountedField
-from odenets.loop import Problem, Stepper, Taken
+from odenets.loop import Problem, Stepper, Taken, locate_non_finite
 from odenets.methods import real_dtype
+from odenets.solution import Failure, Stats, Status
 from odenets.torchdiffeq.call import Between, Call, fit
 from odenets.torchdiffeq.grid import Grid
 from odenets.torchdiffeq.pieces import AdjointOf, states
 from odenets.torchdiffeq.roots import locate
 from odenets.torchdiffeq.scipy_solver import Scipy
-from odenets.torchdiffeq.solvers import MOST_STEPS, Own
+from odenets.torchdiffeq.solvers import Own
 from odenets.torchdiffeq.words import raise_failure
-from odenets.transforms import is_differentiated
+from odenets.transforms import all_finite, is_differentiated
 
 EventFunction = Callable[..., Tensor]
 
@@ -63,8 +64,8 @@ def until_event(call: Call, event_fn: EventFunction, adjoint: AdjointOf | None) 
     def value(t: Tensor, y: Tensor) -> Tensor:
         """Positive until the event."""
         found = (event_fn(call.sign * t, call.split(y)) * signs).min()
-        if bool(torch.isnan(found)):
-            raise ValueError(f"`event_fn` returned nan at t = {call.sign * float(t):g}")
+        if not bool(torch.isfinite(found)):
+            _explain(call, found, t, y)
         return found
 
     with torch.no_grad():
@@ -75,8 +76,25 @@ def until_event(call: Call, event_fn: EventFunction, adjoint: AdjointOf | None) 
         event_t, ys = call.scheme.until_event(call, value)
     else:
         event_t, ys = _by_steps(call, t0, value, adjoint)
+    if not all_finite(ys[-1]):
+        status, detail = Status.NON_FINITE_STATE, f"y: {locate_non_finite(ys[-1])}, where `event_fn` changed sign."
+        raise_failure(Failure(status, event_t, 0.0, detail), Stats(), call.sign)
     time = torch.full((), call.sign * event_t, dtype=call.t.dtype, device=call.t.device)
     return time, call.split(ys)
+
+
+def _explain(call: Call, found: Tensor, t: Tensor, y: Tensor) -> None:
+    """Refuse a value of `event_fn` that is not finite, but for an infinite one of a finite state.
+
+    Raises:
+        SolveError: If the state is not finite.
+        ValueError: If the value is none for a finite state.
+    """
+    if not all_finite(y):
+        status = Status.NON_FINITE_START if y is call.y0 else Status.NON_FINITE_STATE
+        raise_failure(Failure(status, float(t), 0.0, f"y: {locate_non_finite(y)}."), Stats(), call.sign)
+    if bool(torch.isnan(found)):
+        raise ValueError(f"`event_fn` returned nan at t = {call.sign * float(t):g}")
 
 
 def _check(call: Call, event_fn: EventFunction) -> None:
@@ -144,7 +162,7 @@ def _step_past_event(call: Call, t0: Tensor, value: Callable[[Tensor, Tensor], T
         times=[start],
         method=scheme.solver_method(call, call.watch, True),
         controller=controller,
-        max_steps=MOST_STEPS if fixed else scheme.most_steps(call.t),
+        max_steps=scheme.most_steps(call.t, event=True),
         dense=False,
         watched=call.func,
     )
@@ -154,6 +172,7 @@ def _step_past_event(call: Call, t0: Tensor, value: Callable[[Tensor, Tensor], T
         *([] if fixed else [edge for edge in scheme.edges(call, call.t).tolist() if edge > start]),
         math.inf,
     ]
+    furthest = start + _furthest(call)
     for low, high in itertools.pairwise(edges):
         if len(edges) > 2:
             stepper.f, stepper.f0 = CountedField(Between(call.f, low, high), stepper.stats), None
@@ -161,17 +180,34 @@ def _step_past_event(call: Call, t0: Tensor, value: Callable[[Tensor, Tensor], T
             stepper.choose_first_step(math.inf)
         while stepper.t < high:
             # A goal far ahead, but not so far that a step could be too small beside it.
-            goal = min(high, stepper.t + 100 * (stepper.dt or 1.0))
-            taken = None if stepper.failure is not None else stepper.advance(goal)
+            goal = min(high, furthest, stepper.t + 100 * (stepper.dt or 1.0))
+            taken = stepper.advance(goal) if stepper.t < furthest else None
             if taken is None:
-                break
+                _give_up(call, stepper)
             with torch.no_grad():
                 at_end = float(value(_time(stepper.t, call), stepper.y))
             if not at_end > 0:
                 return stepper, taken, at_end
-        if stepper.failure is not None:
-            raise_failure(stepper.failure, stepper.stats, call.sign)
     raise RuntimeError("time is unbounded")
+
+
+def _furthest(call: Call) -> float:
+    """How long a solve may go on until a time, or a state that grows with it, has no number."""
+    return min(torch.finfo(dtype).max for dtype in (call.t.dtype, real_dtype(call.y0))) ** 0.75
+
+
+def _give_up(call: Call, stepper: Stepper) -> NoReturn:
+    """Raise the `SolveError` of a walk that has ended before the event."""
+    failure = stepper.failure or Failure(Status.NO_EVENT, stepper.t, stepper.dt or 0.0, _TOO_FAR)
+    if failure.status is Status.MAX_STEPS:
+        failure = replace(failure, status=Status.NO_EVENT, detail=call.scheme.further)
+    if failure.status is Status.NO_EVENT and not all_finite(stepper.y):
+        detail = f"y: {locate_non_finite(stepper.y)}, and `event_fn` had not changed sign."
+        failure = replace(failure, status=Status.NON_FINITE_STATE, detail=detail)
+    raise_failure(failure, stepper.stats, call.sign)
+
+
+_TOO_FAR = "It has gone as far as times have numbers."
 
 
 def with_gradients(
@@ -195,7 +231,7 @@ def with_gradients(
         slope = func(t.detach().to(real_dtype(parts[0])), rebuilt(copies))
     slopes = [fit(s, part).detach().clone() for s, part in zip(slope if nested else (slope,), parts)]
     rate = _rate(event_fn, t, parts, slopes, signs, rebuilt)
-    t, *parts = _AtEvent.apply(t, g, rate, slopes, *parts)
+    t, *parts = OdeintEvent.apply(t, g, rate, slopes, *parts)
     return t, rebuilt(parts)
 
 
@@ -211,7 +247,7 @@ def _rate(
     return sum(float((bar.conj() * s).sum().real) for bar, s in zip(along, speeds) if bar is not None)
 
 
-class _AtEvent(torch.autograd.Function):
+class OdeintEvent(torch.autograd.Function):
     """The event's time and state as they are, and what they depend on.
 
     Where g(t, y(t)) = 0 defines the time, dt = −δg / (dg/dt), δg the change of g at a fixed time; the state moves with

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from odenets.controller import Decision, FirstStep, Fixed, Norm, Number, Start, rms
 from odenets.methods import ImplicitRungeKutta, RungeKutta
-from odenets.torchdiffeq.call import Call
+from odenets.torchdiffeq.call import MOST_STEPS, Call, count, number
 from odenets.torchdiffeq.stops import Stops
-from odenets.torchdiffeq.watch import Watch, watched
+from odenets.torchdiffeq.watch import CALLBACKS, Watch, watched
+from odenets.torchdiffeq.words import brief
 from odenets.transforms import is_differentiated
 
 Constructor = Callable[[Any, Any, Tensor], Tensor]
@@ -27,12 +28,13 @@ def check_options(step_size: Any, grid_constructor: Any, interp: Any) -> None:
     """
     if step_size is not None and grid_constructor is not None:
         raise ValueError("`options` 'step_size' and 'grid_constructor' exclude each other: leave one out")
-    if step_size is not None and isinstance(step_size, str):
-        raise TypeError(f"`options` 'step_size' must be a number, got {step_size!r}")
-    if step_size is not None and not 0 < float(step_size) < math.inf:
-        raise ValueError(f"`options` 'step_size' must be above 0 (backward in time too) and finite, got {step_size}")
-    if interp not in ("linear", "cubic"):
-        raise ValueError(f'`options` \'interp\' must be "linear" or "cubic", got {interp!r}')
+    if step_size is not None and not 0 < number("step_size", step_size, least=-math.inf) < math.inf:
+        wrong = float(step_size)
+        raise ValueError(f"`options` 'step_size' must be above 0 (backward in time too) and finite, got {wrong}")
+    if grid_constructor is not None and not callable(grid_constructor):
+        raise TypeError(f"`options` 'grid_constructor' must be a function, got {brief(grid_constructor)}")
+    if not isinstance(interp, str) or interp not in ("linear", "cubic"):
+        raise ValueError(f'`options` \'interp\' must be "linear" or "cubic", got {brief(interp)}')
 
 
 def grid_points(t: Tensor, step_size: Any, constructed: Callable[[Tensor], Tensor] | None, sign: float = 1.0) -> Tensor:
@@ -50,6 +52,12 @@ def grid_points(t: Tensor, step_size: Any, constructed: Callable[[Tensor], Tenso
             )
         return grid
     if step_size is not None:
+        largest, finest = float(t.detach().abs().max()), torch.finfo(t.dtype).eps
+        if float(step_size) < largest * finest:
+            raise ValueError(
+                f"`options` 'step_size' {float(step_size):g} is less than what {t.dtype} tells apart near "
+                f"t = {largest:.9g}: give the times in float64 from the start, or count them from the first one"
+            )
         count = math.ceil(((t[-1] - t[0]) / step_size).item())  # in t's dtype: 1 / 0.1 makes 10 steps
         return torch.cat([t[0] + torch.arange(count, dtype=t.dtype, device=t.device) * step_size, t[-1:]])
     return t
@@ -82,6 +90,9 @@ class Grid:
         make = self.grid_constructor
         constructed = None if make is None else lambda t: sign * make(call.func, call.user_y0, sign * t)
         return grid_points(t, self.step_size, constructed, sign).to(torch.float64)
+
+    callbacks = CALLBACKS[:1]
+    further = "It took 20,000 steps: a larger 'step_size' in `options` goes further."
 
     @property
     def on_outputs(self) -> bool:
@@ -116,8 +127,8 @@ class Grid:
         intervals = itertools.pairwise(-t.detach().flip(0))
         return GridWalk([p for ends in intervals for p in self.points(call, torch.stack(ends), sign).tolist()], start)
 
-    def most_steps(self, t: Tensor) -> int:
-        return 2**62
+    def most_steps(self, t: Tensor, event: bool = False) -> int:
+        return MOST_STEPS if event else 2**62
 
 
 @dataclass(frozen=True)
@@ -133,9 +144,8 @@ class Implicit(Grid):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.max_iters, int) and self.max_iters >= 1):
-            raise ValueError(f"`options` 'max_iters' must be an integer ≥ 1, got {self.max_iters!r}")
-        object.__setattr__(self, "method", replace(self.method, max_iterations=self.max_iters))
+        most = count("max_iters", self.max_iters)
+        object.__setattr__(self, "method", replace(self.method, max_iterations=most))
 
 
 class GridWalk:

@@ -10,13 +10,14 @@ from torch import Tensor
 from odenets import transforms
 from odenets.adjoint import Direct
 from odenets.torchdiffeq.backward import Exact, backsolve, backward_scheme, with_jumps
-from odenets.torchdiffeq.call import ATOL, RTOL, Call, normalise
+from odenets.torchdiffeq.call import ATOL, RTOL, Call, check_given_times, normalise
 from odenets.torchdiffeq.events import check_event_function, signs_at_start, until_event, with_gradients
 from odenets.torchdiffeq.pieces import AdjointOf, pieces, states
 from odenets.torchdiffeq.schemes import resolve
 from odenets.torchdiffeq.scipy_solver import Scipy
 from odenets.torchdiffeq.solvers import Own
-from odenets.torchdiffeq.watch import find_watch
+from odenets.torchdiffeq.watch import find_watch, warn_of_silence
+from odenets.torchdiffeq.words import brief
 
 
 def odeint(
@@ -63,7 +64,9 @@ def odeint(
         TypeError, ValueError: If an argument is not as described; the text says what would be.
         LostGradientError: If "scipy_solver" would lose a gradient.
     """
-    return _answer(resolve(normalise(func, y0, t, rtol, atol, method, options)), event_fn, None)
+    return _answer(
+        resolve(normalise(func, y0, t, rtol, atol, method, options, event=event_fn is not None)), event_fn, None
+    )
 
 
 def odeint_adjoint(
@@ -108,14 +111,18 @@ def odeint_adjoint(
     """
     given = None if adjoint_params is None else tuple(adjoint_params)
     if not all(isinstance(p, Tensor) for p in given or ()):
-        raise TypeError(f"`adjoint_params` must hold tensors, got {[type(p).__name__ for p in given or ()]}")
+        raise TypeError(f"`adjoint_params` must hold tensors, got {brief(given)}")
     params = find_parameters(func) if given is None else given
-    call = resolve(normalise(func, y0, t, rtol, atol, method, options, given or ()))
+    call = resolve(normalise(func, y0, t, rtol, atol, method, options, given or (), event_fn is not None))
     asked = any(x is not None for x in (adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options))
     watch = find_watch(func, lambda *step: step, "_adjoint")
+    if isinstance(call.scheme, Scipy | Own):
+        warn_of_silence(func, call.name, (), "_adjoint")
     adjoint: AdjointOf = lambda piece: Exact()  # noqa: E731
     if asked or watch is not None:
         scheme = backward_scheme(call, params, adjoint_method, adjoint_rtol, adjoint_atol, adjoint_options)
+        if not isinstance(call.scheme, Scipy | Own):
+            warn_of_silence(func, call.name if adjoint_method is None else adjoint_method, scheme.callbacks, "_adjoint")
         call = with_jumps(call, scheme)
         adjoint = lambda piece: backsolve(call, scheme, watch, piece)  # noqa: E731
     answer, once = _answer(call, event_fn, adjoint), not isinstance(call.scheme, Scipy | Own)
@@ -160,11 +167,15 @@ def odeint_event(
     """
     if not (isinstance(t0, Tensor) and t0.numel() == 1):
         of = (
-            f"{t0.numel()} elements: write `t0[0]`" if isinstance(t0, Tensor) else f"{t0!r}: write torch.tensor({t0!r})"
+            f"{t0.numel()} elements: write `t0[0]`"
+            if isinstance(t0, Tensor)
+            else f"{brief(t0)}: write torch.tensor({brief(t0)})"
         )
         raise TypeError(f"`t0` must be a tensor with one element, got {of}")
     check_event_function(event_fn)
     start = t0.reshape(1)
+    if start.is_floating_point():
+        check_given_times(start, event=True, name="t0")
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     event_t, states = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
     split = isinstance(states, tuple)
@@ -209,7 +220,7 @@ def odeint_dense(
     times = torch.stack([end.to(dtype) for end in ends])
     call = resolve(normalise(func, y0, times, rtol, atol, method, options))
     if isinstance(call.scheme, Scipy | Own):
-        raise ValueError(f"`method` of `odeint_dense` must be a Runge–Kutta method, got {method!r}")
+        raise ValueError(f"`method` of `odeint_dense` must be a Runge–Kutta method, got {brief(method)}")
     solutions = [solution for solution, _ in pieces(call, call.t, lambda piece: Direct(), dense=True)]
     edges = [float(solution.ts[0]) for solution in solutions[1:]]
     low, high = float(call.t[0]), float(call.t[-1])
@@ -259,11 +270,11 @@ def _with_zeros(ys: Any, params: list[Tensor], once: bool) -> Any:
     parts = ys if isinstance(ys, tuple) else (ys,)
     if transforms.active() or not torch.is_grad_enabled() or not (params or parts[0].requires_grad):
         return ys
-    parts = _Adjoint.apply(once, len(parts), *parts, *params)
+    parts = OdeintStates.apply(once, len(parts), *parts, *params)
     return parts if isinstance(ys, tuple) else parts[0]
 
 
-class _Adjoint(torch.autograd.Function):
+class OdeintStates(torch.autograd.Function):
     """States as they are; the backward pass gives zeros to the parameters too."""
 
     @staticmethod

@@ -11,8 +11,8 @@ from odenets.torchdiffeq.call import Call
 from odenets.torchdiffeq.grid import Grid, Implicit
 from odenets.torchdiffeq.scipy_solver import Scipy
 from odenets.torchdiffeq.solvers import Own
-from odenets.torchdiffeq.watch import CALLBACKS
-from odenets.torchdiffeq.words import brief
+from odenets.torchdiffeq.watch import warn_of_silence
+from odenets.torchdiffeq.words import brief, listed
 
 # torchdiffeq estimates the error of dopri5 by another formula of order 4 than the usual one:
 # Shampine, "Some practical Runge–Kutta formulas", Math. Comp. 46 (1986).
@@ -71,12 +71,7 @@ def resolve(call: Call) -> Call:
         TypeError, ValueError: If there is no such method, or an option has a value that is not allowed.
     """
     scheme = find_scheme(call.name, {**call.options, "norm": call.norm}, call.rtol, call.atol, "method")
-    if call.watch is not None and not isinstance(scheme, Adaptive):
-        unsupported = [name for name in CALLBACKS[1:] if callable(getattr(call.func, name, None))]
-        if unsupported:
-            warnings.warn(
-                f"method {call.name!r} accepts every step and does not call {', '.join(unsupported)}", stacklevel=3
-            )
+    warn_of_silence(call.func, call.name, scheme.callbacks)
     return replace(call, scheme=scheme)
 
 
@@ -93,12 +88,14 @@ def find_scheme(name: Any, options: dict[str, Any], rtol: Any, atol: Any, argume
         return Own(own, rtol, atol, {key: value for key, value in options.items() if key != "norm"})
     kind = _KINDS.get(name)
     if kind is None:
-        raise ValueError(f"`{argument}` must be one of {', '.join(dict.fromkeys((*NAMES, *SOLVERS)))}; got {name!r}")
+        raise ValueError(
+            f"`{argument}` must be one of {', '.join(dict.fromkeys((*NAMES, *SOLVERS)))}; got {brief(name)}"
+        )
     known = {f.name for f in fields(kind) if f.name not in ("method", "rtol", "atol")}
-    unknown = sorted(set(options) - known - {"norm"})
+    unknown = sorted(set(options) - known - {"norm"}, key=str)
     if unknown:
         warnings.warn(
-            f"method {name!r} ignores the unknown options {', '.join(unknown)}; known are {', '.join(sorted(known))}",
+            f"method {name!r} ignores the unknown options {listed(unknown)}; known are {', '.join(sorted(known))}",
             stacklevel=4,
         )
     given = {key: value for key, value in options.items() if key in known}

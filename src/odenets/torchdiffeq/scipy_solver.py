@@ -28,6 +28,8 @@ class Scipy:
     grid_points: Any = None  # without effect in torchdiffeq too
     eps: Any = None
 
+    callbacks = ()
+
     def solve(self, call: Call) -> Tensor:
         """The states at call.t, (T, *y0.shape)."""
         ys = self._solve(call)
@@ -35,7 +37,7 @@ class Scipy:
             return ys
         f0 = call.f(call.t[0].detach().to(real_dtype(call.y0)), call.y0.detach())
         wanting = (call.y0, call.t, f0)
-        return _NoGradient.apply(ys, *wanting) if any(tensor.requires_grad for tensor in wanting) else ys
+        return ScipySolver.apply(ys, *wanting) if any(tensor.requires_grad for tensor in wanting) else ys
 
     @torch.no_grad()
     def _solve(self, call: Call) -> Tensor:
@@ -67,7 +69,7 @@ class Scipy:
         return tolerance.expand(y0.shape).reshape(-1).double().cpu().numpy()
 
 
-class _NoGradient(torch.autograd.Function):
+class ScipySolver(torch.autograd.Function):
     """SciPy's states, which depend on tensors that require grad."""
 
     @staticmethod

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from odenets.evaluation import CountedField
+from odenets.loop import locate_non_finite
 from odenets.methods import METHODS, RungeKutta, combine, real_dtype
 from odenets.solution import Failure, Stats, Status
-from odenets.torchdiffeq.call import Call
-from odenets.torchdiffeq.grid import check_options, grid_points
+from odenets.torchdiffeq.call import MOST_STEPS, Call
+from odenets.torchdiffeq.grid import Grid, check_options, grid_points
 from odenets.torchdiffeq.roots import locate
-from odenets.torchdiffeq.watch import CALLBACKS, nothing
-from odenets.torchdiffeq.words import raise_failure
+from odenets.torchdiffeq.watch import CALLBACKS, Watch, nothing
+from odenets.torchdiffeq.words import listed, raise_failure
 from odenets.transforms import all_finite
 
-MOST_STEPS = 20_000  # to an event, as in torchdiffeq
 RK4_38 = METHODS["rk4_38"]
 
 
@@ -36,12 +36,11 @@ class Perturb(Enum):
 class SolverField:
     """f as a solver gets it: `func(t, y, perturb=...)`, and with torchdiffeq's callbacks as attributes."""
 
-    def __init__(self, f: Callable[[Tensor, Tensor], Tensor], watch: Any = None) -> None:
-        self.f = CountedField(f, Stats())
-        for name in CALLBACKS:
-            setattr(self, name, nothing)
-        if watch is not None:
-            self.callback_step = watch.begin
+    def __init__(self, f: Callable[[Tensor, Tensor], Tensor], watch: Watch | None = None, sign: float = 1.0) -> None:
+        self.f, self.sign = CountedField(f, Stats()), sign  # which times the time is the caller's
+        told = (nothing,) * 3 if watch is None else watch.told
+        for name, callback in zip(CALLBACKS, told):
+            setattr(self, name, callback)
 
     def __call__(self, t: Tensor, y: Tensor, *, perturb: Perturb = Perturb.NONE) -> Tensor:
         t = torch.as_tensor(t, device=y.device).to(real_dtype(y))
@@ -54,7 +53,9 @@ class SolverField:
 def handle_unused_kwargs(solver: Any, unused: dict[str, Any]) -> None:
     """Warn of options that nobody has taken."""
     if unused:
-        warnings.warn(f"{type(solver).__name__} ignores the unknown options {', '.join(sorted(unused))}", stacklevel=7)
+        warnings.warn(
+            f"{type(solver).__name__} ignores the unknown options {listed(sorted(unused, key=str))}", stacklevel=7
+        )
 
 
 class FixedGridODESolver:
@@ -130,9 +131,9 @@ class FixedGridODESolver:
                 t, theta = self._locate(event_fn, here.detach(), (t1 - here).detach(), state, at_end)
                 return t, torch.stack([self.y0, state(theta)])
             y = y1
-        detail = f"It took {MOST_STEPS} steps of {self.step_size} and met no event."
-        failure = Failure(Status.MAX_STEPS, float(start) + MOST_STEPS * self.step_size, float(self.step_size), detail)
-        raise_failure(failure, Stats(accepted=MOST_STEPS))
+        status = Status.NO_EVENT if all_finite(y) else Status.NON_FINITE_STATE
+        failure = Failure(status, float(start) + MOST_STEPS * self.step_size, float(self.step_size), _further(y))
+        raise_failure(failure, Stats(accepted=MOST_STEPS), getattr(self.func, "sign", 1.0))
 
     @staticmethod
     @torch.no_grad()
@@ -170,6 +171,10 @@ class FixedGridODESolver:
             return y + theta * (dt * f0 + theta * (3 * rise - dt * (2 * f0 + f1) + theta * cubic))
 
         return state
+
+
+def _further(y: Tensor) -> str:
+    return Grid.further if all_finite(y) else f"y: {locate_non_finite(y)}, and `event_fn` had not changed sign."
 
 
 def tableau_increment(
@@ -224,15 +229,23 @@ class Own:
     atol: Any
     options: dict[str, Any]
 
+    @property
+    def callbacks(self) -> set[str]:
+        """Those that it calls."""
+        return set(self.kind.valid_callbacks()) if hasattr(self.kind, "valid_callbacks") else set()
+
     def _solver(self, call: Call) -> Any:
-        field, options = SolverField(call.f, call.watch), solver_options(call, self.options)
+        field, options = SolverField(call.f, call.watch, call.sign), solver_options(call, self.options)
         return self.kind(func=field, y0=call.y0, rtol=self.rtol, atol=self.atol, **options)
 
     def solve(self, call: Call) -> Tensor:
         """The states at call.t, (T, *y0.shape)."""
         ys = self._solver(call).integrate(call.t)
         if not all_finite(ys[-1]):
-            raise_failure(Failure(Status.NON_FINITE_STATE, call.t[-1].item(), 0.0, ""), Stats(), call.sign)
+            last = next(k for k, y in enumerate(ys) if not all_finite(y))
+            detail = f"y: {locate_non_finite(ys[last])}. {getattr(self.kind, 'hint', '')}".strip()
+            t, dt = call.t[last].item(), 0.0
+            raise_failure(Failure(Status.NON_FINITE_STATE, t, dt, detail), Stats(), call.sign)
         return ys
 
     def until_event(self, call: Call, value: Callable[[Tensor, Tensor], Tensor]) -> tuple[float, Tensor]:

@@ -1,6 +1,7 @@
 """The callbacks of torchdiffeq, and its linear interpolation between steps."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -24,9 +25,18 @@ class Watch:
 
     def begin(self, t: float | Tensor, y: Tensor, dt: float | Tensor) -> None:
         """A step of size dt from y(t) is about to be made."""
-        t, dt = (torch.as_tensor(x, dtype=torch.float64, device=y.device) for x in (t, dt))
-        self.step = self.show(t, y, dt)
+        self.step = self._shown(t, y, dt)
         self.before(*self.step)
+
+    @property
+    def told(self) -> tuple[Callable[..., Any], ...]:
+        """The callbacks as solver classes call them, each with the step that it is about."""
+        callbacks = (self.before, self.accepted, self.rejected)
+        return tuple(lambda *step, callback=callback: callback(*self._shown(*step)) for callback in callbacks)
+
+    def _shown(self, t: float | Tensor, y: Tensor, dt: float | Tensor) -> tuple:
+        t, dt = (torch.as_tensor(x, dtype=torch.float64, device=y.device) for x in (t, dt))
+        return self.show(t, y, dt)
 
     def end(self, accept: bool) -> None:
         """It has been judged."""
@@ -35,11 +45,22 @@ class Watch:
 
 def find_watch(func: Any, show: Callable[[Tensor, Tensor, Tensor], tuple], suffix: str = "") -> Watch | None:
     """The callbacks that are attributes of func, by their names and a suffix; None where there are none."""
-    found = [getattr(func, name + suffix, None) for name in CALLBACKS]
-    if not any(callable(callback) for callback in found):
-        return None
-    before, accepted, rejected = (callback if callable(callback) else nothing for callback in found)
-    return Watch(before, accepted, rejected, show)
+    found = {name: getattr(func, name) for name in given(func, suffix)}
+    before, accepted, rejected = (found.get(name + suffix, nothing) for name in CALLBACKS)
+    return Watch(before, accepted, rejected, show) if found else None
+
+
+def given(func: Any, suffix: str = "") -> list[str]:
+    """The names of the callbacks that func has."""
+    callbacks = {name + suffix: getattr(func, name + suffix, None) for name in CALLBACKS}
+    return [name for name, callback in callbacks.items() if callable(callback) and callback is not nothing]
+
+
+def warn_of_silence(func: Any, method: str, called: Collection[str], suffix: str = "") -> None:
+    """Warn of callbacks that func has and the method does not call; it does those that are named in `called`."""
+    silent = [name for name in given(func, suffix) if name.removesuffix(suffix) not in called]
+    if silent:
+        warnings.warn(f"method {method!r} does not call {', '.join(silent)}", stacklevel=4)
 
 
 def nothing(*_: Any, **__: Any) -> None:

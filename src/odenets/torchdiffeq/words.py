@@ -1,13 +1,13 @@
 """What the drop-in says: values in brief, and errors of the solver in the words of torchdiffeq's arguments."""
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from torch import Tensor
-
 from odenets.adjoint import ReplayError
+from odenets.arguments import shown
 from odenets.captured import LostGradientError
 from odenets.solution import Failure, SolveError, Stats, Status
 
@@ -16,9 +16,20 @@ def brief(value: Any) -> str:
     """A value in a few words."""
     if isinstance(value, tuple | list):
         kinds = sorted({type(part).__name__ for part in value})
-        return f"{type(value).__name__} of {len(value)}" + (f" ({', '.join(kinds)})" if kinds else "")
-    text = repr(value)
-    return f"{type(value).__name__}" if len(text) > 40 or isinstance(value, Tensor) else f"{text}"
+        return f"{type(value).__name__} of {len(value)}" + (f" ({listed(kinds)})" if kinds else "")
+    return shown(value)
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names, but no more than a few."""
+    first = list(itertools.islice(map(shown_name, names), 9))
+    return ", ".join(first[:8]) + (", …" if len(first) > 8 else "")
+
+
+def shown_name(name: Any) -> str:
+    """A name without quotes, cut where it is long."""
+    text = str(name) if isinstance(name, str) else shown(name)
+    return text if len(text) <= 24 else f"{text[:23]}…"
 
 
 ADVICE = {
@@ -26,6 +37,9 @@ ADVICE = {
         "the solve took as many steps as the option 'max_num_steps' allows and did not reach its last time; raise it, "
         "or loosen `rtol` and `atol`; if the steps are far smaller than the solution's own time scale, the problem is "
         'stiff: take an implicit method, such as `method="radauIIA5"` with `options={"step_size": ...}`'
+    ),
+    Status.NO_EVENT: (
+        "`event_fn` has not changed sign; check its sign at the start, and whether time should run the other way"
     ),
     Status.NOT_CONVERGED: (
         "the equations of an implicit step could not be solved; take smaller steps (the option 'step_size'), or raise "
@@ -36,12 +50,13 @@ ADVICE = {
 
 def raise_failure(failure: Failure, stats: Stats, sign: float = 1.0) -> NoReturn:
     """Raise the `SolveError` of a failed solve, in the caller's time and words."""
-    raise _reworded(SolveError(replace(failure, t=sign * failure.t, dt=sign * failure.dt), stats))
+    raise _reworded(SolveError(replace(failure, t=sign * failure.t, dt=sign * failure.dt + 0.0), stats))
 
 
 def _reworded(error: SolveError, detail: str = "") -> SolveError:
     status = error.status
     text = str(error).replace(status.value, ADVICE.get(status, status.value))
+    text = text.replace("`max_steps`", "the option 'max_num_steps'")
     error.args = (f"{text}{detail}",)
     return error
 

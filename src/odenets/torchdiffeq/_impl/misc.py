@@ -59,7 +59,7 @@ def _check_inputs(
 
     (shapes or None, func, y0, t, rtol, atol, method, options, event_fn or None, whether time was turned round).
     """
-    call = normalise(func, y0, t, rtol, atol, method, options)
+    call = normalise(func, y0, t, rtol, atol, method, options, event=event_fn is not None)
     if call.name not in SOLVERS:
         raise ValueError(f"`method` must be one of {', '.join(SOLVERS)}; got {method!r}")
     if event_fn is not None:
@@ -68,7 +68,7 @@ def _check_inputs(
         given, sign = combine_event_functions(event_fn, t[0], y0), call.sign
         event_fn = lambda t, y: given(sign * t, call.split(y))  # noqa: E731
     shapes = None if isinstance(y0, Tensor) else [part.shape for part in y0]
-    field = SolverField(call.f, call.watch)
+    field = SolverField(call.f, call.watch, call.sign)
     options = solver_options(call, call.options)
     return shapes, field, call.y0, call.t, call.rtol, call.atol, call.name, options, event_fn, call.sign < 0
 
