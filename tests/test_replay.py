@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from odenets import (
     PID,
@@ -166,3 +167,39 @@ def test_a_start_made_in_inference_mode():
     p = torch.tensor(0.5, requires_grad=True)
     solve(lambda t, y: -p * y, y0, (0.0, 1.0), rtol=1e-6).ys[-1].sum().backward()
     assert p.grad.item() == pytest.approx(-3.6392, rel=1e-4)
+
+
+def remade(how, adjoint, training=False):
+    """A layer whose weight is made anew at each evaluation, and all gradients of one solve through it."""
+    torch.manual_seed(0)
+    layer = how(nn.Linear(3, 3).to(D))
+    layer.train(training)
+    y0 = torch.linspace(-1, 1, 6, dtype=D).reshape(2, 3).requires_grad_()
+    ys = solve(
+        lambda t, y: torch.tanh(layer(y)), y0, [0.0, 1.0], method="rk4", controller=Fixed(steps=3), adjoint=adjoint
+    )
+    return torch.autograd.grad(ys.ys[-1].square().sum(), [y0, *layer.parameters()])
+
+
+REMADE = {
+    "spectral_norm": parametrizations.spectral_norm,
+    "weight_norm": parametrizations.weight_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", REMADE)
+def test_weights_that_are_made_anew(name):
+    for ours, direct in zip(remade(REMADE[name], Checkpointed()), remade(REMADE[name], Direct()), strict=True):
+        torch.testing.assert_close(ours, direct, rtol=1e-12, atol=1e-13)
+
+
+def test_the_vectors_of_spectral_norm_in_training_are_a_state():
+    def slowly(layer):
+        layer.weight.data.copy_(torch.diag(torch.tensor([1.0, 0.9, 0.8])))  # whose iteration takes its time
+        return parametrizations.spectral_norm(layer, n_power_iterations=1)
+
+    with pytest.raises(ReplayError, match="`spectral_norm` in training"):
+        remade(slowly, Checkpointed(), training=True)
+    assert all(bool(torch.isfinite(grad).all()) for grad in remade(slowly, Direct(), training=True))

@@ -1,5 +1,6 @@
 """What f returns that it should not, and what the error tells to write."""
 
+import contextlib
 import copy
 import importlib
 import inspect
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 import odenets
-from odenets import Direct, SolveError, Status, solve
+from odenets import Backsolve, Checkpointed, Direct, SolveError, Status, solve
 
 Y0 = torch.ones(3, dtype=torch.float64)
 ENGINES = [{}, {"adjoint": Direct()}, {"per_sample": True}]
@@ -74,6 +75,27 @@ class Swapped(nn.Module):
 def test_arguments_in_another_order_or_number(f, args, message, options):
     with pytest.raises((TypeError, ValueError), match=message):
         solve(f, torch.ones(4, 3), (0.0, 1.0), args, **options)
+
+
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Direct(), Backsolve()])
+@pytest.mark.parametrize(
+    ("given", "enabled", "context", "message"),
+    [
+        (False, False, contextlib.nullcontext, r"with torch.enable_grad\(\): y = y.requires_grad_\(\)"),
+        (True, False, torch.no_grad, r"with torch.enable_grad\(\): y = y.requires_grad_\(\)"),
+        (False, True, torch.inference_mode, r"solve under `torch.no_grad\(\)`: `inference_mode` has no derivatives"),
+    ],
+)
+def test_a_derivative_inside_without_autograd(given, enabled, context, message, adjoint):
+    """A Hamiltonian network as it is written at first."""
+
+    def f(t, y):
+        with torch.enable_grad() if enabled else contextlib.nullcontext():
+            return -torch.autograd.grad(y.square().sum(), y.requires_grad_() if enabled else y)[0]
+
+    y0 = torch.ones(2, 3, requires_grad=given)
+    with context(), pytest.raises(RuntimeError, match=message):
+        solve(f, y0, (0.0, 1.0), adjoint=adjoint)
 
 
 def test_an_index_into_the_time():

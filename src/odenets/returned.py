@@ -121,8 +121,19 @@ def explain(error: Exception, f: Callable[..., Any], t: Tensor, y: Any, args: tu
     """Raise what is wrong with how f takes its arguments, where that is why calling it raised `error`.
 
     Raises:
+        RuntimeError: If f takes a derivative where autograd does not look on.
         TypeError: If f does not take (t, y, *args), takes y first, or wants t of shape (1,).
     """
+    if isinstance(error, RuntimeError) and "does not require grad" in str(error):
+        raise RuntimeError(
+            "`f` takes a derivative inside, and gets y without one: the solver evaluates it outside of autograd. Write "
+            "`with torch.enable_grad(): y = y.requires_grad_()` and what follows inside of it in `f`"
+            + (
+                ", and solve under `torch.no_grad()`: `inference_mode` has no derivatives."
+                if torch.is_inference_mode_enabled()
+                else "."
+            )
+        ) from error
     called = f.forward if isinstance(f, nn.Module) else f
     try:
         inspect.signature(called).bind(t, y, *args)

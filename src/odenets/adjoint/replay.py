@@ -56,8 +56,8 @@ class SameAgain:
             raise ReplayError(
                 f"`f` returned something else in the backward pass of `adjoint={self.adjoint}()` than in the forward "
                 "pass, at the same t and y, so the gradient would be wrong: it draws random numbers (dropout) or "
-                "changes a state of its own (a counter, a running mean). Write `adjoint=Direct()`, which evaluates "
-                "`f` once, or let `f` depend on t, y and `args` alone"
+                "changes a state of its own (a counter, a running mean, `spectral_norm` in training). Write "
+                "`adjoint=Direct()`, which evaluates `f` once, or let `f` depend on t, y and `args` alone"
             )
 
 
