@@ -383,3 +383,16 @@ def test_a_state_that_is_infinite_before_the_event_says_so(event, method, monkey
     options = {"method": method, "options": {"step_size": 0.5}}
     with pytest.raises(SolveError, match="NON_FINITE_STATE"):
         ours.odeint_event(lambda t, y: y**3, torch.full((1,), 3.0), torch.zeros(()), event_fn=event, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "rk4", "options": {"step_size": 0.05}}])
+@INTERFACES
+def test_an_event_function_that_differentiates_by_its_state(options, interface):
+    def steep(t, y):
+        (slope,) = torch.autograd.grad(y.square().sum(), y, create_graph=True)
+        return slope[0] - 1.0
+
+    y0 = torch.tensor([1.0, 0.5], dtype=DOUBLE, requires_grad=True)
+    t, _ = ours.odeint_event(lambda t, y: -y, y0, ZERO, event_fn=steep, odeint_interface=interface, **options)
+    assert t.item() == pytest.approx(math.log(2), abs=1e-3)
+    assert torch.autograd.grad(t, y0)[0].tolist() == pytest.approx([1.0, 0.0], abs=1e-3)

@@ -31,8 +31,18 @@ EventFunction = Callable[..., Tensor]
 
 def signs_at_start(event_fn: EventFunction, t0: Tensor, y0: Any) -> Tensor:
     """The signs of the components of `event_fn` there."""
-    with torch.no_grad():
-        return torch.sign(torch.as_tensor(event_fn(t0, y0)))
+    return torch.sign(torch.as_tensor(_evaluated(event_fn, t0, y0))).detach()
+
+
+def _evaluated(event_fn: EventFunction, t: Tensor, y: Any) -> Any:
+    """`event_fn(t, y)`, which may differentiate by y where y requires grad."""
+    parts = y if isinstance(y, tuple) else (y,)
+    if not any(part.requires_grad for part in parts):
+        with torch.no_grad():
+            return event_fn(t, y)
+    with torch.enable_grad():
+        copies = tuple(part.detach().requires_grad_() for part in parts)
+        return event_fn(t, copies if isinstance(y, tuple) else copies[0])
 
 
 def check_event_function(event_fn: Any) -> None:
@@ -63,7 +73,9 @@ def until_event(call: Call, event_fn: EventFunction, adjoint: AdjointOf | None) 
 
     def value(t: Tensor, y: Tensor) -> Tensor:
         """Positive until the event."""
-        found = (event_fn(call.sign * t, call.split(y)) * signs).min()
+        y = y.detach().requires_grad_(call.y0.requires_grad)
+        with torch.set_grad_enabled(y.requires_grad):
+            found = (_evaluated(event_fn, call.sign * t, call.split(y)) * signs).min().detach()
         if not bool(torch.isfinite(found)):
             _explain(call, found, t, y)
         return found
@@ -91,7 +103,7 @@ def _explain(call: Call, found: Tensor, t: Tensor, y: Tensor) -> None:
         ValueError: If the value is none for a finite state.
     """
     if not all_finite(y):
-        status = Status.NON_FINITE_START if y is call.y0 else Status.NON_FINITE_STATE
+        status = Status.NON_FINITE_START if float(t) == float(call.t[0]) else Status.NON_FINITE_STATE
         raise_failure(Failure(status, float(t), 0.0, f"y: {locate_non_finite(y)}."), Stats(), call.sign)
     if bool(torch.isnan(found)):
         raise ValueError(f"`event_fn` returned nan at t = {call.sign * float(t):g}")
