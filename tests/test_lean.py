@@ -62,7 +62,7 @@ def test_an_adaptive_step():
 def test_a_fixed_step_reads_nothing():
     step = a_step(lambda n: solve(field, Y0, [0.0, 1.0], method="rk4", controller=Fixed(steps=n)))
     assert step.get(READ, 0) == 0
-    assert sum(step.values()) - 4 * FIELD <= 9
+    assert sum(step.values()) - 4 * FIELD <= 10  # three of them fill in times: sooner than one tensor of a list
 
 
 def test_a_step_there_and_back():

@@ -211,6 +211,8 @@ def conclude(
     The next step size is NaN where it would be too small for the time to move: the solve is stuck.
     """
     accept, dt_next, memory = controller.decide(ratio, dt, memory, order)
+    if accept is True:  # by a controller that judges nothing
+        return True, where(final, t_end, t + dt), where(final, maximum(dt_next, planned), dt_next), memory
     # A step that was cut short says nothing against the size that was planned.
     dt_next = where(accept & final, maximum(dt_next, planned), dt_next)
     moved = (t + dt_next) - t  # by what the time would move: it has to, and by less than in the step that was tried
@@ -468,6 +470,8 @@ def _emit(
     slack = _ROUNDING * stepper.t
     while last < len(problem.times) and problem.times[last] <= stepper.t + slack:
         last += 1
+    if first == last and not problem.dense:
+        return taken.step, (), ()
     ends = tuple(j for j in range(first, last) if _ends_step(problem, stepper.t - slack, j, timed))
     inside = tuple(j for j in range(first, last) if j not in ends)
     step = taken.step

@@ -352,14 +352,18 @@ def stage_times(t: Time, dt: float | Tensor, nodes: Sequence[float], y: Tensor) 
     """t + c dt for each node c, in y's real dtype; sums are made in float64. 0-dimensional, or of t's shape."""
     dtype = real_dtype(y)
     origin, t = (t.origin, t.t) if isinstance(t, Since) else (0.0, t)
+    different = set(nodes)
     if isinstance(t, float) and isinstance(dt, float) and isinstance(origin, float):
-        if y.device.type == "cpu":
+        if y.is_cpu and len(different) > _FEW_NODES:
             return torch.tensor([origin + (t + c * dt) for c in nodes], dtype=dtype).unbind()
         # A fill is a kernel of the device's own; for a copy to the device the host would wait at every step.
-        at = {c: filled((), origin + (t + c * dt), y) for c in set(nodes)}
+        at = {c: filled((), origin + (t + c * dt), y) for c in different}
     else:
-        at = {c: torch.as_tensor(origin + (t + c * dt)).to(dtype) for c in set(nodes)}
+        at = {c: torch.as_tensor(origin + (t + c * dt)).to(dtype) for c in different}
     return [at[c] for c in nodes]
+
+
+_FEW_NODES = 3  # a tensor made of a Python list takes as long on a CPU as three that are filled
 
 
 def filled(shape: Sequence[int], value: float, y: Tensor) -> Tensor:
