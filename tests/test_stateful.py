@@ -136,7 +136,7 @@ def test_a_dtype_does_not_keep_another_from_compiling(monkeypatch):
     assert len(problems) == 1
 
 
-@pytest.mark.parametrize("name", ["y itself", "a buffer"])
+@pytest.mark.parametrize("name", [pytest.param("y itself", marks=pytest.mark.slow), "a buffer"])
 def test_what_f_returns_may_be_anybodys(name):
     buffer = torch.full((2, 3), 2.0, requires_grad=True)
     f = {"y itself": lambda t, y: y, "a buffer": lambda t, y: buffer}[name]

@@ -95,7 +95,13 @@ def test_export_of_fixed_steps_for_any_batch():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("options", [{}, {"method": "rk4", "controller": Fixed(steps=3)}], ids=["adaptive", "fixed"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="adaptive", marks=pytest.mark.slow),
+        pytest.param({"method": "rk4", "controller": Fixed(steps=3)}, id="fixed"),
+    ],
+)
 def test_onnx_gives_the_same_numbers(tmp_path, options):
     network, x = model(**options).eval(), torch.randn(5, 3)
     path, batch = tmp_path / "model.onnx", torch.export.Dim("batch", min=2)

@@ -149,8 +149,9 @@ def test_forward_mode_does_not_depend_on_grad_mode(adjoint, no_grad):
         torch.testing.assert_close(by_dual_numbers(run, POINT, along), expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("adjoint", [Checkpointed(), Reversible()], ids=repr)
-@pytest.mark.parametrize("kind", ["fixed", "implicit"])
+@pytest.mark.parametrize(
+    ("adjoint", "kind"), [(Checkpointed(), "fixed"), (Checkpointed(), "implicit"), (Reversible(), "fixed")], ids=str
+)
 def test_hessians_of_every_mixture(adjoint, kind):
     run, rates = states(adjoint, KINDS[kind]), POINT[1]
     loss = lambda rates: run(POINT[0], rates, POINT[2]).sin().sum()  # noqa: E731
