@@ -82,6 +82,15 @@ def test_too_few_steps_are_no_blow_up(f, y0, end, engine):
     assert error.status is Status.MAX_STEPS
 
 
+@pytest.mark.parametrize("engine", [{}, {"per_sample": True}])
+def test_an_oscillation_from_almost_nothing_is_no_blow_up(engine):
+    """1 − cos 50 t, left where it rises from 0 once more, at far more than its mean rate of growth until then."""
+    f = lambda t, y: 50 * torch.sin(50 * t) * torch.ones_like(y)  # noqa: E731
+    y0 = torch.full((1, 1), 1e-12, dtype=D)
+    error = failure_of(f, y0, (0.0, 100.0), method="dopri5", rtol=1e-6, atol=1e-9, max_steps=300, **engine)
+    assert error.status is Status.MAX_STEPS
+
+
 @pytest.mark.parametrize(("y", "f"), [(10.0, lambda t, y: -100 * y**3), (1.0, lambda t, y: 1e30 * y * y)])
 def test_fixed_steps_that_are_too_large(y, f):
     assert (

@@ -369,9 +369,37 @@ def test_a_field_that_computes_in_a_coarser_dtype_is_solved_to_its_rounding(insi
 
 
 def test_newton_that_fails_says_in_which_dtype_f_computes():
-    f = lambda t, y: -100 * torch.sign(y.bfloat16()).float() - y  # noqa: E731
+    f = lambda t, y: -100 * torch.sign(y) - (10 * y.bfloat16()).float()  # noqa: E731
     with pytest.raises(SolveError, match=r"f computes in torch.bfloat16, and y is torch.float32"):
         solve(f, torch.tensor([0.1]), [0.0, 1.0], method="implicit_euler", controller=Fixed(steps=2))
+
+
+@pytest.mark.parametrize("cast", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bend", [0.0, 0.1])
+def test_a_coarser_dtype_without_a_part_in_the_value_is_none(cast, bend):
+    """Else what is left where Newton's method makes slow progress, here without F', would pass for rounding."""
+
+    def linearize(x):
+        x.to(cast).sum()
+        return 1 - 0.8 * x + bend * torch.sin(x), torch.zeros(len(x), len(x), dtype=x.dtype)
+
+    start = torch.tensor([0.3, -2.0, 5.0], dtype=torch.float64)
+    with pytest.raises(NotConverged, match=r"terms\.$"):
+        newton(linearize, start, torch.ones_like(start), 40, 2e-16)
+    found, rounding = newton(linearize, start, torch.ones_like(start), 200, 2e-16)
+    assert rounding == 2e-16
+    torch.testing.assert_close(1 - 0.8 * found + bend * torch.sin(found), found, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_a_coarser_dtype_with_a_small_part_in_the_value_is_seen(steps):
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 4).double().requires_grad_(False)
+    f = lambda t, y: -20 * y + lower(net, torch.float32, y)  # noqa: E731
+    exact = lambda t, y: -25 * y + (y @ net.weight.T).tanh()  # noqa: E731
+    y0 = torch.randn(2, 4, dtype=torch.float64)
+    ends = [solve(g, y0, [0.0, 1.0], method="implicit_euler", controller=Fixed(steps=steps)).ys[-1] for g in (f, exact)]
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-7)
 
 
 # --- components of every size ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 import torch
 import torchdiffeq
 from torch import nn
@@ -63,6 +64,25 @@ def test_a_fixed_step_reads_nothing():
     step = a_step(lambda n: solve(field, Y0, [0.0, 1.0], method="rk4", controller=Fixed(steps=n)))
     assert step.get(READ, 0) == 0
     assert sum(step.values()) - 4 * FIELD <= 10  # three of them fill in times: sooner than one tensor of a list
+
+
+@pytest.mark.parametrize(("method", "systems"), [("implicit_euler", 1), ("trbdf2", 2), ("radauIIA5", 1)])
+@torch.no_grad()
+def test_an_implicit_step_reads_once_an_iteration_of_newtons_method(method, systems, monkeypatch):
+    """Two of them for each system of equations of a linear f: one that solves it, one that sees it. On the CPU a list
+    is read without an operation.
+    """
+    lists, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: lists.append(x) or tolist(x))
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+
+    def solved(steps):
+        lists.clear()
+        solve(lambda t, y: y @ turn, torch.ones(2), [0.0, 1.0], method=method, controller=Fixed(steps=steps))
+        return len(lists)
+
+    assert a_step(solved).get(READ, 0) == 0
+    assert solved(30) - solved(10) == 20 * 2 * systems
 
 
 def test_a_step_there_and_back():

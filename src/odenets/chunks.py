@@ -17,6 +17,7 @@ from odenets.loop import (
     Tape,
     Trajectory,
     blows_up,
+    escapes,
     evaluate_at_start,
     locate_non_finite,
     reversal,
@@ -399,11 +400,23 @@ def _rises(problem: Problem, result: Marched) -> Tensor:
     return CountedField(problem.f, problem.stats)(t.to(real_dtype(result.y)), result.y)
 
 
+def _alone(problem: Problem, i: int) -> Problem:
+    """The problem of sample i, whose f gets the other samples as they were at the start."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        ys = problem.y0.detach().clone()
+        ys[i] = y[0]
+        return problem.f(t.expand(sample_shape(ys)), ys)[i : i + 1]
+
+    return replace(problem, f=f, y0=problem.y0[i : i + 1].detach(), per_sample=False)
+
+
 @torch.no_grad()
 def _why(problem: Problem, y: Tensor, rise: Tensor, rise_at_start: Tensor, i: int, t: float, steps: int) -> Status:
     """Why sample i, which stands at y at t, got no further."""
     if steps >= problem.max_steps:
         away = runs_away(y, rise, problem.y0[i], rise_at_start, t, problem.times[-1] - t)
+        away = away and escapes(_alone(problem, i), y[None], t, None, problem.times[-1])
         return Status.DIVERGED if away else Status.MAX_STEPS
     if not bool(torch.isfinite(problem.y0[i]).all()):
         return Status.NON_FINITE_START

@@ -1,6 +1,7 @@
 """The loop of the eager engine: try a step, ask the controller, keep or drop it, and hand out what falls inside it."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -363,7 +364,8 @@ class Stepper:
     def _fail_after_all_steps(self, t_end: float) -> None:
         t0, y0 = self.begun
         (start,) = stage_times(self.problem.at(t0), 0.0, (0.0,), y0)
-        if not runs_away(self.y, self.derivative(), y0, self.f(start, y0), self.t - t0, t_end - self.t):
+        away = runs_away(self.y, self.derivative(), y0, self.f(start, y0), self.t - t0, t_end - self.t)
+        if not (away and escapes(self.problem, self.y, self.t, self.dt, t_end)):
             return self._fail(Status.MAX_STEPS, self.dt or 0.0, "")
         largest = value_of(self.y.abs().max())
         detail = f"`max_steps` allows no more, the largest |y| is {largest:.3g}, and it grows faster and faster."
@@ -555,6 +557,27 @@ def runs_away(y: Tensor, k: Tensor, y0: Tensor, k0: Tensor, elapsed: float, rema
     rate = torch.real(k / y)
     away = (grown > math.log(100)) & (rate * min(elapsed, remaining) > 10 * grown)
     return value_of(away.any()) > 0
+
+
+@torch.no_grad()
+def escapes(problem: Problem, y: Tensor, t: float, dt: float | None, t_end: float) -> bool:
+    """Whether the solution, followed on from y at t by a few hundred steps of a loose tolerance, leaves every bound.
+
+    The last rate of growth alone does not tell that from the rise of an oscillation.
+    """
+    if not problem.controller.adaptive:
+        return False
+    atol = problem.controller.atol if isinstance(problem.controller, PID) else 1e-9
+    loosely = replace(problem, controller=PID(rtol=1e-2, atol=atol), max_steps=sys.maxsize, stats=Stats())
+    stepper = Stepper(loosely, y, t)
+    stepper.dt = dt
+    while stepper.t < t_end and stepper.stats.accepted < _FOLLOWED:
+        if stepper.advance(t_end) is None:
+            return stepper.failure is not None and stepper.failure.status is Status.DIVERGED
+    return False
+
+
+_FOLLOWED = 300  # steps
 
 
 def locate_non_finite(x: Tensor) -> str:

@@ -28,6 +28,7 @@ _NOISE = 2.0  # units of rounding of the terms of an equation, below which nothi
 _GUESSED = 4.0  # times as many, where the size of the terms is known along one direction only
 _MORE, _MOST = 4.0, 256.0  # times as many will do after each iteration without progress; but no more than so many
 _LOOK = 3  # iterations without progress, after which F is watched: it may compute in a coarser dtype than x's
+_UNEVEN = 16.0  # units of rounding, up to which F moves unevenly although it computes to that rounding
 _STIFF = 1e3  # the ratio of rows from which GMRES gets each divided by its own size
 _LINEAR = 20  # the most corrections of the solution of linear equations
 
@@ -60,7 +61,7 @@ def newton(linearize: Linearize, start: Tensor, size: Tensor, most: int, roundin
         return start, rounding
     flat, shaped = as_real_vector(start)
     x, size = flat(start), flat(size).abs()
-    step, best, stalled, seen = torch.zeros_like(x), math.inf, 0, None
+    step, best, stalled, looked, coarse = torch.zeros_like(x), math.inf, 0, False, None
     for iteration in range(most):
         value, derivative = linearize(shaped(x))
         if not isinstance(derivative, Tensor):
@@ -74,11 +75,11 @@ def newton(linearize: Linearize, start: Tensor, size: Tensor, most: int, roundin
             x = x - step
             continue
         stalled = 0 if worst < 0.75 * best else stalled + 1
-        if stalled == _LOOK and not seen:
-            with _Watch() as seen:
-                linearize(shaped(x))
-            if seen.rounding > rounding:
-                rounding, stalled = seen.rounding, 0
+        if stalled == _LOOK and not looked:
+            looked = True
+            coarse = _coarser(lambda v: flat(linearize(shaped(v))[0]), x, equations.sizes, rounding)
+            if coarse is not None:
+                rounding, stalled = torch.finfo(coarse).eps, 0
         noise = _NOISE if isinstance(derivative, Tensor) else _NOISE * _GUESSED
         enough = min(min(noise * _MORE**stalled, _MOST) * rounding, rounding**0.5)
         if worst == 0 or (iteration > 0 and worst <= enough):
@@ -86,31 +87,43 @@ def newton(linearize: Linearize, start: Tensor, size: Tensor, most: int, roundin
         best = min(best, worst)
         step = equations.solve(max(min(rounding**0.25, 0.01), 4 * rounding), length)
         x = x + step
-    coarse = seen.coarsest if seen and seen.coarsest is not flat(start).dtype else None
     raise NotConverged(
         f"Newton's method has not converged in {most} iterations: its equations hold to {best:.1g} of their terms."
         + (f" f computes in {coarse}, and y is {start.dtype}: let f compute in that." if coarse else "")
     )
 
 
+def _coarser(function: Function, x: Tensor, sizes: Tensor, rounding: float) -> torch.dtype | None:
+    """The dtype in which F computes, where it is coarser than that rounding; None where it is not.
+
+    A dtype that occurs inside F may have no part in its value. So F is nudged, from less than that dtype could see on:
+    the nearer, the more a smooth F moves in proportion, and the less a rounded one.
+    """
+    with _Watch() as watch:
+        value = function(x)
+    for dtype in sorted(watch.dtypes, key=lambda dtype: -torch.finfo(dtype).eps):
+        eps = torch.finfo(dtype).eps
+        if eps <= rounding:
+            return None
+        nudge = eps / 4 * torch.maximum(x.abs(), value.abs()) * irregular(x)
+        near, wider, widest = ((function(x + k * nudge) - value) / k / sizes for k in (1, 4, 16))
+        uneven = float((near - wider).abs().max())
+        if uneven > max(float((wider - widest).abs().max()), _UNEVEN * rounding):
+            return dtype
+    return None
+
+
 class _Watch(TorchDispatchMode):
-    """Looks for the coarsest dtype of what is computed while it is entered: casts and autocast inside f."""
+    """Notes the real dtypes of what is computed while it is entered, by casts and autocast inside f too."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.coarsest: torch.dtype | None = None
-
-    @property
-    def rounding(self) -> float:
-        return 0.0 if self.coarsest is None else torch.finfo(self.coarsest).eps
+        self.dtypes: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for x in pytree.tree_leaves(out):
-            if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()):
-                self.coarsest = max(
-                    self.coarsest or x.real.dtype, x.real.dtype, key=lambda dtype: torch.finfo(dtype).eps
-                )
+        tensors = (x for x in pytree.tree_leaves(out) if isinstance(x, Tensor))
+        self.dtypes |= {x.dtype.to_real() for x in tensors if x.is_floating_point() or x.is_complex()}
         return out
 
 
