@@ -286,6 +286,7 @@ def test_prints_a_table(capsys):
     ("arguments", "error", "message"),
     [
         ((nn.Linear(3, 3), torch.ones(2, 3)), ValueError, "`block` must be an ODEBlock or contain exactly one"),
+        ((linear(ROTATION), torch.ones(2, 2)), TypeError, "must be an ODEBlock or contain exactly one, got <function"),
         (
             (nn.Sequential(ODEBlock(MLPField(3)), ODEBlock(MLPField(3))), torch.ones(2, 3)),
             ValueError,

@@ -17,7 +17,7 @@ def test_it_says_how_far_it_got():
     with pytest.raises(ImplicitError, match=r"after 7 iterations of `method` 'newton', 1 of 2 samples still") as error:
         ImplicitLayer(lambda x, y: y**2 + x, max_iter=7)(torch.tensor([-1.0, 1.0]), torch.full((2,), 0.3))
     assert "sample 1" in str(error.value)
-    assert "`y0` nearer" in str(error.value)
+    assert "nearer `y0`" in str(error.value)
     assert (error.value.iterations, error.value.sample) == (7, 1)
     assert error.value.residual >= 1
     assert pickle.loads(pickle.dumps(error.value)).sample == 1

@@ -69,7 +69,7 @@ class Swapped(nn.Module):
         (lambda y: -y, (), r"`f` is called as f\(t, y\).*write `lambda t, y: f\(y\)`"),
         (nn.Linear(2, 2), (), r"`f` is called as f\(t, y\), and Linear does not take that"),
         (lambda t, y: -y, (2.0,), r"`f` is called as f\(t, y, \*args\)"),
-        (lambda t, y, rate: -y, (), "give others to `args`"),
+        (lambda t, y, rate: -y, (), r"`lambda t, y: f\(t, y, other\)` around one that takes more"),
     ],
 )
 def test_arguments_in_another_order_or_number(f, args, message, options):

@@ -116,6 +116,7 @@ def _size(count: int) -> str:
     return f"{count} B"
 
 
+@torch.inference_mode(False)  # which has no derivatives
 def check_gradient(
     f: Callable[..., Any],
     y0: Any,

@@ -77,7 +77,9 @@ def make_tour(
     section: Annotated[
         str | None, typer.Argument(help="A section of the document, such as 2.5, or 2 for all of it.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; otherwise runs/tour.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the page; otherwise runs/tour, or runs/tour-SECTION.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:

@@ -30,6 +30,7 @@ from odenets.spectrum import DENSE, Jacobian, Spectrum, spectrum
 _NOT_OWN = ("adjoint", "compile", "per_sample", "on_failure", "args")  # options of which a plain solve knows nothing
 
 
+@torch.inference_mode(False)  # which has no derivatives
 def diagnose(block: nn.Module, batch: Tensor | tuple[Any, ...], *, points: int = 9, verbose: bool = True) -> Diagnosis:
     """Say what a trained ODE layer is like: how stiff, how well resolved, reversible or not; and what to do.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from odenets.arguments import shown
 from odenets.controller import PID, Fixed
 from odenets.methods import METHODS, ImplicitRungeKutta, find
 from odenets.nn import ODEBlock
@@ -59,6 +60,8 @@ class Layer:
 
 def the_block(module: nn.Module, verb: str) -> ODEBlock:
     """The one ODE layer of a module."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`block` must be an ODEBlock or contain exactly one, got {shown(module)}")
     blocks = {name: part for name, part in module.named_modules() if isinstance(part, ODEBlock)}
     if len(blocks) != 1:
         names = ", ".join(f"`{name}`" for name in blocks)
@@ -71,7 +74,9 @@ def the_block(module: nn.Module, verb: str) -> ODEBlock:
 
 
 def _own(x: Any) -> Any:
-    return x.detach() if isinstance(x, Tensor) else x
+    if not isinstance(x, Tensor):
+        return x
+    return x.detach().clone() if x.is_inference() else x.detach()
 
 
 def synchronize(devices: Iterable[torch.device]) -> None:

@@ -117,6 +117,23 @@ def _broadcasts(y: Tensor, out: Tensor) -> bool:
         return False
 
 
+def refuse_hidden(f: Callable[[Tensor], Tensor], y: Tensor, value: Tensor) -> None:
+    """Refuse an f whose derivative is wanted and which depends on y where autograd does not look on.
+
+    Raises:
+        RuntimeError: With the remedy.
+    """
+    if value.requires_grad or not y.numel() or torch.compiler.is_compiling():
+        return
+    with torch.no_grad():
+        moved = f(y + y.abs() + 1)
+    if not torch.equal(moved, value.detach()):
+        raise RuntimeError(
+            "the derivative of `f` is wanted, and autograd does not see that it depends on y: leave `torch.no_grad()`, "
+            "`detach` and NumPy out of it, and write create_graph=True for a derivative inside"
+        )
+
+
 def explain(error: Exception, f: Callable[..., Any], t: Tensor, y: Any, args: tuple) -> None:
     """Raise what is wrong with how f takes its arguments, where that is why calling it raised `error`.
 
@@ -142,7 +159,8 @@ def explain(error: Exception, f: Callable[..., Any], t: Tensor, y: Any, args: tu
     except TypeError as mismatch:
         raise TypeError(
             f"`f` is called as f(t, y{', *args' if args else ''}), and {_name_of(f)} does not take that "
-            f"({mismatch}): write `lambda t, y: f(y)` around one without time, and give others to `args`"
+            f"({mismatch}): write `lambda t, y: f(y)` around one without time, `lambda t, y: f(t, y, other)` around "
+            "one that takes more"
         ) from error
     if works(f, t, y, y, args):  # it is autograd that f does not work with
         return

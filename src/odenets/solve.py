@@ -106,6 +106,8 @@ def solve(
     if not isinstance(on_failure, str) or on_failure not in ("raise", "status"):
         raise ValueError(f'`on_failure` must be "raise" or "status", got {shown(on_failure)}')
     max_steps = count("max_steps", max_steps)
+    if isinstance(f, type):
+        raise TypeError(f"`f` must be a function or a module, got the class {f.__name__}: write {f.__name__}(...)")
     if not callable(f):
         raise TypeError(f"`f` must be a function f(t, y), got {shown(f)}: the order is solve(f, y0, t)")
     if not isinstance(args, tuple):

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from odenets.returned import refuse_hidden
+
 DENSE = 64  # numbers of a sample up to which its whole Jacobian is formed
 _KRYLOV = 16  # vectors from which the numbers of a larger one are made
 _SAMPLES = 32  # of which the whole Jacobian is taken apart
@@ -35,11 +37,15 @@ class Jacobian:
     """
 
     def __init__(self, f: Callable[[Any, Tensor], Tensor], t: Any, y: Tensor) -> None:
+        def of(y_real: Tensor) -> Tensor:
+            return _real(f(t, torch.view_as_complex(y_real) if y.is_complex() else y_real))
+
         with torch.enable_grad():
             self.y = _real(y.detach()).clone().requires_grad_()
-            self.out = _real(f(t, torch.view_as_complex(self.y) if y.is_complex() else self.y))
+            self.out = of(self.y)
             self.cotangent = torch.zeros_like(self.out, requires_grad=True)
             self.pulled = self._pull(self.cotangent, create_graph=True) if self.out.requires_grad else None
+        refuse_hidden(of, self.y, self.out)
         self.samples = len(y) if y.dim() > 1 else 1
         if self.samples > 1 and self._mixes():
             self.samples = 1
@@ -80,13 +86,15 @@ class Jacobian:
 
 def spectrum(jacobian: Jacobian) -> Spectrum:
     """The numbers of a Jacobian: exact to rounding for at most `DENSE` numbers a sample, else by Lanczos' method."""
+    if not jacobian.y.numel():
+        return Spectrum(math.nan, math.nan, math.nan)
     return _of_dense(jacobian.dense()) if jacobian.size <= DENSE else _of_products(jacobian)
 
 
 def _of_dense(matrices: Tensor) -> Spectrum:
     spread = torch.linspace(0, len(matrices) - 1, min(len(matrices), _SAMPLES)).round().long()
     matrices = matrices.cpu()[spread]
-    if not bool(matrices.isfinite().all()) or not matrices.numel():
+    if not bool(matrices.isfinite().all()):
         return Spectrum(math.nan, math.nan, math.nan)
     symmetric = torch.linalg.eigvalsh((matrices + matrices.mT) / 2)
     return Spectrum(

@@ -136,6 +136,7 @@ class Tuning:
             )
 
 
+@torch.inference_mode(False)  # which has no derivatives
 def tune(
     block: nn.Module,
     batch: Tensor | tuple[Any, ...],

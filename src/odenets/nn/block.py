@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from odenets.arguments import count, given_times, shown
-from odenets.nn.regularise import Integrands, check_names, solve_regularised
+from odenets.nn.regularise import Integrands, check_names, check_state, solve_regularised
 from odenets.returned import works
 from odenets.solution import Solution, SolveError, Stats
 from odenets.solve import solve
@@ -66,8 +66,7 @@ class ODEBlock(nn.Module):
         unknown = set(solve_options) - OPTIONS
         if unknown:
             raise TypeError(f"ODEBlock has no option `{sorted(unknown)[0]}`; it takes {', '.join(sorted(OPTIONS))}")
-        if not callable(field):
-            raise TypeError(f"`field` must be a module or a function, called as field(t, z), got {shown(field)}")
+        check_callable("field", field, "field(t, z)")
         check_repeatable("field", field, "the ODEBlock")
         self.field = field
         self.t = registered(t)
@@ -111,6 +110,7 @@ class ODEBlock(nn.Module):
         if not (self.regularise and self.training):
             solution = solve(self.field, state, times, **self.solve_options)
             return solution, solution.ys, {}
+        check_state(state)
         wanted = Integrands(self.field, self.regularise, tuple(state.shape[1:]))
         if self._integrands is None or vars(self._integrands) != vars(wanted):
             self._integrands = wanted  # kept, so that a compiled solve knows it again
@@ -147,6 +147,18 @@ class ODEBlock(nn.Module):
         """Whether the field works with a state of that shape."""
         t = torch.zeros((), dtype=state.real.dtype, device=state.device)
         return works(self.field, t, state, state, self.solve_options.get("args", ()))
+
+
+def check_callable(name: str, f: Any, call: str) -> None:
+    """Refuse what is neither a module nor a function.
+
+    Raises:
+        TypeError: Naming the argument, and how it is called.
+    """
+    if isinstance(f, type):
+        raise TypeError(f"`{name}` must be a module or a function, got the class {f.__name__}: write {f.__name__}(...)")
+    if not callable(f):
+        raise TypeError(f"`{name}` must be a module or a function, called as {call}, got {shown(f)}")
 
 
 def check_repeatable(name: str, f: Any, layer: str) -> None:

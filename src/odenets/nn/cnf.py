@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from odenets import transforms
 from odenets.arguments import count, shown
-from odenets.nn.block import OPTIONS, check_repeatable, registered
+from odenets.nn.block import OPTIONS, check_callable, check_repeatable, registered
+from odenets.nn.derivative import called, sees_others, with_pullback
 from odenets.nn.leading import controlled_by_leading
 from odenets.solution import Stats
 from odenets.solve import solve
@@ -50,7 +52,9 @@ class CNF(nn.Module):
         stats: `Stats` of the newest solve; None before.
 
     Raises:
-        TypeError, ValueError: If an argument is not as described, or `field` contains dropout or running statistics.
+        TypeError, ValueError: If an argument is not as described, or `field` contains dropout or batch normalisation,
+            or makes a row of other rows.
+        RuntimeError: If `field` depends on z where autograd does not look on.
         SolveError: From any method, if the solve fails.
         ReplayError: From the backward pass, if the field draws random numbers.
 
@@ -72,11 +76,11 @@ class CNF(nn.Module):
     ) -> None:
         super().__init__()
         _check_options(solve_options)
-        if not callable(field):
-            raise TypeError(f"`field` must be a module or a function, called as field(t, z), got {shown(field)}")
+        check_callable("field", field, "field(t, z)")
         for name, value, allowed in (("trace", trace, TRACES), ("probe", probe, PROBES)):
             if value not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {shown(value)}")
+        _refuse_batch_norm(field)
         check_repeatable("field", field, "the CNF")
         self.field, self.t, self.base = field, registered(t), base
         if len(self.t) != 2:
@@ -93,6 +97,7 @@ class CNF(nn.Module):
             solve_options = controlled_by_leading(solve_options, self.width, "control_density=False")
         self.solve_options = solve_options
         self.stats: Stats | None = None
+        self._rows_are_separate = False  # until it has been found out
 
     def log_prob(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The log-density of points, (batch, d) → (batch,), in nats; of a Hutchinson trace, an estimate of it.
@@ -142,6 +147,7 @@ class CNF(nn.Module):
     def _solve_with_density(
         self, x: Tensor, times: list[Any], generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
+        _check_generator(generator)
         directions = self._directions(x, generator)
         state = torch.cat([x, torch.zeros_like(x[:, :1])], dim=1)
         solution = solve(self._with_trace, state, times, (directions,), **self.solve_options)
@@ -163,6 +169,7 @@ class CNF(nn.Module):
     def _with_trace(self, t: Tensor, state: Tensor, directions: Tensor) -> Tensor:
         """f, and Σ eᵀ (∂f/∂z) e over the directions as the last component: state is (batch, d + 1)."""
         z = state[:, :-1]
+        self._check_rows(t, z)
         if hasattr(self.field, "jvp"):
             f, pushed = self.field.jvp(t, z, directions.expand(-1, *z.shape))  # pyright: ignore
             trace = (pushed * directions).sum(dim=(0, 2))
@@ -170,19 +177,41 @@ class CNF(nn.Module):
             f, trace = _traced(self.field, t, z, directions)
         return torch.cat([f, trace[:, None]], dim=1)
 
+    def _check_rows(self, t: Tensor, z: Tensor) -> None:
+        """Refuse, at the first evaluation that shows it, a field that makes a row of other rows too.
+
+        Their derivatives would count as the row's own, and no number would look wrong.
+        """
+        if self._rows_are_separate or len(z) < 2 or torch.compiler.is_compiling():
+            return
+        if transforms.active() or transforms.is_captured(z):
+            return
+        with torch.no_grad():
+            _, pull = with_pullback(lambda z: called(self.field, t, z), z.detach())
+            if sees_others(pull, z):
+                raise ValueError(
+                    "`field` makes a row of its result from other rows of z too (statistics of the batch, attention "
+                    "between samples), and a CNF needs each row made from its own: use LayerNorm in place of BatchNorm"
+                )
+        self._rows_are_separate = True
+
     def _base(self, z: Tensor) -> Any:
         return _Standard() if self.base is None else self.base
 
     def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
         n = count("n", n, least=0)
+        _check_generator(generator)
+        weights = self.field.parameters() if isinstance(self.field, nn.Module) else iter(())
+        like = next(weights, torch.empty(0))
         if self.base is None:
-            like = next(self.parameters(), torch.empty(0))
             return torch.randn(n, self.width, generator=generator, dtype=like.dtype, device=like.device)
         if generator is not None:
             raise TypeError(
                 "`generator` goes with the standard normal base; others draw from torch's: torch.manual_seed"
             )
-        return self.base.rsample((n,)) if self.base.has_rsample else self.base.sample((n,))
+        draw = self.base.rsample if self.base.has_rsample else self.base.sample
+        z = draw((n,)) if n else draw((1,))[:0]  # a mixture refuses to draw none
+        return z.to(like.dtype) if like.numel() else z
 
     def _check(self, x: Any, name: str) -> None:
         wanted = f"`{name}` must be points of shape (batch, {self.width})"
@@ -194,26 +223,21 @@ class CNF(nn.Module):
             raise ValueError(f"{wanted}, got {tuple(x.shape)}: {remedy}")
         if not x.dtype.is_floating_point:
             raise TypeError(f"{wanted} of a floating-point dtype, got {x.dtype}: write {name}.float()")
-        finite = torch.isfinite(x.detach()).all(dim=1)
+        values = x.detach() if torch.compiler.is_compiling() else transforms.unwrapped(x).detach()
+        finite = torch.isfinite(values).all(dim=-1)
         if not finite.all():
-            row = int(finite.logical_not().nonzero()[0])
+            row = int(finite.flatten().logical_not().nonzero()[0])
             raise ValueError(f"{wanted} without NaN or infinity, and row {row} has one: leave such rows out")
 
 
 def _traced(field: Callable[..., Tensor], t: Tensor, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """f(t, z) and Σ eᵀ (∂f/∂z) e, by one pullback for each direction e."""
-    wanted = torch.is_grad_enabled()  # then the trace is to be differentiated, too
-    with torch.enable_grad():
-        z = z if z.requires_grad else z.detach().requires_grad_()
-        f = field(t, z)
-        trace = z.new_zeros(len(z))
-        for e in directions if f.requires_grad else ():
-            e = e.expand_as(z)
-            (pulled,) = torch.autograd.grad(
-                f, z, e, create_graph=wanted, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            trace = trace + (pulled * e).sum(dim=1)
-    return (f, trace) if wanted else (f.detach(), trace.detach())
+    f, pull = with_pullback(lambda z: called(field, t, z), z)
+    trace = z.new_zeros(len(z))
+    for e in directions:
+        e = e.expand_as(z)
+        trace = trace + (pull(e) * e).sum(dim=1)
+    return f, trace
 
 
 class _Standard:
@@ -221,6 +245,22 @@ class _Standard:
 
     def log_prob(self, z: Tensor) -> Tensor:
         return -0.5 * (z.square().sum(dim=1) + z.shape[1] * math.log(2 * math.pi))
+
+
+def _check_generator(generator: Any) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"`generator` must be a torch.Generator, got {shown(generator)}: write torch.Generator().manual_seed(0)"
+        )
+
+
+def _refuse_batch_norm(field: Any) -> None:
+    for module in field.modules() if isinstance(field, nn.Module) else ():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"`field` contains {type(module).__name__}, which makes a row of its result from all rows of z: use "
+                "LayerNorm or GroupNorm"
+            )
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -240,6 +280,10 @@ def _width(width: int | None, base: Distribution | None, field: Any) -> int:
             raise TypeError(
                 f"`base` must be a torch.distributions.Distribution of vectors, got {shown(base)}: for independent "
                 "components write torch.distributions.Independent(base, 1)"
+            )
+        if base.batch_shape:
+            raise ValueError(
+                f"`base` must be one distribution of vectors, got {tuple(base.batch_shape)} of them: take one"
             )
         given["`base`"] = base.event_shape[0]
     known = {name: count(name.strip("`"), value) for name, value in given.items() if value is not None}

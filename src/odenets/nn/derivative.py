@@ -2,13 +2,56 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from odenets import transforms
 from odenets.methods.newton import gmres, irregular, rounding_of
+from odenets.returned import as_tensor, explain, refuse_hidden, refuse_shape
 
 Equations = Callable[[Tensor], Tensor]  # y (samples, n) to g (samples, n)
+
+
+def called(field: Callable[..., Tensor], t: Tensor, z: Tensor, args: tuple = ()) -> Tensor:
+    """field(t, z, *args), of z's shape; what is wrong with it is said as `odenets.solve` says it."""
+    try:
+        out = as_tensor(field(t, z, *args))
+    except Exception as error:  # a field may raise anything
+        explain(error, field, t, z, args)
+        raise
+    if out.shape != z.shape:
+        refuse_shape(out, t, z)
+    return out
+
+
+def with_pullback(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """f(z), and e ↦ eᵀ ∂f/∂z, to be called as often as wanted; both differentiable where gradients are on.
+
+    Under a transform of `torch.func` a graph of autograd's own would not be seen, and in inference mode there is none.
+
+    Raises:
+        RuntimeError: If f depends on z where autograd does not look on.
+    """
+    if transforms.active() or torch.is_inference_mode_enabled():
+        made: Any = torch.func.vjp(f, z)
+        value, back = made
+        return value, lambda e: back(e)[0]
+    wanted = torch.is_grad_enabled()  # then the pullback is to be differentiated, too
+    with torch.enable_grad():
+        z = z if z.requires_grad else z.detach().requires_grad_()
+        value = f(z)
+    refuse_hidden(f, z, value)
+
+    def pull(e: Tensor) -> Tensor:
+        if not value.requires_grad:
+            return torch.zeros_like(z)
+        return torch.autograd.grad(
+            value, z, e, create_graph=wanted, retain_graph=True, allow_unused=True, materialize_grads=True
+        )[0]
+
+    return (value if wanted else value.detach()), pull
 
 
 def norms(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from odenets import transforms
 from odenets.arguments import count, number, shown
 from odenets.methods.newton import FEW, rounding_of
-from odenets.nn.block import check_repeatable
+from odenets.nn.block import check_callable, check_repeatable
 from odenets.nn.derivative import inverted, jacobian, norms, pulled, sees_others, solve_scaled, with_graph
 from odenets.nn.roots import METHODS, ImplicitError, check_finite
 
@@ -82,8 +82,7 @@ class ImplicitLayer(nn.Module):
         max_iter: int = 50,
     ) -> None:
         super().__init__()
-        if not callable(g):
-            raise TypeError(f"`g` must be a module or a function, called as g(x, y), got {shown(g)}")
+        check_callable("g", g, "g(x, y)")
         if method not in METHODS:
             raise ValueError(f"`method` must be one of {', '.join(METHODS)}; got {shown(method)}")
         if tol is not None:
@@ -96,6 +95,10 @@ class ImplicitLayer(nn.Module):
 
     def forward(self, x: Tensor, y0: Tensor | None = None) -> Tensor:
         """The y with g(x, y) = 0, near to y0."""
+        if torch.compiler.is_dynamo_compiling():
+            from odenets.between_graphs import outside  # noqa: PLC0415 — imports PyTorch's compiler
+
+            return outside(self.forward, x, y0)
         if transforms.active():
             raise NotImplementedError(
                 "ImplicitLayer does not work under `torch.func` (grad, jvp, vmap, …) and in forward mode: "

@@ -5,7 +5,7 @@ regularization", ICML 2020, section 3.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from odenets.arguments import shown
+from odenets.nn.derivative import called, with_pullback
 from odenets.nn.leading import controlled_by_leading
 from odenets.solution import Solution
 from odenets.solve import solve
@@ -26,8 +27,9 @@ def check_names(names: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: If one is unknown or there twice.
     """
-    found = (names,) if isinstance(names, str) else tuple(names)
-    if set(found) - set(REGULARISERS) or len(set(found)) < len(found):
+    known = isinstance(names, str) or (isinstance(names, Iterable) and all(isinstance(name, str) for name in names))
+    found = () if not known else (names,) if isinstance(names, str) else tuple(names)
+    if not known or set(found) - set(REGULARISERS) or len(set(found)) < len(found):
         raise ValueError(f"`regularise` must be among {', '.join(REGULARISERS)}, each once; got {shown(names)}")
     return found
 
@@ -35,7 +37,7 @@ def check_names(names: str | Sequence[str]) -> tuple[str, ...]:
 def solve_regularised(
     field: "Integrands", y0: Tensor, t: Any, options: dict[str, Any]
 ) -> tuple[Solution, Tensor, dict[str, Tensor]]:
-    """Solve for the state with the integrals of the regularisers beside it.
+    """Solve for the state, which has passed `check_state`, with the integrals of the regularisers beside it.
 
     The integrals are columns of the state that the solver sees, (batch, size of a sample + number of regularisers),
     so every adjoint differentiates them. They take no part in the error control: nothing depends on them, so an error
@@ -44,11 +46,12 @@ def solve_regularised(
     Returns:
         The solution, the states (len(t), *y0.shape), and each integral, (batch,).
     """
-    _check(y0)
     batch, size = len(y0), math.prod(y0.shape[1:])
     state = torch.cat([y0.reshape(batch, size), y0.new_zeros(batch, len(field.names))], dim=1)
     # One probe for the whole solve: with a new one at every evaluation there would be no function to integrate.
-    probe = torch.randint_like(y0, 2) * 2 - 1 if "jacobian" in field.names else y0.new_empty(0)
+    probe = y0.new_empty(0)
+    if "jacobian" in field.names:
+        probe = 2 * torch.randint(2, y0.shape, dtype=y0.dtype, device=y0.device) - 1
     args = (probe, *options.get("args", ()))
     options = {**controlled_by_leading(options, size, "regularise"), "args": args}
     solution = solve(field, state, t, **options)
@@ -57,7 +60,9 @@ def solve_regularised(
     return solution, ys.reshape(len(ys), *y0.shape), dict(zip(field.names, sums.unbind(dim=1)))
 
 
-def _check(y0: Tensor) -> None:
+def check_state(y0: Any) -> None:
+    if not isinstance(y0, Tensor):
+        raise TypeError(f"`regularise` needs a tensor for input, got {shown(y0)}: write torch.cat(...) of several")
     if y0.dim() < 2 or not y0.is_floating_point():
         raise ValueError(
             "`regularise` needs a real input with samples along the first axis and at least one more, got "
@@ -78,25 +83,10 @@ class Integrands:
         z = state[:, :size].reshape(len(state), *self.shape)
         t = t.reshape(-1, *(1,) * len(self.shape)) if t.dim() else t
         if "jacobian" in self.names:
-            dz, product = _with_product(self.field, t, z, probe, args)
-            found = {"kinetic": dz, "jacobian": product}
+            dz, pull = with_pullback(lambda z: called(self.field, t, z, args), z)
+            found = {"kinetic": dz, "jacobian": pull(probe)}
         else:
-            found = {"kinetic": self.field(t, z, *args)}
-        columns = [found[name].reshape(len(state), -1).square().sum(dim=1, keepdim=True) for name in self.names]
+            found = {"kinetic": called(self.field, t, z, args)}
+        columns = [found[name].reshape(len(state), size).square().sum(dim=1, keepdim=True) for name in self.names]
         dz = found["kinetic"].reshape(len(state), size)
         return torch.cat([dz, *columns], dim=1)
-
-
-def _with_product(
-    field: Callable[..., Tensor], t: Tensor, z: Tensor, probe: Tensor, args: tuple
-) -> tuple[Tensor, Tensor]:
-    """f and εᵀ ∂f/∂z; differentiable where gradients are on."""
-    wanted = torch.is_grad_enabled()
-    with torch.enable_grad():
-        there = z if z.requires_grad else z.detach().requires_grad_()
-        dz = field(t, there, *args)
-        grads: Sequence[Tensor | None] = (None,)
-        if dz.requires_grad:
-            grads = torch.autograd.grad(dz, there, probe, create_graph=wanted, retain_graph=wanted, allow_unused=True)
-    product = torch.zeros_like(z) if grads[0] is None else grads[0]
-    return (dz if wanted else dz.detach()), product

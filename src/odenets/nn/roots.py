@@ -79,26 +79,36 @@ class Goal:
         self.left = torch.where(self.open, moved / positive(size), self.left)
         return self.open & (moved <= allowed)
 
-    def fail(self, value: Tensor) -> NoReturn:
+    def fail(self, g: Equations, y: Tensor, value: Tensor) -> NoReturn:
         """Say how far it got."""
+        self._refuse_random(g, y)
         residual = torch.where(self.open, norms(value), -1.0)
         worst = int(torch.where(self.open, self.left, -1.0).argmax())
         now, before = float(residual[worst]), float(self.start[worst])
         raise ImplicitError(
             f"g(x, y) = 0 was not solved: after {self.most} iterations of `method` {self.name!r}, "
             f"{int(self.open.sum())} of {len(value)} samples still change by more than {self.tol:.1g} of y; the worst, "
-            f"sample {worst}, by {float(self.left[worst]):.2g}, and its |g| is {now:.3g}, from {before:.3g} at the "
+            f"sample {worst}, by {float(self.left[worst]):.2g}, its |g| is {now:.3g}, from {before:.3g} at the "
             f"start. {_advice(self.name, now < 0.5 * before)}",
             self.most,
             worst,
             now,
         )
 
+    def _refuse_random(self, g: Equations, y: Tensor) -> None:
+        first, second = g(y), g(y)
+        if bool(((first - second).abs() > self.rounding**0.5 * first.abs().max()).any()):
+            raise ImplicitError(
+                "`g` gives two values at one y, so no y can solve it: draw random numbers outside of it, once, and "
+                "hand them over in x or as an attribute",
+                self.most,
+            )
+
 
 def _advice(name: str, falls: bool) -> str:
     if name == "newton":
-        near = "a solution may not exist, or be a multiple one, where Newton's method is slow" if falls else ""
-        return f"Give a `y0` nearer to the solution or a larger `max_iter`{f'; {near}' if near else ''}"
+        near = "; there may be no solution, or a multiple one, to which the way is slow" if falls else ""
+        return f"Give a nearer `y0` or a larger `max_iter`{near}"
     if falls:
         return "Give a larger `max_iter` or a larger `tol`, or take method='newton'"
     return (
@@ -160,7 +170,7 @@ def newton(g: Equations, y: Tensor, tol: float, most: int) -> Root:
         goal.open &= ~done
     if not goal.open.any():
         return Root(y, most)
-    goal.fail(value)
+    goal.fail(g, y, value)
 
 
 def _together(g: Equations, y: Tensor, tol: float, most: int) -> Root:
@@ -238,7 +248,7 @@ def anderson(g: Equations, y: Tensor, tol: float, most: int) -> Root:
         y, new = y + step, check_finite(g(y + step), iteration + 1)
         steps, changes = [*steps[1 - _MEMORY :], step], [*changes[1 - _MEMORY :], new - value]
         value = new
-    goal.fail(value)
+    goal.fail(g, y, value)
 
 
 def _mixed(steps: list[Tensor], changes: list[Tensor], value: Tensor) -> Tensor:
@@ -267,7 +277,7 @@ def broyden(g: Equations, y: Tensor, tol: float, most: int) -> Root:
         y, new = y + step, check_finite(g(y + step), iteration + 1)
         updates = [*(updates if len(updates) < _UPDATES else ()), _update(updates, step, new - value)]
         value = new
-    goal.fail(value)
+    goal.fail(g, y, value)
 
 
 def _inverse(updates: list[tuple[Tensor, Tensor]], v: Tensor) -> Tensor:
