@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from odenets import (
     PID,
@@ -12,6 +12,7 @@ from odenets import (
     Direct,
     Fixed,
     Interpolated,
+    LostGradientError,
     ReplayError,
     Reversible,
     check_gradient,
@@ -203,3 +204,14 @@ def test_the_vectors_of_spectral_norm_in_training_are_a_state():
     with pytest.raises(ReplayError, match="`spectral_norm` in training"):
         remade(slowly, Checkpointed(), training=True)
     assert all(bool(torch.isfinite(grad).all()) for grad in remade(slowly, Direct(), training=True))
+
+
+@pytest.mark.parametrize("name", ["spectral_norm", "weight_norm"])
+def test_weights_that_are_kept_need_direct(name):
+    """`parametrize.cached()` keeps the weight of the first evaluation, with its graph, for the later ones."""
+    expected = remade(REMADE[name], Direct())
+    with parametrize.cached():
+        torch.testing.assert_close(remade(REMADE[name], Direct()), expected, rtol=1e-12, atol=1e-13)
+    for adjoint in (Checkpointed(), Backsolve(), Interpolated(), Reversible()):
+        with parametrize.cached(), pytest.raises(LostGradientError, match=r"use `adjoint=Direct\(\)`"):
+            remade(REMADE[name], adjoint)

@@ -10,6 +10,7 @@ from torch import Tensor
 from odenets.adjoint.direct import integrate_openly
 from odenets.adjoint.outside import Call, GradientSum, Wanted, inner_product, outside_autograd, refuse_backward
 from odenets.adjoint.replay import check_start
+from odenets.captured import LostGradientError
 from odenets.controller import Controller, check_pair
 from odenets.evaluation import CountedField
 from odenets.interpolate import DenseOutput
@@ -217,6 +218,17 @@ class _AdjointSolve:
         self.derivatives.forget_all_but(stages[len(method.b) :])
 
 
+def _differentiate(out: Tensor, by: Sequence[Tensor], a: Tensor) -> Sequence[Tensor | None]:
+    try:
+        return torch.autograd.grad(out, by, a, allow_unused=True)
+    except RuntimeError as error:
+        if "a second time" not in str(error):
+            raise
+        raise LostGradientError(
+            "`f` uses what it kept from another evaluation (a cache, `parametrize.cached()`), whose graph is used up"
+        ) from error
+
+
 class _Derivatives:
     """The right-hand side: dz/ds = −f of equation (2), where z is solved for, and da/ds = a ∂f/∂z of equation (6).
 
@@ -250,7 +262,7 @@ class _Derivatives:
             out = self.field(self.origin - s, z)
         grads: Sequence[Tensor | None] = [None] * (1 + len(tensors))
         if out.requires_grad:
-            grads = torch.autograd.grad(out, [z, *tensors], a.to(out.dtype), allow_unused=True)
+            grads = _differentiate(out, [z, *tensors], a.to(out.dtype))
         d_a = torch.zeros_like(a) if grads[0] is None else grads[0]
         # A tensor of its own, so that it names its evaluation.
         derivative = torch.stack([-out.detach().to(z.dtype), d_a]) if self.states is None else d_a.clone()
