@@ -3,7 +3,8 @@
 Run it:  python benchmarks/study.py cubic        (about 2 minutes on 2 cores; writes results/cubic.json)
          python benchmarks/study.py ecg          (about an hour on 2 cores; needs the real records: ODENETS_DATA)
          python benchmarks/study.py ecg-time --jobs 1 --seeds 1        (4 minutes; nothing else may run beside it)
-         python benchmarks/study.py ecg-fast --jobs 1 --seeds 5        (4 minutes; nothing else may run beside it)
+         python benchmarks/study.py ecg-fast --jobs 1 --seeds 3        (2 minutes; nothing else may run beside it)
+         python benchmarks/study.py ecg-rk4 --jobs 1 --seeds 5         (4 to 8 minutes; nothing else may run beside it)
 A stopped study goes on where it was. Times are those of ecg-time alone: processes side by side disturb each other.
 """
 
@@ -29,7 +30,8 @@ OPTIONS = {
     "cubic": ("cubic",),
     "ecg": ("ecg", "--data", "mitdb", "--split", "both", "--pair", "both"),
     "ecg-time": ("ecg", "--data", "mitdb", "--pair", "both", "--no-baselines"),
-    "ecg-fast": ("ecg", "--data", "mitdb", "--no-baselines", "--method", "rk4", "--dt", "1"),
+    "ecg-fast": ("ecg", "--data", "mitdb", "--no-baselines", "--method", "midpoint", "--dt", "1"),
+    "ecg-rk4": ("ecg", "--data", "mitdb", "--no-baselines", "--method", "rk4", "--dt", "1"),
 }
 app = typer.Typer()
 
@@ -49,7 +51,7 @@ def merge(name: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {"source": summaries[0]["source"], "versions": summaries[0]["versions"]}
     if name == "cubic":
         return {**out, "table": cubic.summarise(runs), "runs": runs}
-    if name == "ecg-fast":
+    if name in ("ecg-fast", "ecg-rk4"):
         return {**out, "table": ecg.summarise(runs, synthetic=False), "runs": runs}
     if name == "ecg-time":
         return {**out, "table": ecg.summarise(runs, synthetic=False)}
@@ -93,7 +95,7 @@ def main(
     if failed:
         raise SystemExit(f"the processes of seeds {failed} failed; run the same command again to go on")
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
-    if experiment == "ecg-fast":
+    if experiment in ("ecg-fast", "ecg-rk4"):
         for folder, summary in zip(folders, summaries):
             solver_errors(folder, summary["summary"]["runs"])
     path = out or ROOT / "results" / f"{experiment}.json"

@@ -41,6 +41,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ecg-classes": findings.ecg_classes,
     "ecg-time": findings.ecg_time,
     "ecg-fast": findings.ecg_fast,
+    "ecg-classical": lambda: findings.ecg_fast("ecg-rk4"),
     "cubic": findings.cubic,
     "experiments": experiments.every_result,
     "gradient-errors": adjoints.errors,

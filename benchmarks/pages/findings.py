@@ -102,9 +102,9 @@ def ecg_time() -> str:
     return with_versions(markdown(head, rows), result)
 
 
-def ecg_fast() -> str:
-    """The ODE-Net in one step of the classical method beside the ResNet, seed by seed."""
-    result = load("ecg-fast")
+def ecg_fast(name: str = "ecg-fast") -> str:
+    """The ODE-Net in one step beside the ResNet, seed by seed."""
+    result = load(name)
     pairs: dict[int, dict[str, Any]] = {}
     for row in result["runs"]:
         pairs.setdefault(row["seed"], {})[row["network"]] = row
