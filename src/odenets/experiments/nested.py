@@ -67,14 +67,14 @@ def train(
     """Adam; of every few steps the mean loss and the mean number of evaluations of f forward."""
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     blocks = [module for module in model.modules() if isinstance(module, ODEBlock)]
-    started, losses, nfes = time.perf_counter(), [], []
+    started, losses, nfes = time.process_time(), [], []
     for batch in batches:
         value = loss(model(x[batch]), y[batch])
         step(optimizer, value)
         losses.append(value.item())
         nfes.append(sum(evaluations(block) or 0 for block in blocks))
     places = range(0, len(batches), every)
-    curves = {"seconds": time.perf_counter() - started, "losses": [fmean(losses[i : i + every]) for i in places]}
+    curves = {"seconds": time.process_time() - started, "losses": [fmean(losses[i : i + every]) for i in places]}
     return curves | ({"nfes": [fmean(nfes[i : i + every]) for i in places]} if blocks else {})
 
 

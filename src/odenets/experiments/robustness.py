@@ -1,9 +1,11 @@
 """Are ODE-Nets robust? A convolutional one against a CNN of equal size (section 6 of the introduction, its source 10).
 
-Run it:     odenets run robustness                                 (digits of 8 × 8, 30 trainings of about 20 s)
-            odenets run robustness --data mnist --seeds 3          (28 × 28; files at hand, see --data-dir)
-Expect:     see the report; on digits the networks are within a few per cent of each other under noise, and attacks
-            without gradients find what attacks with the gradient of an adaptive solve find, and no less.
+Run it:     odenets run robustness                  (digits of 8 × 8, 18 trainings of 20 s to 4 minutes on one core)
+            odenets run robustness --data mnist     (28 × 28; files at hand, see --data-dir)
+Expect:     on digits the CNN is the most robust: trained on clean pictures 89 % right under noise of 0.2 and 61 %
+            under an attack of 0.1 without gradients (SPSA), the ODE-Nets 84 % and 49 to 51 %; trained on noisy ones
+            90 % and 66 % against 85 to 88 % and 58 %. PGD by a tight solve gains at most 0.4 points over PGD by the
+            adaptive one.
 """
 
 import copy
@@ -148,14 +150,14 @@ def sizes(data: str) -> tuple[float, ...]:
 def piece(name: str, training: str, config: Config, seed: int) -> Row:
     """Train one network, and measure it under everything."""
     images = load_images(config.data, config.data_dir, seed)
-    model, started = network(name, config, seed), time.perf_counter()
+    model, started = network(name, config, seed), time.process_time()
     _train(model, name == STEADY, training == "noisy", images, config, seed)
     row: dict[str, Any] = {
         "network": name,
         "training": training,
         "seed": seed,
         "parameters": count_parameters(model),
-        "seconds": time.perf_counter() - started,
+        "seconds": time.process_time() - started,
         "clean": accuracy(model, *images.test),
         "constant": float(images.test[1].bincount().max()) / len(images.test[1]),
     }
@@ -258,7 +260,7 @@ def _section(training: str, rows: Sequence[Row], config: Config) -> Section:
         heads = [f"published: fgsm {size}" for size in (0.3, 0.5)]
         published = {(name,): dict(zip(heads, (100 * v for v in values))) for name, values in PUBLISHED.items()}
     table = means_table(
-        "Right, % of the test pictures",
+        f"Right, % of the test pictures, trained on {TRAININGS[training]}",
         [*mine, base],
         {"network": "network"},
         [*_quantities(config), Quantity("parameters", "parameters", 0), Quantity("seconds", "seconds", 1)],
