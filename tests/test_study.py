@@ -151,6 +151,6 @@ def test_a_failed_share_is_named_and_nothing_is_written(tmp_path, monkeypatch):
 def test_an_unknown_experiment_is_refused():
     result = call("pde")
     assert result.exit_code == 2
-    assert "`experiment` must be one of cubic, ecg, ecg-time, ecg-fast; got 'pde'" in " ".join(
+    assert "`experiment` must be one of cubic, ecg, ecg-time, ecg-fast, ecg-rk4; got 'pde'" in " ".join(
         result.output.replace("│", " ").split()
     )
