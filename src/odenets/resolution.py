@@ -7,7 +7,7 @@ from torch import Tensor
 
 from odenets.evaluation import CountedField
 from odenets.loop import Problem
-from odenets.methods import Field, real_dtype
+from odenets.methods import Field, filled, real_dtype
 from odenets.solution import Stats
 
 _PART = 1e-2  # of the interval that neighbouring numbers may lie apart
@@ -75,9 +75,7 @@ def check_time_of(
 
 @torch.no_grad()
 def _depends_on_time(f: Field, y0: Tensor, start: float, shape: Sequence[int]) -> bool:
-    y, dtype = y0.detach(), real_dtype(y0)
-    counted = CountedField(f, Stats())
-    at = min(abs(start), torch.finfo(dtype).max / 2)
-    times = (torch.full(shape, x, dtype=dtype, device=y.device) for x in (at, at * 0.75, at * 0.5))
-    first, *others = (counted(t, y) for t in times)
+    y, counted = y0.detach(), CountedField(f, Stats())
+    at = min(abs(start), torch.finfo(real_dtype(y)).max / 2)
+    first, *others = (counted(filled(shape, x, y), y) for x in (at, at * 0.75, at * 0.5))
     return not all(torch.equal(first, other) for other in others)

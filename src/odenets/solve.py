@@ -164,11 +164,14 @@ def solve(
     return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, on_failure)
 
 
+def _ends_by_values(problem: Problem) -> bool:
+    """Whether a loop of the solve goes on until a number that it reads is small enough."""
+    return problem.controller.adaptive or isinstance(problem.method, ImplicitRungeKutta)
+
+
 def _check_captured(problem: Problem) -> None:
     """Refuse to put into a CUDA graph what goes on by the values that it finds."""
-    if transforms.is_captured(problem.y0) and (
-        problem.controller.adaptive or problem.compile or isinstance(problem.method, ImplicitRungeKutta)
-    ):
+    if transforms.is_captured(problem.y0) and (problem.compile or _ends_by_values(problem)):
         raise RuntimeError(
             "a CUDA graph captures no solve that reads values on its way: write a `method` such as 'rk4' with "
             "`controller=Fixed(steps=n)`, without `compile`"
@@ -177,8 +180,7 @@ def _check_captured(problem: Problem) -> None:
 
 def _check_recorded(problem: Problem) -> None:
     """Refuse what cannot be written down as operations, where that is asked for: `torch.func.linearize`, `make_fx`."""
-    ends_by_values = problem.controller.adaptive or isinstance(problem.method, ImplicitRungeKutta)
-    if transforms.is_recorded() and ends_by_values:
+    if transforms.is_recorded() and _ends_by_values(problem):
         raise NotImplementedError(
             "`linearize` and `make_fx` record no loop that ends by values: pass `controller=Fixed(...)` and an "
             "explicit `method`, or use `torch.func.jvp`"
