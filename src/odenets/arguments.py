@@ -86,6 +86,16 @@ def count(name: str, value: Any, least: int = 1) -> int:
     return value
 
 
+def refuse_class(name: str, f: object) -> None:
+    """Refuse a class where an instance of it is meant.
+
+    Raises:
+        TypeError: With what to write instead.
+    """
+    if isinstance(f, type):
+        raise TypeError(f"`{name}` must be a module or a function, got the class {f.__name__}: write {f.__name__}(...)")
+
+
 def given_times(t: Any) -> Tensor | list[Any]:
     """Times as a real 1-D tensor, or as a list of floats and of real 0-dimensional tensors.
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from odenets import traced, transforms
 from odenets.adjoint import COMPILED, Adjoint, Checkpointed
-from odenets.arguments import count, given_times, shown
+from odenets.arguments import count, given_times, refuse_class, shown
 from odenets.chunks import constant
 from odenets.controller import PID, Controller, check_pair
 from odenets.interpolate import DenseOutput
@@ -106,8 +106,7 @@ def solve(
     if not isinstance(on_failure, str) or on_failure not in ("raise", "status"):
         raise ValueError(f'`on_failure` must be "raise" or "status", got {shown(on_failure)}')
     max_steps = count("max_steps", max_steps)
-    if isinstance(f, type):
-        raise TypeError(f"`f` must be a function or a module, got the class {f.__name__}: write {f.__name__}(...)")
+    refuse_class("f", f)
     if not callable(f):
         raise TypeError(f"`f` must be a function f(t, y), got {shown(f)}: the order is solve(f, y0, t)")
     if not isinstance(args, tuple):

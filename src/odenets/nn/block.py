@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenets.arguments import count, given_times, shown
+from odenets.arguments import count, given_times, refuse_class, shown
 from odenets.nn.regularise import Integrands, check_names, check_state, solve_regularised
 from odenets.returned import works
 from odenets.solution import Solution, SolveError, Stats
@@ -155,8 +155,7 @@ def check_callable(name: str, f: Any, call: str) -> None:
     Raises:
         TypeError: Naming the argument, and how it is called.
     """
-    if isinstance(f, type):
-        raise TypeError(f"`{name}` must be a module or a function, got the class {f.__name__}: write {f.__name__}(...)")
+    refuse_class(name, f)
     if not callable(f):
         raise TypeError(f"`{name}` must be a module or a function, called as {call}, got {shown(f)}")
 
