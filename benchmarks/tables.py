@@ -13,14 +13,22 @@ from typing import Annotated
 import typer
 
 from odenets.files import write_atomically
-from pages import adjoints, experiments, findings, pictures, speed
+from pages import adjoints, experiments, findings, pictures, speed, together
 from pages.text import ROOT
 
 PAGES = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("benchmarks", "experiments-results", "findings", "gpu", "gradients", "introduction")
+        for name in (
+            "benchmarks",
+            "experiments-results",
+            "findings",
+            "gpu",
+            "gradients",
+            "how-it-works",
+            "introduction",
+        )
     ),
 )
 FIGURES = {ROOT / "docs" / "figures" / f"{p.__name__}.svg": p for p in (pictures.speed, pictures.memory)}
@@ -44,6 +52,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ecg-classical": lambda: findings.ecg_fast("ecg-rk4"),
     "cubic": findings.cubic,
     "experiments": experiments.every_result,
+    "together": together.pairs,
     "gradient-errors": adjoints.errors,
     "gradient-evaluations": adjoints.evaluations,
     "gradient-costs": adjoints.costs,

@@ -21,7 +21,7 @@ from odenets import (
     SolveError,
     solve,
 )
-from odenets.loop import Tape, reversal
+from odenets.engine.tape import Tape, reversal
 from problems import FORCED, GLOBAL, OSCILLATOR, ROUTES, Net, assert_nothing_is_left, through_global
 
 EXPLICIT = [m for m in METHODS.values() if isinstance(m, ExplicitRungeKutta)]  # the others: test_implicit.py
@@ -502,7 +502,7 @@ def test_encoder_parameters_are_not_counted_twice():
 
 @pytest.mark.parametrize("adjoint", [Backsolve(), Interpolated(), Reversible()])
 def test_dense_output_is_refused_where_it_has_no_gradient(adjoint):
-    with pytest.raises(TypeError, match="dense output"):
+    with pytest.raises(TypeError, match="`dense=True` does not go with"):
         solve(Net(), torch.ones(1, 3, dtype=torch.float64), [0.0, 1.0], adjoint=adjoint, dense=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from odenets import Backsolve, Checkpointed, Direct, Fixed, Interpolated, Reversible, SolveError, check_gradient, solve
-from odenets.check_gradient import Row, _recommend
+from odenets.tuning.check_gradient import Row, _recommend
 from problems import Net
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, compiled, solve, transforms
+from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, solve, transforms
+from odenets.engine.compile import lower, programs, told, trace
+from odenets.engine.compile.failing import NotCompiled
 from odenets.nn import MLPField, ODEBlock
 from problems import ROUTES, assert_nothing_is_left
 
@@ -18,8 +20,7 @@ TIMES = torch.tensor([0.0, 0.4, 0.45, 1.0], dtype=torch.float64)
 @pytest.fixture(autouse=True)
 def _forget_failures():
     """What one test has been told must not keep the next from compiling, or from being told."""
-    compiled._failed.clear()
-    compiled._made.clear()
+    told.forget()
 
 
 class Net(nn.Module):
@@ -125,13 +126,13 @@ def test_a_gradient_that_is_one_number_everywhere():
 def test_tanh_to_rounding():
     """The compiled engine computes tanh of float32 in its own way."""
     x = torch.tensor([0.0, -0.0, 1e-30, 1e-7, -1e-3, 0.3, -2.0, 9.5, 40.0, -1e30, math.inf, math.nan])
-    torch.testing.assert_close(compiled._tanh(x), torch.tanh(x), rtol=4e-7, atol=0, equal_nan=True)
+    torch.testing.assert_close(lower._tanh(x), torch.tanh(x), rtol=4e-7, atol=0, equal_nan=True)
 
 
 @pytest.mark.slow
 def test_more_steps_than_a_chunk_holds(monkeypatch):
-    monkeypatch.setattr("odenets.chunks.FEWEST", 3)
-    monkeypatch.setattr("odenets.chunks.MOST", 3)
+    monkeypatch.setattr("odenets.engine.tensors.chunks.FEWEST", 3)
+    monkeypatch.setattr("odenets.engine.tensors.chunks.MOST", 3)
     options = {"method": "dopri5", "rtol": 1e-9, "atol": 1e-11, "timed": True}
     fast = assert_same(Net(), torch.randn(4, 3, dtype=torch.float64), TIMES, 1e-12, **options)
     assert fast.stats.accepted > 10
@@ -148,8 +149,8 @@ def test_more_steps_than_a_chunk_holds(monkeypatch):
 )
 def test_a_hidden_layer_is_kept(method, times, monkeypatch):
     """The backward pass evaluates nothing, over several chunks and at another size of the batch."""
-    monkeypatch.setattr("odenets.chunks.FEWEST", 3)
-    monkeypatch.setattr("odenets.chunks.MOST", 3)
+    monkeypatch.setattr("odenets.engine.tensors.chunks.FEWEST", 3)
+    monkeypatch.setattr("odenets.engine.tensors.chunks.MOST", 3)
     options = {"controller": Fixed(steps=8)} if method == "rk4" else {"rtol": 1e-9, "atol": 1e-11}
     net = Net(width=6)
     for batch in (4, 7):
@@ -213,14 +214,14 @@ def test_compiles_once_for_a_shape():
     """Another batch, tolerance, time, number of steps, weight, or module of the same class compiles nothing anew."""
     torch._dynamo.utils.counters.clear()
     made: list[int] = []
-    original = compiled._compile
+    original = programs.lowered
 
     def counting(graph, *rest):
         made.append(1)
         return original(graph, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "_compile", counting)
+        patch.setattr(programs, "lowered", counting)
         block = ODEBlock(MLPField(6, (7,)), method="heun", rtol=1e-3, compile=True)
         other = ODEBlock(
             MLPField(6, (7,)), t=(0.5, 3.0), method="heun", rtol=1e-5, atol=1e-7, max_steps=900, compile=True
@@ -273,14 +274,14 @@ def test_the_tracer_finds_the_tensor(route, leaf, monkeypatch):
     base = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     weight = base if leaf else base * 1.0
     found = []
-    capture = compiled.capture
+    capture = trace.traced_loops
 
     def only_capture(problem):
         engine = capture(problem)
         found.extend(engine.tensors[i] for i in engine.wanted)
-        raise compiled.NotCompiled("this is enough")
+        raise NotCompiled("this is enough")
 
-    monkeypatch.setattr(compiled, "capture", only_capture)
+    monkeypatch.setattr(trace, "traced_loops", only_capture)
     with pytest.warns(UserWarning, match="this is enough"):
         solve(ROUTES[route](weight), torch.ones(2, 1, dtype=torch.float64), [0.0, 1.0], compile=True)
     assert len(found) == 1

@@ -248,7 +248,7 @@ def test_numbers_that_are_not_finite(y0, f, status):
 
 
 def test_the_error_of_too_many_steps_names_them():
-    with pytest.raises(SolveError, match=r"is stiff for an explicit method: take an implicit one.*radauIIA5.*Fixed"):
+    with pytest.raises(SolveError, match=r"is stiff for an explicit method: take an implicit one, `method='trbdf2'"):
         solve(lambda t, y: -1e5 * y, torch.ones(1), [0.0, 1.0], max_steps=50)
 
 
@@ -256,7 +256,7 @@ def test_what_does_not_go_with_them_is_refused():
     y0, f = torch.ones(2), lambda t, y: -y
     with pytest.raises(TypeError, match="has no error estimate"):
         solve(f, y0, [0.0, 1.0], method="gl4")
-    with pytest.raises(TypeError, match="`compile=True` goes with explicit methods, got 'gl4'"):
+    with pytest.raises(TypeError, match="`compile=True` does not go with `method` 'gl4', which is implicit"):
         solve(f, y0, [0.0, 1.0], method="gl4", controller=Fixed(steps=2), compile=True)
 
 
@@ -264,7 +264,7 @@ def test_what_does_not_go_with_them_is_refused():
     ("changes", "message"),
     [
         ({"a": ((0.5,), (0.5, 0.5))}, "row 0 of `a` must have 2 entries"),
-        ({"b_error": (0.5, -0.5, 0.0)}, "takes fixed steps: leave `b_error` out"),
+        ({"b_error": (0.5, 0.5, 0.0)}, "`b_error` must sum to 0"),
         ({"max_iterations": 0}, "`max_iterations` must be ≥ 1"),
         ({"b": (0.9, 0.1)}, "no continuous extension"),
     ],
@@ -286,7 +286,7 @@ def test_a_layer_solves_between_two_graphs_of_a_compiled_model():
         grads.append([p.grad.clone() for p in model.parameters()])
     for eager, compiled in zip(*grads):
         torch.testing.assert_close(compiled, eager)
-    with pytest.raises(TypeError, match="'trbdf2' is implicit and iterates, which no graph can hold"):
+    with pytest.raises(TypeError, match="'trbdf2', which is implicit and iterates, does not go with the graph"):
         torch.export.export(model, (x,))
 
 

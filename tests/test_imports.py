@@ -106,7 +106,13 @@ def test_a_plain_installation_names_the_extra_wherever_it_is_missed():
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    core = {"odenets.solve", "odenets.tune", "odenets.check_gradient", "odenets.torchdiffeq", "odenets.nn.models"}
+    core = {
+        "odenets.solve",
+        "odenets.tuning.tune",
+        "odenets.tuning.check_gradient",
+        "odenets.torchdiffeq",
+        "odenets.nn.models",
+    }
     assert all(said[name] is None for name in core)
     lacking = {name for name, text in said.items() if text}
     ours = ("cli", "data", "experiments", "figures", "progress", "report", "terminal", "tour", "train")

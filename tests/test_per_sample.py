@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from odenets import Backsolve, Checkpointed, Direct, Fixed, SolveError, Status, solve
-from odenets.captured import LostGradientError
+from odenets.pullback.reached import LostGradientError
 
 MU = torch.tensor([0.3, 1.0, 5.0, 20.0], dtype=torch.float64)[:, None]
 TIMES = torch.tensor([0.0, 0.3, 0.7, 0.71, 2.0], dtype=torch.float64)
@@ -135,10 +135,10 @@ def test_each_sample_has_its_own_step_limit():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"controller": Fixed(steps=3)}, TypeError, "would be ignored"),
-        ({"adjoint": Direct()}, TypeError, r"goes with `adjoint=Checkpointed\(\)`"),
-        ({"adjoint": Backsolve()}, TypeError, r"goes with `adjoint=Checkpointed\(\)`"),
-        ({"dense": True}, TypeError, "no dense output"),
+        ({"controller": Fixed(steps=3)}, TypeError, "fixed steps are the same for all samples"),
+        ({"adjoint": Direct()}, TypeError, r"pass `adjoint=Checkpointed\(\)`"),
+        ({"adjoint": Backsolve()}, TypeError, r"pass `adjoint=Checkpointed\(\)`"),
+        ({"dense": True}, TypeError, "does not go with `dense=True`"),
     ],
 )
 def test_options_that_do_not_go_together(options, error, message):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from odenets import Fixed, compiled, solve
+from odenets import Fixed, solve
+from odenets.engine.compile import told, trace
 from odenets.nn import MLPField
 
 EULER = {"method": "euler", "controller": Fixed(steps=2)}  # the smallest loop
@@ -23,9 +24,8 @@ def _nothing_said_yet():
 
 def forget():
     """What is known of fields is forgotten, so that another shape is no third program of the one before."""
-    compiled._regions.clear()
-    compiled._made.clear()
-    compiled._failed.clear()
+    trace._regions.clear()
+    told.forget()
 
 
 class _MadeError(BaseException):

@@ -18,7 +18,7 @@ from odenets import (
     check_gradient,
     solve,
 )
-from odenets.adjoint.replay import SameAgain
+from odenets.pullback.replay import SameAgain
 
 D = torch.float64
 

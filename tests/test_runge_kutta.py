@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from odenets import METHODS, ExplicitRungeKutta, Fixed, solve
-from odenets.methods.runge_kutta import combine
+from odenets.methods import combine
 from problems import FORCED, KNOWN
 
 EXPLICIT = [m for m in METHODS.values() if isinstance(m, ExplicitRungeKutta)]

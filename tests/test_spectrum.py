@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from odenets.spectrum import Jacobian, spectrum
+from odenets.tuning.spectrum import Jacobian, spectrum
 
 
 def linear(a):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from odenets import Fixed, compiled, solve
-from odenets.adjoint.marched import compiler
+from odenets import Fixed, solve
+from odenets.engine.compile import programs, told, trace
+from odenets.engine.compile.failing import NotCompiled
+from odenets.engine.compile.known import compiler
 
 OPTIONS = {"method": "euler", "controller": Fixed(steps=4)}
 
@@ -80,15 +82,14 @@ def field(make):
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
 @pytest.mark.parametrize("name", STATEFUL)
 def test_runs_eagerly_with_one_warning(name):
-    compiled._failed.clear()
+    told.forget()
     make, why = STATEFUL[name]
     f = field(make)
     generator = torch.get_rng_state()
     with pytest.warns(UserWarning, match=rf"could not be compiled.*{why}") as caught:
         fast = solve(f, torch.ones(2, 3), [0.0, 1.0], compile=True, **OPTIONS)
-    told = [warning for warning in caught if "could not be compiled" in str(warning.message)]
-    assert len(told) == 1
-    assert told[0].filename == __file__
+    (warning,) = (warning for warning in caught if "could not be compiled" in str(warning.message))
+    assert warning.filename == __file__
     if "random" in why:
         torch.set_rng_state(generator)  # which the comparison has left as it was
         assert torch.equal(fast.ys, solve(f, torch.ones(2, 3), [0.0, 1.0], **OPTIONS).ys)
@@ -107,11 +108,11 @@ def test_one_instance_does_not_keep_another_from_compiling(monkeypatch):
             return -y if self.branches and y.sum().item() > 0 else -2 * y
 
     def found(*_):
-        raise compiled.NotCompiled("it was traced")
+        raise NotCompiled("it was traced")
 
     with pytest.warns(UserWarning, match="could not be compiled"):
         solve(Field(True), torch.ones(2), [0.0, 1.0], compile=True, **OPTIONS)
-    monkeypatch.setattr(compiled, "_compile", found)
+    monkeypatch.setattr(programs, "lowered", found)
     with pytest.warns(UserWarning, match="it was traced"):
         solve(Field(False), torch.ones(2), [0.0, 1.0], compile=True, **OPTIONS)
 
@@ -121,13 +122,13 @@ def test_a_dtype_does_not_keep_another_from_compiling(monkeypatch):
         return y if y.dtype == torch.float64 or y.sum().item() > 0 else -y
 
     def found(*_):
-        raise compiled.NotCompiled("it was traced")
+        raise NotCompiled("it was traced")
 
     with pytest.warns(UserWarning, match="could not be compiled"):
         solve(f, torch.ones(2), [0.0, 1.0], compile=True, **OPTIONS)
-    monkeypatch.setattr(compiled, "_compile", found)
+    monkeypatch.setattr(programs, "lowered", found)
     problems = []
-    monkeypatch.setattr(compiled, "capture", lambda problem: problems.append(problem) or found())
+    monkeypatch.setattr(trace, "traced_loops", lambda problem: problems.append(problem) or found())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         solve(f, torch.ones(2), [0.0, 1.0], compile=True, **OPTIONS)

@@ -257,7 +257,7 @@ def test_linearize_records_fixed_steps(adjoint):
 
 @pytest.mark.parametrize("kind", ["adaptive", "implicit", "per_sample"])
 def test_linearize_of_a_loop_that_ends_by_values_is_refused(kind):
-    with pytest.raises(NotImplementedError, match=r"`linearize` and `make_fx` record no loop.*`controller=Fixed"):
+    with pytest.raises(NotImplementedError, match=r"`linearize` or `make_fx`, which record no loop.*`controller=Fixed"):
         linearize(states(Checkpointed(), KINDS[kind]), *POINT[:3])
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from odenets import METHODS, Backsolve, Checkpointed, Direct, Fixed, SolveError, Tuning, compiled, solve, tune
+from odenets import METHODS, Backsolve, Checkpointed, Direct, Fixed, SolveError, Tuning, solve, tune
+from odenets.engine.compile import told
 from odenets.nn import MLPField, ODEBlock
 
 
@@ -411,7 +412,7 @@ class Untraceable(Counted):
 @pytest.mark.parametrize(("compile", "warned"), [(None, 0), (True, 1)])
 def test_a_field_that_cannot_be_traced_runs_eagerly(compile, warned, found):
     """And the warning of the solve, of which there would be one for each candidate, is a note in the table."""
-    compiled._failed.clear()
+    told.forget()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tunings = [found(ODEBlock(Untraceable()), compile=compile, methods=["rk4", "tsit5"]) for _ in range(2)]
@@ -423,7 +424,7 @@ def test_a_field_that_cannot_be_traced_runs_eagerly(compile, warned, found):
         assert not tuning.chosen.compiled
     assert [str(w.message) for w in caught].count("") == 0
     assert len(caught) == 2 * warned
-    compiled._failed.clear()
+    told.forget()
 
 
 @pytest.mark.slow

@@ -4,23 +4,23 @@ from odenets.adjoint import Backsolve as Backsolve
 from odenets.adjoint import Checkpointed as Checkpointed
 from odenets.adjoint import Direct as Direct
 from odenets.adjoint import Interpolated as Interpolated
-from odenets.adjoint import ReplayError as ReplayError
 from odenets.adjoint import Reversible as Reversible
-from odenets.captured import LostGradientError as LostGradientError
-from odenets.check_gradient import check_gradient as check_gradient
 from odenets.controller import PID as PID
 from odenets.controller import Fixed as Fixed
-from odenets.diagnose import diagnose as diagnose
-from odenets.diagnosis import Diagnosis as Diagnosis
 from odenets.methods import METHODS as METHODS
 from odenets.methods import ExplicitRungeKutta as ExplicitRungeKutta
 from odenets.methods import ImplicitRungeKutta as ImplicitRungeKutta
+from odenets.pullback.reached import LostGradientError as LostGradientError
+from odenets.pullback.replay import ReplayError as ReplayError
 from odenets.solution import Solution as Solution
 from odenets.solution import SolveError as SolveError
 from odenets.solution import Stats as Stats
 from odenets.solution import Status as Status
 from odenets.solve import solve as solve
-from odenets.tune import Tuning as Tuning
-from odenets.tune import tune as tune
+from odenets.tuning.check_gradient import check_gradient as check_gradient
+from odenets.tuning.diagnose import diagnose as diagnose
+from odenets.tuning.diagnosis import Diagnosis as Diagnosis
+from odenets.tuning.tune import Tuning as Tuning
+from odenets.tuning.tune import tune as tune
 
 __version__ = "0.1.0"

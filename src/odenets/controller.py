@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from odenets.arguments import count, number, shown
-from odenets.methods import Field, RungeKutta, combine, stage_times, wide
+from odenets.methods import Field, combine, stage_times, wide
 
 Number = Any  # a Python float, or a float64 tensor: 0-dimensional, or (batch, 1, …, 1) with a step size each
 Norm = Callable[[Tensor], Tensor]  # the size of a state
@@ -311,15 +311,6 @@ class Fixed:
 
     def decide(self, ratio: Number, dt: Number, memory: tuple[Number, ...], order: int) -> Decision:
         return Decision(True, dt, memory)
-
-
-def check_pair(method: RungeKutta, controller: Controller) -> None:
-    """Refuse an adaptive controller with a method that cannot estimate its error."""
-    if controller.adaptive and not method.adaptive:
-        raise TypeError(
-            f"`method` {method.name!r} has no error estimate, so it cannot adapt its steps: "
-            f"pass `controller=Fixed(dt=...)` or `Fixed(steps=...)`, or another method"
-        )
 
 
 def _keep_number(controller: object, name: str, allowed: str, holds: Callable[[float], bool]) -> None:

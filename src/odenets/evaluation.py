@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from odenets.methods import Field
+from odenets.problem import Problem
 from odenets.returned import refuse_shape
 from odenets.solution import Stats
 from odenets.transforms import is_recorded, is_wrapped
@@ -50,6 +51,11 @@ class CountedField:
         elif changed:
             raise ValueError("`f` changes y in place, but not at its first evaluation: write `y = y.clone()` first")
         return out
+
+
+def evaluate_at_start(problem: Problem, y0: Tensor) -> Tensor:
+    """f(t0, y0); y0 is `problem.y0`, or a copy of it outside of autograd."""
+    return CountedField(problem.f, problem.stats)(problem.field_time(0.0), y0)
 
 
 def checked(out: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
 """Dense output: the state at any time of a solved interval."""
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odenets.loop import DenseStep, caller_time
-from odenets.methods import RungeKutta
+from odenets.methods import Method
+from odenets.problem import Extension, caller_time
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,13 @@ class DenseOutput:
 
     Args:
         method: The method whose extension it is.
-        steps: The steps in order of time. A step of no length, of which f(t, y) alone is known, is the whole of a solve
-            of no length.
+        steps: What it is made of. A step of no length, whose one part is f(t, y), is the whole of a solve of no length.
         origin, sign: The caller's time is sign · (origin + the solver's).
         unflatten: Gives the caller's structure to states (..., *y.shape).
     """
 
-    method: RungeKutta
-    steps: Sequence[DenseStep]
+    method: Method
+    steps: Extension
     origin: float
     sign: float
     unflatten: Callable[[Tensor], Any]
@@ -38,23 +37,50 @@ class DenseOutput:
         if given.dtype.is_complex or given.dtype == torch.bool:
             raise TypeError(f"`t` must be real numbers, got dtype {given.dtype}")
         times = self.sign * given.flatten().to(torch.float64) - self.origin
-        states = [self._at(value, times[i]) for i, value in enumerate(times.tolist())]
-        y = self.steps[0][2]
-        flat = torch.stack(states) if states else y.new_empty((0, *y.shape))
+        values = times.tolist()
+        for value in values:
+            self._check(value)
+        y = self.steps.y[0]
+        if len(values) == 1:
+            flat = self._at(values[0], times[0])[None]
+        else:
+            flat = self._at_all(values, times) if values else y.new_empty((0, *y.shape))
         return self.unflatten(flat.reshape((*given.shape, *y.shape)))
 
-    def _at(self, value: float, t: Tensor) -> Tensor:
-        first, last = self.steps[0][0], self.steps[-1][0] + self.steps[-1][1]
+    def _check(self, value: float) -> None:
+        first, last = self.steps.t[0], self.steps.t[-1] + self.steps.dt[-1]
         slack = 1e-9 * (last - first)
         if not first - slack <= value <= last + slack:
             low, high = sorted(caller_time(edge, self.origin, self.sign) for edge in (first, last))
             got = caller_time(value, self.origin, self.sign)
             raise ValueError(f"`t` must lie in the solved interval [{low!r}, {high!r}], got {got!r}")
-        index = max(bisect.bisect_right(self.steps, value, key=lambda step: step[0]) - 1, 0)
-        start, dt, y, stages, clock = self.steps[index]
-        if clock is not None:
-            start, dt = clock.unbind()
+
+    def _step_of(self, value: float) -> int:
+        return max(bisect.bisect_right(self.steps.t, value) - 1, 0)
+
+    def _at(self, value: float, t: Tensor) -> Tensor:
+        """At one time: in numbers, where nothing is to be differentiated by it."""
+        i = self._step_of(value)
+        start, dt, y, parts = self.steps.t[i], self.steps.dt[i], self.steps.y[i], self.steps.parts[i]
+        if self.steps.clock is not None:
+            start, dt = self.steps.clock[i].unbind()
         past = (t if t.requires_grad else value) - start
-        if self.steps[index].dt == 0:
-            return y + past * stages[0]
-        return self.method.interpolate(y, dt, stages.unbind(), past / dt)
+        if self.steps.dt[i] == 0:
+            return y + past * parts[0]
+        return self.method.interpolate(y, dt, parts.unbind(), past / dt)
+
+    def _at_all(self, values: list[float], t: Tensor) -> Tensor:
+        """At many times at once."""
+        steps, device = self.steps, self.steps.y.device
+        index = torch.tensor([self._step_of(value) for value in values], device=device)
+        clock = steps.clock
+        if clock is None:
+            clock = torch.tensor([steps.t, steps.dt], dtype=torch.float64, device=device).T
+        axes = (1,) * (steps.y.dim() - 1)
+        start, dt = (column.reshape(-1, *axes) for column in clock.index_select(0, index).unbind(1))
+        past = t.to(device).reshape(-1, *axes) - start
+        y = steps.y.index_select(0, index)
+        parts = steps.parts.index_select(0, index).unbind(1)
+        if steps.dt[0] == 0:
+            return y + past.to(y.real.dtype) * parts[0]
+        return self.method.interpolate(y, dt, parts, past / dt)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from odenets.evaluation import CountedField
-from odenets.loop import Problem
 from odenets.methods import Field, filled, real_dtype
+from odenets.problem import Problem
 from odenets.solution import Stats
 
 _PART = 1e-2  # of the interval that neighbouring numbers may lie apart

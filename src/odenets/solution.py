@@ -16,12 +16,12 @@ class Status(Enum):
     MAX_STEPS = (
         "the solve took `max_steps` steps and did not reach its last time; raise `max_steps`, or loosen "
         "`rtol`/`atol`; if the steps are far smaller than the solution's own time scale, the problem is stiff for "
-        "an explicit method: take an implicit one, such as `method='radauIIA5'` with `controller=Fixed(steps=...)`"
+        "an explicit method: take an implicit one, `method='trbdf2'`"
     )
     STEP_SIZE_UNDERFLOW = (
         "the step size fell below what the time can resolve; f may be discontinuous here, or the tolerances are finer "
         "than y's dtype can represent: loosen `rtol`/`atol` or solve in float64; or the problem is stiff: take an "
-        "implicit method, such as `method='radauIIA5'` with `controller=Fixed(steps=...)`"
+        "implicit method, `method='trbdf2'`"
     )
     DIVERGED = (
         "the solution grew without bound and the step size shrank, to nothing or beyond what `max_steps` allows: it "

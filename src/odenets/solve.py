@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odenets import traced, transforms
-from odenets.adjoint import COMPILED, Adjoint, Checkpointed
+from odenets import support, transforms
+from odenets.adjoint import Adjoint, Checkpointed
 from odenets.arguments import count, given_times, refuse_class, shown
-from odenets.chunks import constant
-from odenets.controller import PID, Controller, check_pair
+from odenets.controller import PID, Controller
+from odenets.engine.eager import stand_still
+from odenets.engine.engines import Compiled, Eager, Engine, InTensors
+from odenets.engine.inline import Inline
+from odenets.engine.tensors.chunks import constant
 from odenets.interpolate import DenseOutput
-from odenets.loop import Problem, Trajectory, stand_still
-from odenets.methods import Field, ImplicitRungeKutta, RungeKutta, find
+from odenets.methods import Field, Method, find
+from odenets.problem import Problem, Trajectory
 from odenets.resolution import check_field, check_times
 from odenets.returned import as_tensor, explain, leaves_like
 from odenets.solution import Solution, SolveError, Stats, Status
@@ -31,7 +34,7 @@ def solve(
     t: Tensor | Sequence[float],
     args: tuple = (),
     *,
-    method: str | RungeKutta = "tsit5",
+    method: str | Method = "tsit5",
     rtol: float | None = None,
     atol: float | None = None,
     controller: Controller | None = None,
@@ -82,27 +85,7 @@ def solve(
         LostGradientError: If a gradient would be lost: see `Checkpointed`.
     """
     method = find(method)
-    if isinstance(method, ImplicitRungeKutta) and torch.compiler.is_dynamo_compiling():
-        from odenets.between_graphs import outside  # noqa: PLC0415 — imports PyTorch's compiler
-
-        return outside(
-            solve,
-            f,
-            y0,
-            t,
-            args,
-            method=method,
-            rtol=rtol,
-            atol=atol,
-            controller=controller,
-            adjoint=adjoint,
-            per_sample=per_sample,
-            dense=dense,
-            max_steps=max_steps,
-            on_failure=on_failure,
-            compile=compile,
-        )
-    controller = _controller(method, controller, rtol, atol)
+    controller = _controller(controller, rtol, atol)
     if not isinstance(on_failure, str) or on_failure not in ("raise", "status"):
         raise ValueError(f'`on_failure` must be "raise" or "status", got {shown(on_failure)}')
     max_steps = count("max_steps", max_steps)
@@ -113,17 +96,26 @@ def solve(
         raise TypeError(f"`args` must be a tuple, got {shown(args)}: write `args=(value,)`")
     if not _is_object_with("integrate", adjoint):
         raise TypeError(f"`adjoint` must be an object such as Checkpointed(), got {shown(adjoint)}")
-    if per_sample:
-        _check_per_sample(controller, adjoint, dense)
-    if compile and dense:
-        raise TypeError("`compile=True` keeps no dense output: pass the times that are wanted in `t`, or leave one out")
-    if compile and not isinstance(adjoint, COMPILED):
-        raise TypeError(
-            "`compile=True` goes with `adjoint=Checkpointed()` or `Direct()`, "
-            f"got {shown(adjoint)}: leave `compile` out"
+    request = support.Request(method, controller, adjoint, per_sample, dense, compile, _place(y0))
+    if torch.compiler.is_dynamo_compiling() and not support.fits_a_graph(request):
+        from odenets.engine.between_graphs import outside  # noqa: PLC0415 — imports PyTorch's compiler
+
+        return outside(
+            solve,
+            f,
+            y0,
+            t,
+            args,
+            method=method,
+            controller=controller,
+            adjoint=adjoint,
+            per_sample=per_sample,
+            dense=dense,
+            max_steps=max_steps,
+            on_failure=on_failure,
+            compile=compile,
         )
-    if compile and isinstance(method, ImplicitRungeKutta):
-        raise TypeError(f"`compile=True` goes with explicit methods, got {method.name!r}: leave `compile` out")
+    support.check(request)
     flat, unflatten = _flatten_state(y0, per_sample)
     if not torch.compiler.is_compiling() and flat.is_inference() and torch.is_grad_enabled():
         flat = flat.clone()  # autograd keeps no tensor that was made in inference mode
@@ -145,45 +137,37 @@ def solve(
         dense=dense,
         watched=f,
         per_sample=per_sample,
-        compile=compile,
         plain=sign > 0 and unflatten is _same,
         stats=Stats(),
     )
     check_field(problem)
-    if torch.compiler.is_compiling():
-        trajectory = traced.integrate(problem)
-    elif times[0] == times[-1]:
+    if times[0] == times[-1] and request.place is not support.Place.GRAPH:
         trajectory = stand_still(problem)
-    elif transforms.is_recorded() or transforms.active():
-        _check_recorded(problem)
-        trajectory = adjoint.integrate_openly(problem)
     else:
-        _check_captured(problem)
-        trajectory = adjoint.integrate(problem)
+        trajectory = adjoint.integrate(problem, _engine(request))
     return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, on_failure)
 
 
-def _ends_by_values(problem: Problem) -> bool:
-    """Whether a loop of the solve goes on until a number that it reads is small enough."""
-    return problem.controller.adaptive or isinstance(problem.method, ImplicitRungeKutta)
+def _place(y0: Any) -> support.Place:
+    """Where the solve is called."""
+    if torch.compiler.is_compiling():
+        return support.Place.GRAPH
+    if transforms.is_recorded():
+        return support.Place.RECORDED
+    if transforms.active():
+        return support.Place.TRANSFORM
+    leaves = (y0,) if isinstance(y0, Tensor) else pytree.tree_leaves(y0)
+    captured = any(isinstance(leaf, Tensor) and transforms.is_captured(leaf) for leaf in leaves)
+    return support.Place.CUDA_GRAPH if captured else support.Place.PLAIN
 
 
-def _check_captured(problem: Problem) -> None:
-    """Refuse to put into a CUDA graph what goes on by the values that it finds."""
-    if transforms.is_captured(problem.y0) and (problem.compile or _ends_by_values(problem)):
-        raise RuntimeError(
-            "a CUDA graph captures no solve that reads values on its way: write a `method` such as 'rk4' with "
-            "`controller=Fixed(steps=n)`, without `compile`"
-        )
-
-
-def _check_recorded(problem: Problem) -> None:
-    """Refuse what cannot be written down as operations, where that is asked for: `torch.func.linearize`, `make_fx`."""
-    if transforms.is_recorded() and _ends_by_values(problem):
-        raise NotImplementedError(
-            "`linearize` and `make_fx` record no loop that ends by values: pass `controller=Fixed(...)` and an "
-            "explicit `method`, or use `torch.func.jvp`"
-        )
+def _engine(request: support.Request) -> Engine:
+    """What runs the solve."""
+    if request.place is support.Place.GRAPH:
+        return Inline()
+    is_open = request.place in (support.Place.TRANSFORM, support.Place.RECORDED)
+    engine = InTensors(is_open) if request.per_sample else Eager(is_open)
+    return Compiled(engine) if request.compile and not is_open else engine
 
 
 def _solution(
@@ -201,22 +185,10 @@ def _solution(
         missing = len(problem.times) - len(ys)  # none with `per_sample`, where the missing states are NaN already
         ys = torch.cat([ys, ys.new_full((missing, *ys.shape[1:]), math.nan)])
     interpolant = None
-    if problem.dense and trajectory.dense:
+    if problem.dense and trajectory.dense is not None:
         interpolant = DenseOutput(problem.method, trajectory.dense, problem.origin, problem.sign, unflatten)
     status = Status.SUCCESS if failure is None else failure.status
     return Solution(ts, unflatten(ys), problem.stats, status, failure, interpolant, trajectory.statuses)
-
-
-def _check_per_sample(controller: Controller, adjoint: Adjoint, dense: bool) -> None:
-    if not controller.adaptive:
-        raise TypeError(
-            "`per_sample=True` would be ignored with fixed steps, which are the same for all samples: leave it out, or "
-            "pass `controller=PID(...)`"
-        )
-    if not isinstance(adjoint, Checkpointed):
-        raise TypeError(f"`per_sample=True` goes with `adjoint=Checkpointed()`, got {shown(adjoint)}")
-    if dense:
-        raise TypeError("`per_sample=True` keeps no dense output: pass the times that are wanted in `t`")
 
 
 def _is_object_with(method: str, value: Any) -> bool:
@@ -224,9 +196,7 @@ def _is_object_with(method: str, value: Any) -> bool:
     return not isinstance(value, type) and callable(getattr(value, method, None))
 
 
-def _controller(
-    method: RungeKutta, controller: Controller | None, rtol: float | None, atol: float | None
-) -> Controller:
+def _controller(controller: Controller | None, rtol: float | None, atol: float | None) -> Controller:
     given = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
     if controller is not None and given:
         raise TypeError(
@@ -236,7 +206,6 @@ def _controller(
     controller = controller if controller is not None else PID(**given)
     if not _is_object_with("decide", controller):
         raise TypeError(f"`controller` must be an object such as PID() or Fixed(dt=...), got {shown(controller)}")
-    check_pair(method, controller)
     return controller
 
 

@@ -1,22 +1,39 @@
 """The continuous adjoint: equations (6) and (7), solved backward in time."""
 
+import contextlib
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from odenets.adjoint.direct import integrate_openly
-from odenets.adjoint.outside import Call, GradientSum, Wanted, inner_product, outside_autograd, refuse_backward
-from odenets.adjoint.replay import check_start
-from odenets.captured import LostGradientError
-from odenets.controller import Controller, check_pair
+from odenets.controller import Controller
+from odenets.engine.eager import Stepper, run
+from odenets.engine.engines import Engine, applied
+from odenets.engine.tape import Accepted
 from odenets.evaluation import CountedField
 from odenets.interpolate import DenseOutput
-from odenets.loop import DenseStep, Problem, Stepper, Taken, Trajectory, run
-from odenets.methods import ImplicitRungeKutta, RungeKutta, find, stage_times
+from odenets.methods import Method, RungeKutta, find, stage_times
+from odenets.problem import Extension, Problem, Trajectory
+from odenets.pullback.by_autograd import GradientSum, Wanted, inner_product
+from odenets.pullback.function import Around, Prepared, prepare
+from odenets.pullback.reached import LostGradientError
+from odenets.pullback.replay import check_start
 from odenets.solution import SolveError, Stats
+
+
+@dataclass(frozen=True)
+class Backward:
+    """How to solve backward."""
+
+    name: str  # of the adjoint
+    method: Method
+    controller: Controller
+    interpolated: bool = False  # whether the state comes from dense output
+    max_steps: int | None = None  # None for the limit of the forward solve
+    around: Around = contextlib.nullcontext  # what errors of the backward pass are raised in
 
 
 @dataclass(frozen=True)
@@ -43,11 +60,12 @@ class Backsolve:
     method: str | RungeKutta | None = None
     controller: Controller | None = None
 
-    def integrate(self, problem: Problem) -> Trajectory:
-        return outside_autograd(problem, ContinuousAdjoint, _backward("Backsolve", self, problem))
+    def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
+        return _integrate(problem, engine, self.how(problem.method, problem.controller))
 
-    def integrate_openly(self, problem: Problem) -> Trajectory:
-        return integrate_openly(problem)
+    def how(self, method: Method, controller: Controller) -> Backward:
+        """How to solve backward what these solve forward."""
+        return _backward("Backsolve", self, method, controller)
 
 
 @dataclass(frozen=True)
@@ -77,88 +95,109 @@ class Interpolated:
     method: str | RungeKutta | None = None
     controller: Controller | None = None
 
-    def integrate(self, problem: Problem) -> Trajectory:
-        return outside_autograd(problem, ContinuousAdjoint, _backward("Interpolated", self, problem))
+    def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
+        return _integrate(problem, engine, self.how(problem.method, problem.controller))
 
-    def integrate_openly(self, problem: Problem) -> Trajectory:
-        return integrate_openly(problem)
-
-
-@dataclass(frozen=True)
-class _Backward:
-    """How to solve backward."""
-
-    name: str  # of the adjoint
-    method: RungeKutta
-    controller: Controller
-    interpolated: bool
+    def how(self, method: Method, controller: Controller) -> Backward:
+        """How to solve backward what these solve forward."""
+        return replace(_backward("Interpolated", self, method, controller), interpolated=True)
 
 
-def _backward(name: str, adjoint: Backsolve | Interpolated, forward: Problem) -> _Backward:
-    method = forward.method if adjoint.method is None else find(adjoint.method, f"`method` of `{name}` must be one of")
-    controller = adjoint.controller or forward.controller
-    check_pair(method, controller)
-    return _Backward(name, method, controller, isinstance(adjoint, Interpolated))
+def _backward(name: str, adjoint: Backsolve | Interpolated, method: Method, controller: Controller) -> Backward:
+    if adjoint.method is not None:
+        method = find(adjoint.method, f"`method` of `{name}` must be one of")
+    return Backward(name, method, adjoint.controller or controller)
 
 
-class ContinuousAdjoint(torch.autograd.Function):
+def _integrate(problem: Problem, engine: Engine, how: Backward) -> Trajectory:
+    if engine.open:
+        return engine.seen(problem)
+    prepared = prepare(problem)
+    if not prepared.differentiable:
+        with torch.no_grad():
+            return run(prepared.problem, problem.y0, prepared.f0)
+    solve = _Continuous(prepared, how)
+    (ys,) = applied(solve, prepared)
+    trajectory, solve.trajectory = solve.trajectory, None
+    if trajectory is None:
+        raise RuntimeError("the forward pass left no trajectory")
+    trajectory.ys = ys
+    return trajectory
+
+
+@dataclass
+class _Continuous:
     """The loop, and the adjoint equations solved backward in its place."""
 
-    @staticmethod
-    def forward(ctx: Any, call: Call, y0: Tensor, t: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        name, interpolated = call.extra.name, call.extra.interpolated
-        if call.problem.dense:
-            raise TypeError(
-                f"`adjoint={name}()` cannot differentiate dense output; "
-                "use `adjoint=Checkpointed()` or `adjoint=Direct()`, or `dense=False`"
-            )
-        slopes = {} if ctx.needs_input_grad[2] else None
-        trajectory = run(replace(call.problem, dense=interpolated), y0.detach(), call.f0, slopes=slopes)
-        call.trajectory = trajectory
-        ctx.call = call
-        ctx.steps = [(step.t, step.dt) for step in trajectory.dense]
-        kept = [part for step in trajectory.dense for part in (step.y, step.stages)]
-        trajectory.dense = []
-        ctx.count, ctx.inside = len(tensors), list(slopes or ())
-        ctx.save_for_backward(trajectory.ys, t, call.f0, *tensors, *(slopes or {}).values(), *kept)
+    prepared: Prepared
+    how: Backward
+    without: str = "use `adjoint=Direct()`"
+    then: contextlib.AbstractContextManager = field(init=False)
+    trajectory: Trajectory | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.then, self.wanted = self.prepared.then, Wanted(self.prepared.reached)
+        self.name, self.around = f"`adjoint={self.how.name}()`", self.how.around
+
+    def forward(self, y0: Tensor, t: Tensor, tensors: Sequence[Tensor], timed: bool) -> tuple[Tensor, ...]:
+        f0, self.prepared.f0 = self.prepared.f0, None
+        if f0 is None:
+            raise RuntimeError("f has not been evaluated at the start")
+        slopes: dict[int, Tensor] | None = {} if timed else None
+        trajectory = run(replace(self.prepared.problem, dense=self.how.interpolated), y0, f0, slopes=slopes)
+        self.trajectory, self.inside, self.timed = trajectory, list(slopes or ()), timed
+        dense, trajectory.dense = trajectory.dense, None
+        self.steps = None if dense is None else (dense.t, dense.dt)
+        extension = () if dense is None else (dense.y, dense.parts)
+        self._kept = [trajectory.ys, f0, *(slopes or {}).values(), *extension]
         return (trajectory.ys,)
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        call: Call = ctx.call
-        refuse_backward(call.extra.name, grad_outputs)
-        (grad_ys,) = grad_outputs
-        ys, t, f0, *saved = ctx.saved_tensors
-        slopes = dict(zip(ctx.inside, saved[ctx.count :]))
-        kept = saved[ctx.count + len(slopes) :]
-        stats = Stats()
-        backward = replace(call.problem, method=call.extra.method, controller=call.extra.controller, stats=stats)
-        steps = [DenseStep(*times, *kept[2 * i : 2 * i + 2]) for i, times in enumerate(ctx.steps)]
-        states = DenseOutput(call.problem.method, steps, 0.0, 1.0, lambda y: y) if call.extra.interpolated else None
-        solver = _AdjointSolve(backward, call, ys[-1], len(ys) - 1, states)
-        grad_t = torch.zeros_like(t) if ctx.needs_input_grad[2] else None
-        with call.then:
-            for j in reversed(range(1, len(ys))):
-                solver.jump(ys[j], grad_ys[j])
-                if grad_t is not None:
-                    grad_t[j] = inner_product(grad_ys[j], slopes[j] if j in slopes else solver.f(j))
-                solver.solve_to(j - 1)
-            again = check_start(call.extra.name, call.problem, ys[0], f0)
+    def take_kept(self) -> Sequence[Tensor]:
+        kept, self._kept = self._kept, []
+        return kept
+
+    def backward(
+        self, t: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor], bars: Sequence[Tensor]
+    ) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
+        ys, f0, *rest = kept
+        (grad_ys,), problem, stats = bars, self.prepared.problem, Stats()
+        slopes, extension = dict(zip(self.inside, rest)), rest[len(self.inside) :]
+        states = None
+        if self.steps is not None:
+            states = DenseOutput(problem.method, Extension(*self.steps, *extension), 0.0, 1.0, lambda y: y)
+        backward = replace(
+            problem,
+            method=self.how.method,
+            # A controller may remember where it is; another backward pass through the same graph starts anew.
+            controller=copy.copy(self.how.controller),
+            max_steps=self.how.max_steps or problem.max_steps,
+            stats=stats,
+        )
+        solver = _AdjointSolve(backward, self.how.name, self.wanted, ys[-1], len(ys) - 1, states)
+        grad_t = torch.zeros_like(t) if self.timed else None
+        for j in reversed(range(1, len(ys))):
+            solver.jump(ys[j], grad_ys[j])
             if grad_t is not None:
-                grad_t[0] = -inner_product(solver.a, again)
-        call.problem.stats.add_backward(stats.nfe)
-        return None, solver.a + grad_ys[0], grad_t, *solver.grads.values
+                grad_t[j] = inner_product(grad_ys[j], slopes[j] if j in slopes else solver.f(j))
+            solver.solve_to(j - 1)
+        again = check_start(self.how.name, problem, ys[0], f0)
+        if grad_t is not None:
+            grad_t[0] = -inner_product(solver.a, again)
+        problem.stats.add_backward(stats.nfe)
+        return solver.a + grad_ys[0], grad_t, solver.grads.values
 
 
 class _AdjointSolve:
     """a = ∂L/∂z, solved in s = −t, so that s increases; the state z beside it, or from `states`."""
 
-    def __init__(self, problem: Problem, call: Call, y: Tensor, last: int, states: DenseOutput | None) -> None:
-        self.problem, self.name, self.states = problem, call.extra.name, states
+    def __init__(
+        self, problem: Problem, name: str, wanted: Wanted, y: Tensor, last: int, states: DenseOutput | None
+    ) -> None:
+        self.problem, self.name, self.states = problem, name, states
         self.field = CountedField(problem.f, problem.stats)
         self.y, self.a = y, torch.zeros_like(y)
-        self.grads = GradientSum(len(call.wanted.tensors))
-        self.derivatives = _Derivatives(problem, call.wanted, states)
+        self.grads = GradientSum(len(wanted.tensors))
+        self.derivatives = _Derivatives(problem, wanted, states)
         backward = replace(problem, f=self.derivatives, origin=0.0)
         self.stepper = Stepper(backward, self._solved(), -problem.times[last])
         self.stepper.f = CountedField(self.derivatives, problem.stats, fresh=True)  # which names them by their place
@@ -201,10 +240,13 @@ class _AdjointSolve:
         else:
             self.y, self.a = self.derivatives.state(self.problem.times[j]), self.stepper.y
 
-    def _add_quadrature(self, taken: Taken) -> None:
+    def _add_quadrature(self, step: Accepted) -> None:
         """Equation (7): ∂L/∂θ = ∫ a ∂f/∂θ ds, by the method's own weights."""
-        method, stages = self.stepper.method, taken.step.stages
-        times = () if self.derivatives.keeps else stage_times(taken.t, taken.dt, method.c, taken.y)
+        method = cast(RungeKutta, self.stepper.method)
+        if step.y is None or step.step is None:
+            raise RuntimeError("a step came without what it was made of")
+        stages = step.step.parts
+        times = () if self.derivatives.keeps else stage_times(step.t, step.dt, method.c, step.y)
         for i, b_i in enumerate(method.b):
             if b_i == 0:
                 continue
@@ -212,9 +254,9 @@ class _AdjointSolve:
                 integrand = self.derivatives.integrand_of(stages[i])
             else:
                 self.problem.stats.nfe += 1
-                there = method.stage_input(i, taken.y, taken.dt, stages)
+                there = method.stage_input(i, step.y, step.dt, stages)
                 integrand = self.derivatives.with_integrand(times[i], there)[1]
-            self.grads.add(integrand, scale=taken.dt * b_i)
+            self.grads.add(integrand, scale=step.dt * b_i)
         self.derivatives.forget_all_but(stages[len(method.b) :])
 
 
@@ -240,7 +282,7 @@ class _Derivatives:
         self.field = CountedField(problem.f, Stats())  # the stepper counts what it asks for
         self.origin, self.times = problem.origin, problem.times
         self.wanted, self.states = wanted, states
-        self.keeps = not isinstance(problem.method, ImplicitRungeKutta)
+        self.keeps = not problem.method.iterates
         # By where the derivative lies: nobody else lies there while somebody has it, and it stays nobody's but theirs.
         self.integrands: dict[int, Sequence[Tensor | None]] = {}
 

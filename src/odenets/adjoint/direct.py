@@ -4,22 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
-from odenets import transforms
-from odenets.adjoint.marched import march_compiled, march_openly
-from odenets.loop import Problem, Trajectory, run
+from odenets.engine.engines import Engine, Keep
+from odenets.problem import Problem, Trajectory
 
 
 class Adjoint(Protocol):
     """What `solve` asks of an adjoint."""
 
-    def integrate(self, problem: Problem) -> Trajectory:
-        """Run the loop so that autograd can differentiate it."""
-        ...
-
-    def integrate_openly(self, problem: Problem) -> Trajectory:
-        """The same numbers by operations that a transform of torch sees, each: forward mode, `torch.func`."""
+    def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
+        """Let the engine run so that autograd can differentiate it."""
         ...
 
 
@@ -35,23 +28,7 @@ class Direct:
     large it is: the activations of accepted steps alone. Second derivatives raise there.
     """
 
-    def integrate(self, problem: Problem) -> Trajectory:
-        trajectory = march_compiled(problem, None, math.inf) if problem.compile else None
-        if trajectory is not None:
-            return trajectory
-        return self.integrate_openly(problem)
-
-    def integrate_openly(self, problem: Problem) -> Trajectory:
-        return integrate_openly(problem)
-
-
-def integrate_openly(problem: Problem) -> Trajectory:
-    """The loop as it is, in the reach of whatever differentiates or maps over it."""
-    if problem.per_sample:
-        return march_openly(problem)
-    return run(problem, problem.y0, None, clock=clock_of(problem))
-
-
-def clock_of(problem: Problem) -> Tensor | None:
-    """The times, where their derivatives are wanted."""
-    return problem.t if transforms.is_differentiated(problem.t) else None
+    def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
+        if engine.compiled and not engine.open:
+            return engine.kept(problem, Keep("Direct", step_bytes=math.inf))
+        return engine.seen(problem)

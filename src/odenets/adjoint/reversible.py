@@ -1,28 +1,25 @@
 """A step that can be taken back: the backward pass makes the states again instead of keeping them."""
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from odenets import transforms
-from odenets.adjoint.direct import clock_of
-from odenets.adjoint.outside import (
-    ByAutograd,
-    Call,
-    GradientSum,
-    LinearizeAndSum,
-    inner_product,
-    outside_autograd,
-    refuse_backward,
-)
-from odenets.adjoint.replay import check_start
 from odenets.arguments import number
+from odenets.engine.clock import TimeBars, stretch
+from odenets.engine.eager import Stepper, clock_of, failure_of_fixed_steps
+from odenets.engine.engines import Engine, applied
+from odenets.engine.tape import Accepted
 from odenets.evaluation import CountedField
-from odenets.loop import Problem, Stepper, Trajectory, find_non_finite, stretch
-from odenets.methods import Field, RungeKutta, Step, Time, combine, stage_times
+from odenets.methods import Carry, Field, Method, RungeKutta, Step, Time, combine, stage_times
+from odenets.problem import Problem, Trajectory
+from odenets.pullback.by_autograd import ByAutograd, GradientSum, Summed, Wanted, inner_product
+from odenets.pullback.function import Around, Prepared, prepare
+from odenets.pullback.replay import check_start
 from odenets.solution import Failure, Stats, Status
 
 
@@ -61,75 +58,83 @@ class Reversible:
         )
         object.__setattr__(self, "coupling", coupling)  # it is frozen, and still being made
 
-    def integrate(self, problem: Problem) -> Trajectory:
-        _refuse_dense(problem)
-        return outside_autograd(problem, ReversibleSolve, self.coupling, self._without_gradient)
-
-    def integrate_openly(self, problem: Problem) -> Trajectory:
-        _refuse_dense(problem)
-        return _march(problem, self.coupling, None, clock_of(problem)).trajectory
-
-    def _without_gradient(self, problem: Problem, f0: Tensor | None) -> Trajectory:
-        return _march(problem, self.coupling, f0).trajectory
-
-
-def _refuse_dense(problem: Problem) -> None:
-    if problem.dense:
-        raise TypeError("`adjoint=Reversible()` keeps no dense output: pass the times that are wanted in `t`")
+    def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
+        if engine.open:
+            return _solve(problem, self.coupling, None, clock_of(problem)).trajectory
+        prepared = prepare(problem)
+        if not prepared.differentiable:
+            with torch.no_grad():
+                return _solve(prepared.problem, self.coupling, prepared.f0).trajectory
+        solve = _TakenBack(prepared, self.coupling)
+        (ys,) = applied(solve, prepared)
+        trajectory, solve.trajectory = solve.trajectory, None
+        if trajectory is None:
+            raise RuntimeError("the forward pass left no trajectory")
+        trajectory.ys = ys
+        return trajectory
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """The reversible step, in the place of a method: its state is y and z, stacked."""
+class _Pair(Method):
+    """The reversible step as a method: its state is y and z, stacked; its parts are the stages of the base's from z."""
 
     base: RungeKutta
     coupling: float
-    error_needs_f1: bool = False  # it is evaluated in the step, where z1 is not at hand any more
+
+    @staticmethod
+    def of(base: RungeKutta, coupling: float) -> "_Pair":
+        return _Pair(base.name, base.order, base, coupling)
 
     @property
-    def order(self) -> int:
-        return self.base.order
+    def adaptive(self) -> bool:
+        return self.base.adaptive
 
-    def step(self, f: Field, t: Time, pair: Tensor, dt: float, f0: Tensor | None) -> Step:
-        y, z = pair.unbind()
-        forth = self.base.step(f, t, z, dt, f0)
-        y1 = self.coupling * y + (1 - self.coupling) * z + combine(None, dt, self.base.b, forth.stages)
-        if self.base.error_needs_f1:
-            forth = forth.with_f1(f)
-        back = self.base.step(f, t + dt, y1, -dt, None)
-        z1 = z - combine(None, -dt, self.base.b, back.stages)
-        return Step(torch.stack([y1, z1]), forth.stages, forth.t1)
+    @property
+    def error_needs_all(self) -> bool:
+        return False  # the step has evaluated f1 where the error needs it, since z1 is not at hand any more
 
-    def stage_input(self, i: int, pair: Tensor, dt: float, stages: Sequence[Tensor]) -> Tensor:
-        return self.base.stage_input(i, pair[1], dt, stages)  # Ψ starts at z
+    def step(self, f: Field, t: Time, y: Tensor, dt: float | Tensor, carry: Carry) -> Step:
+        y, z = y.unbind()
+        forth = self.base.step(f, t, z, dt, carry)
+        if forth.trouble is not None:
+            return forth
+        y1 = self.coupling * y + (1 - self.coupling) * z + combine(None, dt, self.base.b, forth.parts)
+        if self.base.error_needs_all:
+            forth = self.base.complete(f, forth)
+        back = self.base.step(f, t + dt, y1, -dt, ())
+        if back.trouble is not None:
+            return back
+        z1 = z - combine(None, -dt, self.base.b, back.parts)
+        return Step(torch.stack([y1, z1]), forth.parts, forth.t1)
 
-    def error(self, dt: float, stages: Sequence[Tensor]) -> Tensor:
-        return self.base.error(dt, stages)
+    def carry(self, step: Step) -> Carry:
+        return ()
 
+    def carry_again(self, step: Step, carry: Carry) -> Carry:
+        return self.base.carry_again(step, carry)
 
-class _Done(NamedTuple):
-    """A step to be undone."""
+    def evaluated_at(self, i: int, y: Tensor, dt: float | Tensor, parts: Sequence[Tensor]) -> Tensor:
+        return self.base.evaluated_at(i, y[1], dt, parts)
 
-    t: float
-    dt: float
-    final: bool  # it was cut to end on its output
+    def error(self, dt: float | Tensor, parts: Sequence[Tensor]) -> Tensor:
+        return self.base.error(dt, parts)
 
 
 @dataclass
-class _Marched:
+class _Solved:
     trajectory: Trajectory
-    steps: list[list[_Done]]  # those that lead to each output
+    steps: list[list[Accepted]]  # those that lead to each output
     pair: Tensor
 
 
-def _march(problem: Problem, coupling: float, f0: Tensor | None, clock: Tensor | None = None) -> _Marched:
+def _solve(problem: Problem, coupling: float, f0: Tensor | None, clock: Tensor | None = None) -> _Solved:
     """Solve from output to output; `clock` are the times, where derivatives to them go through the loop itself."""
     y0, times = problem.y0, problem.times
     pair = torch.stack([y0, y0])
-    paired = replace(problem, method=cast(RungeKutta, _Pair(problem.method, coupling)))
+    paired = replace(problem, method=_Pair.of(cast(RungeKutta, problem.method), coupling))
     stepper = Stepper(paired, pair, times[0], None if clock is None else (clock[0], clock[0]))
     start = Stepper(problem, y0, times[0])
-    start.f0 = f0
+    start.carry = () if f0 is None else problem.method.begin(f0)
     start.choose_first_step(times[-1])
     stepper.dt, stepper.failure = start.dt, start.failure
     ys, steps = [y0], [[]]
@@ -140,7 +145,7 @@ def _march(problem: Problem, coupling: float, f0: Tensor | None, clock: Tensor |
         while stepper.t < t and stepper.failure is None:
             taken = stepper.advance(t)
             if taken is not None:
-                steps[-1].append(_Done(taken.t, taken.dt, taken.final))
+                steps[-1].append(Accepted(taken.t, taken.dt, taken.final))
         if stepper.failure is not None:
             break
         ys.append(stepper.y[0])
@@ -150,8 +155,8 @@ def _march(problem: Problem, coupling: float, f0: Tensor | None, clock: Tensor |
             break
     failure = stepper.failure
     if failure is None and not problem.controller.adaptive:
-        failure = find_non_finite(paired, pair, stepper.y)
-    return _Marched(Trajectory(torch.stack(ys), [], failure), steps, stepper.y)
+        failure = failure_of_fixed_steps(paired, pair, stepper.y)
+    return _Solved(Trajectory(torch.stack(ys), failure=failure), steps, stepper.y)
 
 
 @torch.no_grad()
@@ -176,56 +181,69 @@ def _set_off(problem: Problem, stepper: Stepper, clock: Tensor, j: int) -> None:
     stepper.clock = (start, clock[j])
 
 
-class ReversibleSolve(torch.autograd.Function):
+@dataclass
+class _TakenBack:
     """The loop without a memory, and its steps taken back."""
 
-    @staticmethod
-    def forward(ctx: Any, call: Call, y0: Tensor, t: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        marched = _march(replace(call.problem, y0=y0.detach()), call.extra, call.f0)
-        call.trajectory = marched.trajectory
-        ctx.call, ctx.steps = call, marched.steps
-        ctx.save_for_backward(marched.pair, t, y0, call.f0, *tensors)
-        return (marched.trajectory.ys,)
+    prepared: Prepared
+    coupling: float
+    around: Around = contextlib.nullcontext
+    name: str = "`adjoint=Reversible()`"
+    without: str = "use `adjoint=Direct()`"
+    then: contextlib.AbstractContextManager = field(init=False)
+    trajectory: Trajectory | None = field(init=False, default=None)
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_backward("Reversible", grad_outputs)
-        (grad_ys,) = grad_outputs
-        call: Call = ctx.call
-        pair, t, y0, f0 = ctx.saved_tensors[:4]
-        pass_ = _BackwardPass(call, pair, t if ctx.needs_input_grad[2] else None)
-        with call.then:
-            for j in reversed(range(1, len(grad_ys))):
-                pass_.take_up(j, grad_ys[j])
-                if not ctx.steps[j]:
-                    pass_.stand_still(j)
-                for step in reversed(ctx.steps[j]):
-                    pass_.undo(j, step)
-            check_start("Reversible", call.problem, y0.detach(), f0)
-        grad_y0 = pass_.finish() + grad_ys[0]
-        return None, grad_y0, pass_.grad_t, *pass_.grads.values
+    def __post_init__(self) -> None:
+        self.then, self.wanted = self.prepared.then, Wanted(self.prepared.reached)
+
+    def forward(self, y0: Tensor, t: Tensor, tensors: Sequence[Tensor], timed: bool) -> tuple[Tensor, ...]:
+        f0, self.prepared.f0 = self.prepared.f0, None
+        if f0 is None:
+            raise RuntimeError("f has not been evaluated at the start")
+        solved = _solve(replace(self.prepared.problem, y0=y0), self.coupling, f0)
+        self.trajectory, self.steps, self.timed = solved.trajectory, solved.steps, timed
+        self._kept = [solved.pair, y0, f0]
+        return (solved.trajectory.ys,)
+
+    def take_kept(self) -> Sequence[Tensor]:
+        kept, self._kept = self._kept, []
+        return kept
+
+    def backward(
+        self, t: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor], bars: Sequence[Tensor]
+    ) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
+        (pair, y0, f0), (grad_ys,) = kept, bars
+        sweep = _Sweep(self, pair, t)
+        for j in reversed(range(1, len(grad_ys))):
+            sweep.take_up(j, grad_ys[j])
+            if not self.steps[j]:
+                sweep.stand_still(j)
+            for step in reversed(self.steps[j]):
+                sweep.undo(j, step)
+        check_start("Reversible", self.prepared.problem, y0, f0)
+        return sweep.finish() + grad_ys[0], sweep.grad_t, sweep.grads.values
 
 
-class _BackwardPass:
+class _Sweep:
     """The pair of states on its way back, with its cotangents."""
 
-    def __init__(self, call: Call, pair: Tensor, t: Tensor | None) -> None:
-        self.problem, self.coupling = call.problem, call.extra
+    def __init__(self, solve: _TakenBack, pair: Tensor, t: Tensor) -> None:
+        self.problem, self.coupling = solve.prepared.problem, solve.coupling
         self.y, self.z = pair.unbind()
         self.y_bar, self.z_bar = torch.zeros_like(self.y), torch.zeros_like(self.z)
-        self.grads = GradientSum(len(call.wanted.tensors))
-        self.grad_t = None if t is None else torch.zeros_like(t)
-        self.lam_t: Any = 0.0  # ∂L/∂t at the start of the step undone last
-        self.lam_span: Any = 0.0  # ∂L/∂(the interval's length) by the steps that have a share in it
+        self.grads = GradientSum(len(solve.wanted.tensors))
+        self.grad_t = torch.zeros_like(t) if solve.timed else None
+        self.times = TimeBars()
         self.stats = Stats()
         self.f = CountedField(self.problem.f, self.stats)
-        self.linearize = LinearizeAndSum(ByAutograd(self.f, call, t is not None), self.grads)
+        pullback = ByAutograd(self.f, solve.prepared.reached, solve.wanted, solve.timed)
+        self.tracked = Summed(pullback, self.grads)
 
     def take_up(self, j: int, grad_y: Tensor) -> None:
         self.y_bar = self.y_bar + grad_y
         if self.grad_t is not None:
-            self.grad_t[j] += self.lam_t
-            self.lam_t = 0.0
+            self.grad_t[j] += self.times.t
+            self.times = self.times._replace(t=0.0)
 
     def stand_still(self, j: int) -> None:
         """Output j is at the time of the one before it: a step of no length."""
@@ -235,37 +253,30 @@ class _BackwardPass:
         with torch.no_grad():
             rise = inner_product(self.y_bar + self.z_bar, self.f(t, self.y))
         self.grad_t[j] += rise
-        self.lam_t = -rise
+        self.times = self.times._replace(t=-rise)
 
-    def undo(self, j: int, step: _Done) -> None:
-        t, dt, final = self.problem.at(step.t), step.dt, step.final
-        base, c = self.problem.method, self.coupling
+    def undo(self, j: int, step: Accepted) -> None:
+        t, dt = self.problem.at(step.t), step.dt
+        base, c = cast(RungeKutta, self.problem.method), self.coupling
         inner = None if self.grad_t is None else inner_product
-        stages, pulls = self.linearize.of_step(base, t + dt, self.y, -dt)
-        z = self.z + combine(None, -dt, base.b, stages)
-        total, t1_bar, back_bar = base.pullback(pulls, self.y, -dt, stages, -self.z_bar, None, inner)
+        back = base.remake(self.tracked, t + dt, self.y, -dt)
+        z = self.z + combine(None, -dt, base.b, back.parts)
+        total, t1_bar, back_bar = back.pull(-self.z_bar, None, inner)
         y1_bar = self.y_bar + total + self.z_bar
-        stages, pulls = self.linearize.of_step(base, t, z, dt)
-        y = (self.y - (1 - c) * z - combine(None, dt, base.b, stages)) / c
-        total, t_bar, dt_bar = base.pullback(pulls, z, dt, stages, y1_bar, None, inner)
+        forth = base.remake(self.tracked, t, z, dt)
+        y = (self.y - (1 - c) * z - combine(None, dt, base.b, forth.parts)) / c
+        total, t_bar, dt_bar = forth.pull(y1_bar, None, inner)
         self.y, self.z = y, z
         self.y_bar, self.z_bar = c * y1_bar, self.z_bar + total - c * y1_bar
-        self._times(j, final, t_bar + t1_bar, dt_bar + t1_bar - back_bar)
-
-    def _times(self, j: int, final: bool, t_bar: Any, dt_bar: Any) -> None:
-        if self.grad_t is None:
-            return
-        if final:  # dt = t_j − t
-            self.grad_t[j] += dt_bar
-            t_bar = t_bar - dt_bar
-        else:
-            self.lam_span = self.lam_span + dt_bar + self.lam_t
-        self.lam_t = self.lam_t + t_bar
+        if self.grad_t is not None:
+            self.times = self.times.before(t_bar + t1_bar, dt_bar + t1_bar - back_bar, step.final)
+            self.grad_t[j] += self.times.end
+            self.times = self.times._replace(end=0.0)
 
     def finish(self) -> Tensor:
         """∂L/∂y0 through both states."""
         self.problem.stats.add_backward(self.stats.nfe)
         if self.grad_t is not None:
-            self.grad_t[0] += self.lam_t
-            stretch(self.grad_t, self.lam_span, self.problem.controller)
+            self.grad_t[0] += self.times.t
+            stretch(self.grad_t, self.times.span, self.problem.controller)
         return self.y_bar + self.z_bar

@@ -12,7 +12,7 @@ from torch import Tensor
 from odenets import torchdiffeq
 from odenets.controller import Fixed
 from odenets.experiments.driver import Row
-from odenets.methods import METHODS, ImplicitRungeKutta
+from odenets.methods import METHODS
 from odenets.solution import SolveError
 from odenets.solve import solve
 
@@ -139,7 +139,7 @@ def at_tolerance(problem: Initial, method: str, tolerance: float, max_steps: int
 
 def implicit(method: str) -> bool:
     """Whether it solves equations for its stages."""
-    return isinstance(METHODS.get(method), ImplicitRungeKutta)
+    return method in METHODS and METHODS[method].iterates
 
 
 # --- rows of the experiment `order` -----------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
+from odenets import support
 from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, Reversible
 from odenets.arguments import shown
 from odenets.controller import PID, Fixed
-from odenets.methods import METHODS, ImplicitRungeKutta
+from odenets.methods import METHODS
 
 ADJOINTS: dict[str, Adjoint] = {
     "direct": Direct(),
@@ -54,10 +55,8 @@ def solver_options(config: Any) -> dict[str, Any]:
         ValueError: A step or tolerance that no solve could have, no `dt` for a method that cannot adapt its steps, or
             `compile` with what does not compile.
     """
-    if config.compile and config.adjoint not in ("direct", "checkpointed"):
-        raise ValueError(f"`compile` goes with `adjoint` direct or checkpointed, got {config.adjoint!r}")
-    if config.compile and isinstance(METHODS[config.method], ImplicitRungeKutta):
-        raise ValueError(f"`compile` goes with explicit methods, got `method` {config.method!r}")
+    if config.compile:
+        _check_compiled(config.method, config.adjoint)
     common = {"method": config.method, "adjoint": ADJOINTS[config.adjoint], "compile": config.compile}
     if config.dt is not None:
         return {**common, "controller": Fixed(dt=config.dt)}
@@ -65,3 +64,17 @@ def solver_options(config: Any) -> dict[str, Any]:
         raise ValueError(f"`method` {config.method!r} cannot adapt its steps: give their size, `dt`, for example 0.1")
     # The controller itself and not its tolerances: it refuses wrong ones here, before anything is trained.
     return {**common, "controller": PID(rtol=config.rtol, atol=config.atol)}
+
+
+def _check_compiled(method: str, adjoint: str) -> None:
+    """Refuse what does not compile, naming what does."""
+
+    def goes(method: str, adjoint: str) -> bool:
+        request = support.Request(METHODS[method], Fixed(steps=1), ADJOINTS[adjoint], compile=True)
+        return next(support.clashes(request), None) is None
+
+    adjoints = [name for name in ADJOINTS if goes("euler", name)]
+    if adjoint not in adjoints:
+        raise ValueError(f"`compile` goes with `adjoint` {' or '.join(adjoints)}, got {adjoint!r}")
+    if not goes(method, adjoint):
+        raise ValueError(f"`compile` goes with explicit methods, got `method` {method!r}")

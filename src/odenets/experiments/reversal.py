@@ -16,11 +16,11 @@ from odenets.controller import Fixed
 from odenets.data.images import small_digits
 from odenets.experiments.driver import Row
 from odenets.experiments.training import step
-from odenets.measure import difference, flat, saved_bytes
 from odenets.nn import MLPField, ODEBlock, ODENet
 from odenets.nn.models import ResidualBlock
 from odenets.solution import SolveError
 from odenets.solve import solve
+from odenets.tuning.measure import difference, flat, saved_bytes
 
 RESNET = "ResNet"
 ADJOINTS: Mapping[str, Adjoint] = {

@@ -13,15 +13,15 @@ from odenets.adjoint import Checkpointed
 from odenets.controller import Fixed
 from odenets.data.ecg import load_ecg
 from odenets.data.images import small_digits
-from odenets.diagnose import diagnose
 from odenets.experiments.driver import Quantity, Row, means
-from odenets.measure import method_text, steps_text
 from odenets.nn import MLPField, ODEBlock, ODENet, ResNet
 from odenets.nn.models import ResidualBlock
 from odenets.progress import no_progress
 from odenets.solution import SolveError
 from odenets.train import NonFiniteLoss, TrainConfig, evaluate, fit
-from odenets.tune import tune
+from odenets.tuning.diagnose import diagnose
+from odenets.tuning.measure import method_text, steps_text
+from odenets.tuning.tune import tune
 
 WIDTH, HIDDEN, BLOCKS = 32, 64, 6
 RESNET, TUNED = "ResNet", "chosen by tune"

@@ -3,7 +3,6 @@
 Notation and tableaus are those of Hairer and Wanner, *Solving Ordinary Differential Equations II* (1996), chapter IV.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,18 @@ import torch
 from torch import Tensor
 
 from odenets import transforms
+from odenets.methods.base import (
+    Carry,
+    Differentiable,
+    Field,
+    Inner,
+    NotConverged,
+    Pull,
+    Step,
+    Time,
+    combine,
+    stage_times,
+)
 from odenets.methods.newton import (
     FEW,
     Linear,
@@ -23,19 +34,7 @@ from odenets.methods.newton import (
     units,
     wide,
 )
-from odenets.methods.runge_kutta import (
-    Field,
-    Inner,
-    Linearize,
-    Pull,
-    PullBack,
-    RungeKutta,
-    Step,
-    Time,
-    close,
-    combine,
-    stage_times,
-)
+from odenets.methods.runge_kutta import PullBack, RungeKutta, close
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class ImplicitRungeKutta(RungeKutta):
     triangular, else all together. No Jacobian is formed: a direction of it costs an evaluation of f for each stage.
 
     When to use: for stiff problems, whose steps would be far smaller than the solution demands with an explicit method.
-    When not: everywhere else, since a step costs 10 to 100 evaluations of f. It takes fixed steps only.
+    When not: everywhere else, since a step costs 10 to 100 evaluations of f. Without `b_error` it takes fixed steps.
 
     The gradient is that of the stages as functions of y, t, dt and what f reaches (implicit function theorem); it needs
     no iteration to be differentiated. `Direct` has second derivatives too.
@@ -58,6 +57,8 @@ class ImplicitRungeKutta(RungeKutta):
         a: The s rows, each of s entries.
         b: The s weights of the solution.
         c: The s nodes.
+        b_error: The s + 1 weights of the error estimate, as of `ExplicitRungeKutta`; a step whose equations could not
+            be solved is tried again shorter, as after a large error.
         max_iterations: The most iterations of Newton's method in a step.
 
     Raises:
@@ -68,12 +69,13 @@ class ImplicitRungeKutta(RungeKutta):
 
     max_iterations: int = 50
 
+    iterates = True
+
     def _row_length(self, i: int) -> int:
         return len(self.b)
 
     def _check(self) -> None:
         super()._check()
-        self._require(self.b_error is None, "an implicit method takes fixed steps: leave `b_error` out")
         self._require(self.max_iterations >= 1, f"`max_iterations` must be ≥ 1, got {self.max_iterations}")
 
     @property
@@ -88,7 +90,14 @@ class ImplicitRungeKutta(RungeKutta):
         triangular = not any(any(row[i + 1 :]) for i, row in enumerate(self.a))
         return tuple((i,) for i in range(s)) if triangular else (tuple(range(s)),)
 
-    def step(self, f: Field, t: Time, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
+    def step(self, f: Field, t: Time, y: Tensor, dt: float | Tensor, carry: Carry) -> Step:
+        try:
+            return self._step(f, t, y, dt, carry)
+        except NotConverged as trouble:
+            (t,) = stage_times(t, 0.0, (0.0,), y)
+            return Step(y, carry, t, trouble=trouble)
+
+    def _step(self, f: Field, t: Time, y: Tensor, dt: float | Tensor, carry: Carry) -> Step:
         times = stage_times(t, dt, self.nodes, y)
         start = wide(y)
         stages: list[Tensor] = []
@@ -96,8 +105,10 @@ class ImplicitRungeKutta(RungeKutta):
         for block in self.blocks:
             first = block[0]
             if self._is_explicit(block):
-                known = None if any(self.a[first]) else f0
-                known = f(times[first], self.stage_input(first, y, dt, stages).to(y.dtype)) if known is None else known
+                if carry and not any(self.a[first]):
+                    known = carry[0]
+                else:
+                    known = f(times[first], self.stage_input(first, y, dt, stages).to(y.dtype))
                 stages.append(known.to(start.dtype))
                 continue
             before = [combine(start, dt, self.a[i][:first], stages) for i in block]
@@ -113,13 +124,18 @@ class ImplicitRungeKutta(RungeKutta):
     def _is_explicit(self, block: tuple[int, ...]) -> bool:
         return len(block) == 1 and self.a[block[0]][block[0]] == 0
 
+    def carry_again(self, step: Step, carry: Carry) -> Carry:
+        if carry or any(self.a[0]):
+            return carry
+        return tuple(step.parts[:1])
+
     def solved_stages(self, f: Field, t: Time, y: Tensor, dt: float | Tensor) -> Sequence[Tensor] | None:
         with torch.no_grad():
-            return self.step(f, t, y, dt, None).stages
+            return self._step(f, t, y, dt, ()).parts
 
     def linearize(
         self,
-        linearize: Linearize,
+        tracked: Differentiable,
         t: Time,
         y: Tensor,
         dt: float | Tensor,
@@ -132,11 +148,11 @@ class ImplicitRungeKutta(RungeKutta):
         s = len(self.b)
         times = stage_times(t, dt, self.nodes, y)
         known = list(stages[:s])
-        pulls = [linearize(times[i], self.stage_input(i, y, dt, known))[1] for i in range(s)]
+        pulls = [tracked.at(times[i], self.stage_input(i, y, dt, known))[1] for i in range(s)]
         if with_f1 and self.stiffly_accurate:
             known.append(known[-1])
         elif with_f1:
-            f1, pull = linearize(times[s], self.stage_input(s, y, dt, known))
+            f1, pull = tracked.at(times[s], self.stage_input(s, y, dt, known))
             known.append(f1)
             pulls.append(pull)
         return known, pulls
@@ -424,67 +440,3 @@ class StageEquations(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, Tensor]:
         transforms.refuse_in_backward(grad_outputs, "pass an explicit `method`")
         return None, None, StageEquations.apply(ctx.matrix, not ctx.transposed, grad_outputs[0])
-
-
-# Backward Euler, and the two methods of order 2 that keep what a linear f keeps. The trapezoidal rule damps nothing
-# that is very stiff, it lets it ring.
-IMPLICIT_EULER = ImplicitRungeKutta("implicit_euler", order=1, a=((1.0,),), b=(1.0,), c=(1.0,))
-IMPLICIT_MIDPOINT = ImplicitRungeKutta("implicit_midpoint", order=2, a=((1 / 2,),), b=(1.0,), c=(1 / 2,))
-TRAPEZOID = ImplicitRungeKutta("trapezoid", order=2, a=((0.0, 0.0), (1 / 2, 1 / 2)), b=(1 / 2, 1 / 2), c=(0.0, 1.0))
-
-# Gauss methods: Hairer and Wanner, IV.5.
-_R3, _R15 = math.sqrt(3), math.sqrt(15)
-GL4 = ImplicitRungeKutta(
-    "gl4",
-    order=4,
-    a=((1 / 4, 1 / 4 - _R3 / 6), (1 / 4 + _R3 / 6, 1 / 4)),
-    b=(1 / 2, 1 / 2),
-    c=(1 / 2 - _R3 / 6, 1 / 2 + _R3 / 6),
-)
-GL6 = ImplicitRungeKutta(
-    "gl6",
-    order=6,
-    a=(
-        (5 / 36, 2 / 9 - _R15 / 15, 5 / 36 - _R15 / 30),
-        (5 / 36 + _R15 / 24, 2 / 9, 5 / 36 - _R15 / 24),
-        (5 / 36 + _R15 / 30, 2 / 9 + _R15 / 15, 5 / 36),
-    ),
-    b=(5 / 18, 4 / 9, 5 / 18),
-    c=(1 / 2 - _R15 / 10, 1 / 2, 1 / 2 + _R15 / 10),
-)
-
-# Radau IIA: Hairer and Wanner, IV.5. L-stable; that of order 5 is the one to try first.
-_R6 = math.sqrt(6)
-RADAU3 = ImplicitRungeKutta(
-    "radauIIA3", order=3, a=((5 / 12, -1 / 12), (3 / 4, 1 / 4)), b=(3 / 4, 1 / 4), c=(1 / 3, 1.0)
-)
-RADAU5 = ImplicitRungeKutta(
-    "radauIIA5",
-    order=5,
-    a=(
-        ((88 - 7 * _R6) / 360, (296 - 169 * _R6) / 1800, (-2 + 3 * _R6) / 225),
-        ((296 + 169 * _R6) / 1800, (88 + 7 * _R6) / 360, (-2 - 3 * _R6) / 225),
-        ((16 - _R6) / 36, (16 + _R6) / 36, 1 / 9),
-    ),
-    b=((16 - _R6) / 36, (16 + _R6) / 36, 1 / 9),
-    c=((4 - _R6) / 10, (4 + _R6) / 10, 1.0),
-)
-
-# Alexander, "Diagonally implicit Runge–Kutta methods for stiff O.D.E.'s", SIAM J. Numer. Anal. 14 (1977). L-stable.
-_GAMMA = 1 - math.sqrt(2) / 2
-SDIRK2 = ImplicitRungeKutta(
-    "sdirk2", order=2, a=((_GAMMA, 0.0), (1 - _GAMMA, _GAMMA)), b=(1 - _GAMMA, _GAMMA), c=(_GAMMA, 1.0)
-)
-
-# A step of the trapezoidal rule, then one of BDF2: Hosea and Shampine, "Analysis and implementation of TR-BDF2",
-# Appl. Numer. Math. 20 (1996). L-stable.
-_BETA = math.sqrt(2) / 4
-TRBDF2 = ImplicitRungeKutta(
-    "trbdf2",
-    order=2,
-    a=((0.0, 0.0, 0.0), (_GAMMA, _GAMMA, 0.0), (_BETA, _BETA, _GAMMA)),
-    b=(_BETA, _BETA, _GAMMA),
-    c=(0.0, 2 * _GAMMA, 1.0),
-)
-
-IMPLICIT = (IMPLICIT_EULER, IMPLICIT_MIDPOINT, TRAPEZOID, SDIRK2, TRBDF2, RADAU3, GL4, RADAU5, GL6)

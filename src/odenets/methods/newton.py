@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from odenets.methods.base import NotConverged
+
 Function = Callable[[Tensor], Tensor]  # of a tensor, real or complex, to one of its shape
 Linear = Tensor | Function  # a linear function of such tensors: its matrix, of real vectors, or itself
 Linearize = Callable[[Tensor], tuple[Tensor, Linear]]  # x to F(x) and F'(x)
@@ -31,17 +33,6 @@ _LOOK = 3  # iterations without progress, after which F is watched: it may compu
 _UNEVEN = 16.0  # units of rounding, up to which F moves unevenly although it computes to that rounding
 _STIFF = 1e3  # the ratio of rows from which GMRES gets each divided by its own size
 _LINEAR = 20  # the most corrections of the solution of linear equations
-
-
-class NotConverged(RuntimeError):
-    """The equations of an implicit step could not be solved; the text says how far it got.
-
-    `undefined` says that the function was not finite where the iteration began.
-    """
-
-    def __init__(self, text: str, undefined: bool = False) -> None:
-        super().__init__(text)
-        self.undefined = undefined
 
 
 def newton(linearize: Linearize, start: Tensor, size: Tensor, most: int, rounding: float) -> tuple[Tensor, float]:

@@ -96,7 +96,7 @@ class ImplicitLayer(nn.Module):
     def forward(self, x: Tensor, y0: Tensor | None = None) -> Tensor:
         """The y with g(x, y) = 0, near to y0."""
         if torch.compiler.is_dynamo_compiling():
-            from odenets.between_graphs import outside  # noqa: PLC0415 — imports PyTorch's compiler
+            from odenets.engine.between_graphs import outside  # noqa: PLC0415 — imports PyTorch's compiler
 
             return outside(self.forward, x, y0)
         if transforms.active():

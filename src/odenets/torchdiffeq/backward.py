@@ -1,18 +1,18 @@
 """The gradient of torchdiffeq's `odeint_adjoint`: exact, or by the backward solve that its arguments ask for."""
 
-import copy
-from dataclasses import dataclass, fields, replace
+import functools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from odenets.adjoint import Backsolve, Checkpointed
-from odenets.adjoint.checkpointed import CheckpointedSolve
-from odenets.adjoint.continuous import ContinuousAdjoint, _Backward, _backward
-from odenets.adjoint.outside import outside_autograd
-from odenets.controller import Norm
-from odenets.loop import Problem, Trajectory
+from odenets.adjoint.continuous import Backward
+from odenets.controller import Controller, Norm
+from odenets.engine.engines import Engine
+from odenets.methods import Method
+from odenets.problem import Problem, Trajectory
 from odenets.torchdiffeq.adaptive import Adaptive
 from odenets.torchdiffeq.call import Call, tolerance
 from odenets.torchdiffeq.schemes import find_scheme
@@ -22,42 +22,15 @@ from odenets.torchdiffeq.watch import Watch, watched
 from odenets.torchdiffeq.words import brief, callers_words, words_of_the_backward_solve
 
 
-class OdeintAdjoint(CheckpointedSolve):
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        with callers_words():
-            return CheckpointedSolve.backward(ctx, *grad_outputs)
-
-
-class OdeintAdjointBySolving(ContinuousAdjoint):
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        call, extra = ctx.call, ctx.call.extra
-        call.problem = replace(call.problem, max_steps=extra.max_steps)
-        # A controller remembers where it is; another backward pass through the same graph starts anew.
-        call.extra = replace(extra, controller=copy.copy(extra.controller))
-        try:
-            with words_of_the_backward_solve(extra.sign):
-                return ContinuousAdjoint.backward(ctx, *grad_outputs)
-        finally:
-            call.extra = extra
-
-
 @dataclass(frozen=True)
 class Exact(Checkpointed):
     """`Checkpointed`, whose errors name what callers of `odeint_adjoint` have."""
 
-    def integrate(self, problem: Problem) -> Trajectory:
+    _around = staticmethod(callers_words)
+
+    def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
         with callers_words():
-            return outside_autograd(problem, OdeintAdjoint)
-
-
-@dataclass(frozen=True)
-class _Limited(_Backward):
-    """How to solve backward, in how many steps, and which way the caller's time runs."""
-
-    max_steps: int
-    sign: float
+            return super().integrate(problem, engine)
 
 
 @dataclass(frozen=True)
@@ -67,13 +40,13 @@ class AskedFor(Backsolve):
     max_steps: int = 2**62
     sign: float = 1.0
 
-    def integrate(self, problem: Problem) -> Trajectory:
-        plain = _backward("Backsolve", self, problem)
-        how = {field.name: getattr(plain, field.name) for field in fields(plain)}
+    def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
         with callers_words():
-            return outside_autograd(
-                problem, OdeintAdjointBySolving, _Limited(**how, max_steps=self.max_steps, sign=self.sign)
-            )
+            return super().integrate(problem, engine)
+
+    def how(self, method: Method, controller: Controller) -> Backward:
+        around = functools.partial(words_of_the_backward_solve, self.sign)
+        return replace(super().how(method, controller), max_steps=self.max_steps, around=around)
 
 
 def backward_scheme(

@@ -13,9 +13,12 @@ from torch import Tensor
 from odenets import transforms
 from odenets.arguments import shown
 from odenets.controller import Fixed
+from odenets.engine.eager import Stepper
+from odenets.engine.failures import locate_non_finite
+from odenets.engine.tape import Accepted
 from odenets.evaluation import CountedField
-from odenets.loop import Problem, Stepper, Taken, locate_non_finite
 from odenets.methods import real_dtype
+from odenets.problem import Problem
 from odenets.solution import Failure, Stats, Status
 from odenets.torchdiffeq.call import Between, Call, fit
 from odenets.torchdiffeq.grid import Grid
@@ -130,10 +133,13 @@ def _by_steps(
     through = torch.is_grad_enabled() and adjoint is None
     with torch.set_grad_enabled(through):
         stepper, taken, at_end = _step_past_event(call, t0, value)
-        step = taken.step.with_f1(stepper.f)
+        if taken.y is None or taken.step is None:
+            raise RuntimeError("a step came without what it was made of")
+        y0, dt = taken.y, taken.dt if taken.clock is None else taken.clock[1]
+        parts = stepper.method.complete(stepper.f, taken.step).parts
 
         def state(theta: Any) -> Tensor:
-            return stepper.method.interpolate(taken.y, taken.dt_in, step.stages, theta)
+            return stepper.method.interpolate(y0, dt, parts, theta)
 
         with torch.no_grad():
             theta = locate(lambda x: float(value(_time(taken.t + x * taken.dt, call), state(x))), at_end)
@@ -145,11 +151,11 @@ def _by_steps(
     return event_t, torch.stack([call.y0, y])
 
 
-def _with_gradient(theta: float, event_t: float, taken: Taken) -> Any:
+def _with_gradient(theta: float, event_t: float, taken: Accepted) -> Any:
     """θ, and where the step's times have gradients, with theirs: the event's time is held."""
-    if not isinstance(taken.t_in, Tensor):
+    if taken.clock is None:
         return theta
-    place = (event_t - taken.t_in) / taken.dt_in
+    place = (event_t - taken.clock[0]) / taken.clock[1]
     return theta + (place - place.detach())
 
 
@@ -157,7 +163,9 @@ def _time(t: float, call: Call) -> Tensor:
     return torch.full((), t, dtype=torch.float64, device=call.y0.device)
 
 
-def _step_past_event(call: Call, t0: Tensor, value: Callable[[Tensor, Tensor], Tensor]) -> tuple[Stepper, Taken, float]:
+def _step_past_event(
+    call: Call, t0: Tensor, value: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Stepper, Accepted, float]:
     """Step on until the event lies in the step just taken; and the value at the end of it."""
     scheme, start = call.scheme, float(t0.detach())
     fixed = isinstance(scheme, Grid)
@@ -187,7 +195,7 @@ def _step_past_event(call: Call, t0: Tensor, value: Callable[[Tensor, Tensor], T
     furthest = start + _furthest(call)
     for low, high in itertools.pairwise(edges):
         if len(edges) > 2:
-            stepper.f, stepper.f0 = CountedField(Between(call.f, low, high), stepper.stats), None
+            stepper.f, stepper.carry = CountedField(Between(call.f, low, high), stepper.stats), ()
         if stepper.dt is None:
             stepper.choose_first_step(math.inf)
         while stepper.t < high:

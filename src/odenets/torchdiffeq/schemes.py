@@ -4,7 +4,7 @@ import warnings
 from dataclasses import fields, replace
 from typing import Any
 
-from odenets.methods import METHODS, ImplicitRungeKutta, RungeKutta
+from odenets.methods import METHODS, RungeKutta
 from odenets.torchdiffeq.adams import AdamsBashforth, AdamsBashforthMoulton
 from odenets.torchdiffeq.adaptive import Adaptive
 from odenets.torchdiffeq.call import Call
@@ -43,9 +43,7 @@ FIXED: dict[str, RungeKutta] = {
     "heun3": METHODS["heun3"],
     "rk4": METHODS["rk4_38"],
 }
-IMPLICIT: dict[str, RungeKutta] = {
-    name: method for name, method in METHODS.items() if isinstance(method, ImplicitRungeKutta)
-}
+IMPLICIT: dict[str, RungeKutta] = {name: method for name, method in METHODS.items() if method.iterates}
 ADAMS: dict[str, type] = {
     "explicit_adams": AdamsBashforth,
     "implicit_adams": AdamsBashforthMoulton,

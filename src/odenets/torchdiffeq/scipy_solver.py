@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.captured import LostGradientError
 from odenets.methods import real_dtype
+from odenets.pullback.reached import LostGradientError
 from odenets.torchdiffeq.call import Call
 
 

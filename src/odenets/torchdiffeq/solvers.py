@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenets.engine.failures import locate_non_finite
 from odenets.evaluation import CountedField
-from odenets.loop import locate_non_finite
 from odenets.methods import METHODS, RungeKutta, combine, real_dtype
 from odenets.solution import Failure, Stats, Status
 from odenets.torchdiffeq.call import MOST_STEPS, Call

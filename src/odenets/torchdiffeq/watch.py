@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.methods import ExplicitRungeKutta, Field, ImplicitRungeKutta, RungeKutta, Since, Step, Time
+from odenets.methods import Carry, ExplicitRungeKutta, Field, ImplicitRungeKutta, RungeKutta, Since, Step, Time
 
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
@@ -74,10 +74,10 @@ class _Watched(RungeKutta):
     watch: Watch | None = field(default=None, compare=False)
     linear: bool = False
 
-    def step(self, f: Field, t: Time, y: Tensor, dt: float | Tensor, f0: Tensor | None) -> Step:
+    def step(self, f: Field, t: Time, y: Tensor, dt: float | Tensor, carry: Carry) -> Step:
         if self.watch is not None:
             self.watch.begin(t.absolute if isinstance(t, Since) else t, y, dt)
-        return super().step(f, t, y, dt, f0)
+        return super().step(f, t, y, dt, carry)
 
     def _dense(self) -> tuple[tuple[float, float, float, float], ...]:
         if self.linear:
@@ -99,6 +99,6 @@ def watched(method: RungeKutta, watch: Watch | None, linear: bool = False) -> Ru
     """The method with its steps watched, and with linear interpolation if asked for."""
     if watch is None and not linear:
         return method
-    kind = _WatchedImplicit if isinstance(method, ImplicitRungeKutta) else _WatchedExplicit
+    kind = _WatchedImplicit if method.iterates else _WatchedExplicit
     given = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
     return kind(**given, watch=watch, linear=linear)

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from odenets.adjoint import ReplayError
 from odenets.arguments import shown
-from odenets.captured import LostGradientError
+from odenets.pullback.reached import LostGradientError
+from odenets.pullback.replay import ReplayError
 from odenets.solution import Failure, SolveError, Stats, Status
 
 

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from odenets.cut import Cut
+from odenets.pullback.graph import Halves
 
 BATCH, WIDTH = 5, 6
 DTYPE = torch.float64
@@ -98,7 +98,7 @@ def cut(field):
     mode = FakeTensorMode()
     fakes = [mode.from_tensor(x.detach()) for x in (t, y, *rest)]
     with mode, torch.no_grad():
-        made = Cut(bind, range(len(rest)), fakes[0], fakes[1], fakes[2:])
+        made = Halves(bind, range(len(rest)), fakes[0], fakes[1], fakes[2:])
     return made, rest, t, y
 
 

@@ -13,16 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from odenets.adjoint import COMPILED, Adjoint, Checkpointed, Direct
-from odenets.adjoint.marched import compiler
+from odenets.adjoint import Adjoint, Checkpointed, Direct
 from odenets.arguments import count, number, shown
 from odenets.controller import Fixed
-from odenets.measure import (
+from odenets.engine.compile import told
+from odenets.engine.compile.known import compiler
+from odenets.methods import RungeKutta, find
+from odenets.solution import SolveError, Status
+from odenets.table import aligned
+from odenets.tuning.measure import (
     DEFAULTS,
     Layer,
     State,
     difference,
     flat,
+    goes,
     left_as_it_was,
     method_text,
     ratio,
@@ -32,9 +37,6 @@ from odenets.measure import (
     to_dtypes,
     value_of,
 )
-from odenets.methods import ImplicitRungeKutta, RungeKutta, find
-from odenets.solution import SolveError, Status
-from odenets.table import aligned
 
 TUNED = ("method", "rtol", "atol", "controller", "adjoint", "compile")
 
@@ -280,7 +282,8 @@ class _Lab(Layer):
 
     def possible(self, adjoints: Sequence[Adjoint]) -> Sequence[Adjoint]:
         """Those that go with the layer's other options."""
-        return [a for a in adjoints if isinstance(a, Checkpointed)] if self.others.get("per_sample") else adjoints
+        options = {**self.block.solve_options, "compile": False}
+        return [adjoint for adjoint in adjoints if goes({**options, "adjoint": adjoint})] or adjoints
 
 
 def _reference(lab: _Lab, state: State, tolerance: float) -> _Reference:
@@ -385,8 +388,8 @@ class _Bench:
     def _try(self, options: dict[str, Any], budget: int | None = None) -> Row:
         """The errors of a candidate, given up where it takes more evaluations of f than its budget."""
         allowed = self.lab.others.get("max_steps", DEFAULTS["max_steps"])
-        stages = len(find(value_of(options, "method")).b)
-        steps = allowed if budget is None else min(allowed, max(1, budget // stages))
+        evaluations = find(value_of(options, "method")).parts - 1  # of a step, at least
+        steps = allowed if budget is None else min(allowed, max(1, budget // evaluations))
         self.state.rewind()
         try:
             measured = self.lab.measure({**options, "max_steps": steps})
@@ -471,10 +474,9 @@ class _Bench:
         for warning, reason in zip(caught, reasons):
             if not reason:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        compiled = compiler()
-        if compiled is None:
+        if compiler() is None:
             return Row(options, note="this torch's compiler is not known: see the warning")
-        if not compiled.cannot(self.lab.block.field):
+        if not told.cannot(self.lab.block.field):
             return row
         return Row(options, note=f"`f` cannot be compiled: {next(filter(None, reasons), 'see the earlier warning')}")
 
@@ -492,8 +494,7 @@ _TIGHTER_HELPS = (Status.DIVERGED, Status.NON_FINITE_FIELD, Status.NON_FINITE_ST
 
 
 def _compilable(row: Row) -> bool:
-    explicit = not isinstance(find(value_of(row.options, "method")), ImplicitRungeKutta)
-    return explicit and not row.compiled and isinstance(value_of(row.options, "adjoint"), COMPILED)
+    return not row.compiled and goes({**row.options, "compile": True})
 
 
 def _check(
@@ -514,7 +515,7 @@ def _check(
     for method in methods:
         find(method, "`methods` must be among")
     count("rounds", rounds)
-    if compile and not any(isinstance(adjoint, COMPILED) for adjoint in adjoints):
+    if compile and not any(goes({"adjoint": adjoint, "compile": True}) for adjoint in adjoints):
         raise TypeError(f"`compile=True` needs `Checkpointed()` or `Direct()` among `adjoints`, got {shown(adjoints)}")
 
 

@@ -1,4 +1,4 @@
-"""f and its pullback as one graph, cut in two: an evaluation keeps what its pullback needs, and is not repeated."""
+"""f and its pullback as one graph, split in two: an evaluation keeps what its pullback needs, and is not repeated."""
 
 import functools
 import operator
@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch.fx import Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from odenets.march import Activation, Bind
+from odenets.pullback.bound import Activation, Bind
 
 _aten = torch.ops.aten
 
@@ -29,7 +29,7 @@ def vjp(bind: Bind, wanted: Sequence[int], rest: Sequence[Any], t: Tensor, y: Te
     return out, pull
 
 
-class Cut:
+class Halves:
     """f as `evaluate`, which returns activations beside f(t, y), and its pullback, which takes them.
 
     Kept is what the pullback reads and what costs more than reading it: the results of matrix products and the like,

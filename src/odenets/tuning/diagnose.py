@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from odenets.arguments import count
-from odenets.diagnosis import Change, Diagnosis, Point
-from odenets.measure import (
+from odenets.methods import find
+from odenets.solution import Solution, SolveError
+from odenets.solve import solve
+from odenets.tuning.diagnosis import Change, Diagnosis, Point
+from odenets.tuning.measure import (
     Layer,
     OtherSolver,
     another,
@@ -22,10 +25,7 @@ from odenets.measure import (
     steps_text,
     value_of,
 )
-from odenets.methods import ImplicitRungeKutta, find
-from odenets.solution import Solution, SolveError
-from odenets.solve import solve
-from odenets.spectrum import DENSE, Jacobian, Spectrum, spectrum
+from odenets.tuning.spectrum import DENSE, Jacobian, Spectrum, spectrum
 
 _NOT_OWN = ("adjoint", "compile", "per_sample", "on_failure", "args")  # options of which a plain solve knows nothing
 
@@ -85,7 +85,7 @@ def _diagnose(layer: Layer, rewind: Callable[[], None], points: int) -> Diagnosi
         accepted=accepted,
         rejected=rejected,
         interval=abs(way.times[-1] - way.times[0]),
-        explicit=not isinstance(find(value_of(options, "method")), ImplicitRungeKutta),
+        explicit=not find(value_of(options, "method")).iterates,
         finer=changes[0],
         other=changes[1],
         reconstruction=way.reconstruction(),
@@ -139,9 +139,9 @@ class _Way:
         output: Any = self.solution.interpolant
         self.steps: list[tuple[float, float]] = []
         self.end = self.times[0]
-        for step in output.steps if output else ():
-            self.steps.append((output.sign * (output.origin + step.t), step.dt))
-            self.end = output.sign * (output.origin + step.t + step.dt)
+        for t, dt in zip(output.steps.t, output.steps.dt) if output else ():
+            self.steps.append((output.sign * (output.origin + t), dt))
+            self.end = output.sign * (output.origin + t + dt)
         self.estimate = "the whole Jacobian of each sample"
         sizes = " × ".join(str(n) for n in y0.shape)
         self.text = (

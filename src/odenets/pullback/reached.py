@@ -89,7 +89,7 @@ def reached_tensors(
     objects, of_f = list(_objects(watched)), {id(t) for t in own}
     found = [item for item in objects if isinstance(item, Tensor) and item.requires_grad]
     by_edge = {(t.grad_fn, t.output_nr): t for t in found if not t.is_leaf}
-    leaves, lost, edges = _captured(f0, started, of_f | {id(t) for t in found}, by_edge, again)
+    leaves, lost, edges = _crossed(f0, started, of_f | {id(t) for t in found}, by_edge, again)
     if lost:
         raise LostGradientError(
             f"`f` uses the result of an earlier computation that requires grad ({lost[0].name()}) and that is not an "
@@ -114,7 +114,7 @@ def check_reached(out: Tensor, started: int, reached: Reached, substitutes: Iter
     """
     known = {id(t) for t in (*reached.leaves, *substitutes)}
     by_edge = {(t.grad_fn, t.output_nr): t for t in reached.results}
-    leaves, nodes, _ = _captured(out, started, known, by_edge, again)
+    leaves, nodes, _ = _crossed(out, started, known, by_edge, again)
     lost = [str(tuple(leaf.shape)) for leaf in leaves if id(leaf) not in known] + [node.name() for node in nodes]
     if lost:
         raise LostGradientError(
@@ -123,7 +123,7 @@ def check_reached(out: Tensor, started: int, reached: Reached, substitutes: Iter
         )
 
 
-def _captured(
+def _crossed(
     out: Tensor, started: int, known: set[int], by_edge: dict[tuple[Any, int], Tensor], again: Again
 ) -> tuple[tuple[Tensor, ...], list[Node], list[tuple[Node, int]]]:
     """What an evaluation of f uses and did not make: leaves, nodes of unknown results, and edges to the known ones.

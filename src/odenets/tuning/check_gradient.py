@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, ReplayError, Reversible
+from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, Reversible
 from odenets.arguments import given_times, shown
-from odenets.captured import LostGradientError, reached_tensors, sequence_number
-from odenets.measure import difference, flat, saved_bytes, synchronize
+from odenets.pullback.reached import LostGradientError, reached_tensors, sequence_number
+from odenets.pullback.replay import ReplayError
 from odenets.solution import Solution, SolveError
 from odenets.solve import solve
 from odenets.table import aligned
+from odenets.tuning.measure import difference, flat, saved_bytes, synchronize
 
 PARTS = ("y0", "tensors", "t")
 _EXACT = 1e3  # times the rounding error of the dtype: a difference below is rounding

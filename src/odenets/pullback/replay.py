@@ -6,8 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from odenets.loop import Problem, evaluate_at_start
+from odenets.evaluation import evaluate_at_start
 from odenets.methods import rounding_of
+from odenets.problem import Problem
 from odenets.solution import Stats
 from odenets.transforms import is_captured
 

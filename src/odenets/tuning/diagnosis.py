@@ -167,8 +167,7 @@ def _on_stiffness(found: Diagnosis) -> Iterator[str]:
     if found.explicit and found.stiffness >= _STIFF and decay * step >= _STABILITY:
         yield (
             f"Stiff: decay × step is {decay * step:.2g}, so stability holds the steps and not accuracy. Take an "
-            "implicit method, `method='radauIIA5'` with `controller=Fixed(steps=...)`, or train with "
-            '`regularise="jacobian"`.'
+            "implicit method, `method='trbdf2'`, or train with `regularise=\"jacobian\"`."
         )
     elif found.nfe > _MANY and found.failure is None:
         yield (

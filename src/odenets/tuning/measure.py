@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from odenets import support
 from odenets.arguments import shown
 from odenets.controller import PID, Fixed
-from odenets.methods import METHODS, ImplicitRungeKutta, find
+from odenets.methods import METHODS, find
 from odenets.nn import ODEBlock
 from odenets.solve import solve
 
@@ -222,10 +223,16 @@ def finer(options: dict[str, Any], dtype: torch.dtype) -> OtherSolver:
     return _named({**rest, "controller": found})
 
 
+def goes(options: dict[str, Any]) -> bool:
+    """Whether these options of `solve` go together."""
+    asked = {name: value_of(options, name) for name in ("adjoint", "per_sample", "dense", "compile")}
+    return support.goes(method=find(value_of(options, "method")), controller=controller_of(options), **asked)
+
+
 def another(options: dict[str, Any]) -> OtherSolver:
     """A method of another order, as accurate at the same tolerance or more accurate at the same step."""
     method = find(value_of(options, "method"))
-    if isinstance(method, ImplicitRungeKutta):
+    if method.iterates:
         name = "gl6" if method.order == 5 else "radauIIA5"
     elif controller_of(options).adaptive:
         name = "bosh3" if method.order == 5 else "tsit5"

@@ -1,0 +1,1 @@
+"""Loops compiled around a graph of f."""

@@ -1,0 +1,101 @@
+"""f as a graph of tensor operations."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from odenets.engine.compile.failing import or_not_compiled
+from odenets.evaluation import checked
+from odenets.methods import Field
+from odenets.pullback.bound import Activation
+from odenets.pullback.graph import Halves
+
+# Where the compiler chooses how to accumulate a sum by its length: a matter of accuracy, not of what is computed.
+_MATTERS_NOT = "need_use_acc_helper"
+
+
+@dataclass
+class Graph:
+    """f as a graph of tensor operations, and the loops that have been compiled around it."""
+
+    module: GraphModule
+    inputs: list[Any]  # the fake inputs: tensors, and sizes that may change
+    t: int  # which of them is t
+    y: int
+    why: str | None = None  # why the graphs made before did not do
+    proven: bool = False  # held against f
+    traced: int = 0  # how many assumptions the tracer made, which it checks itself
+    programs: dict[Any, Callable[..., Any]] = field(default_factory=dict)
+    checked: dict[Any, bool] = field(default_factory=dict)
+    halves: dict[Any, Halves] = field(default_factory=dict)
+    activations: dict[Any, tuple[Activation, ...]] = field(default_factory=dict)  # for each set of sizes
+
+    @functools.cached_property
+    def rest(self) -> list[int]:
+        """The inputs but t and y: tensors first, then sizes."""
+        others = [i for i in range(len(self.inputs)) if i not in (self.t, self.y)]
+        return sorted(others, key=lambda i: not isinstance(self.inputs[i], Tensor))
+
+    def fits(self, inputs: Sequence[Any]) -> bool:
+        """Whether the loops compiled so far hold for these sizes: the compiler may have assumed something of them."""
+        guards = self.environment.guards[self.traced :]
+        key = (len(guards), *(value for value in inputs if isinstance(value, int)))
+        if key not in self.checked:
+            assumed = [guard.expr for guard in guards if _MATTERS_NOT not in str(guard.sloc)]
+            numbers = self.numbers([value for value in inputs if isinstance(value, int)])
+            self.checked[key] = all(expr.subs(numbers) in (True,) for expr in assumed)
+        return self.checked[key]
+
+    def numbers(self, sizes: Sequence[int]) -> dict[Any, int]:
+        """The numbers that the symbols stand for, of those sizes among the inputs, in order."""
+        fakes = [fake for fake in self.inputs if not isinstance(fake, Tensor)]
+        # `_expr`: the symbol itself, also where the compiler has fixed it; `expr` is its number then.
+        return {fake.node._expr: size for fake, size in zip(fakes, sizes)}
+
+    def split(self, wanted: Sequence[int]) -> Halves:
+        """f, split from its pullback to these of `rest`."""
+        key = tuple(wanted)
+        if key not in self.halves:
+            t, y, *rest = (self.inputs[i] for i in (self.t, self.y, *self.rest))
+            with or_not_compiled(), torch.no_grad(), self.tracing():
+                y = torch.empty(y.shape, dtype=y.dtype, device=y.device)
+                rest = [x.detach() if isinstance(x, Tensor) else x for x in rest]
+                self.halves[key] = Halves(self.bind, wanted, t.detach(), y, rest)
+        return self.halves[key]
+
+    @property
+    def environment(self) -> ShapeEnv:
+        if self.mode.shape_env is None:
+            raise RuntimeError("the tracer left no shape environment")
+        return self.mode.shape_env
+
+    @property
+    def mode(self) -> FakeTensorMode:
+        return self.inputs[self.y].fake_mode
+
+    @contextlib.contextmanager
+    def tracing(self) -> Iterator[None]:
+        """Where operations on the fake inputs are recorded: by their Python formulas, which keep sizes symbols."""
+        with self.mode, enable_python_dispatcher():
+            yield
+
+    def bind(self, rest: Sequence[Any]) -> Field:
+        """f, computing with these for `rest`."""
+        inputs: list[Any] = [None] * len(self.inputs)
+        for i, value in zip(self.rest, rest):
+            inputs[i] = value
+
+        def f(t: Tensor, y: Tensor) -> Tensor:
+            inputs[self.t], inputs[self.y] = t, y
+            return self.module(*inputs)[0]
+
+        return lambda t, y: checked(f(t, y), t, y)

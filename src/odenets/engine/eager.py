@@ -1,0 +1,345 @@
+"""The loop in numbers: try a step, ask the controller, keep or drop it, and hand out what falls inside it."""
+
+import math
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenets import transforms
+from odenets.controller import PID, Start, rms_of_any_size
+from odenets.engine import failures
+from odenets.engine.clock import conclude, shortened
+from odenets.engine.tape import Accepted, Tape
+from odenets.evaluation import CountedField, evaluate_at_start
+from odenets.methods import Carry, Step, real_dtype, stage_times
+from odenets.problem import Extension, Problem, Trajectory
+from odenets.solution import Failure, Stats, Status
+from odenets.transforms import all_finite, value_of, values_of
+
+_FOLLOWED = 300  # steps, after which a solution that is still bounded is none that blows up
+
+
+class Stepper:
+    """One solve in progress: advance it a step at a time. Times increase.
+
+    `clock`, where given, is the pair (start, end) of 0-dimensional float64 tensors that gradients to the times
+    flow through; the values are the same as the floats.
+    """
+
+    def __init__(self, problem: Problem, y0: Tensor, t0: float, clock: tuple[Tensor, Tensor] | None = None) -> None:
+        self.method, self.controller = problem.method, problem.controller
+        self.stats, self.max_steps = problem.stats, problem.max_steps
+        self.f = CountedField(problem.f, self.stats)
+        self.t, self.y = t0, y0
+        self.begun = t0, y0
+        self.carry: Carry = ()
+        self.dt: float | None = None
+        self.memory: tuple[float, ...] = self.controller.start
+        self.clock = clock
+        self.failure: Failure | None = None
+        self.problem = problem
+        self._stretch: Any = 0.0  # what the whole interval gets longer by: 0, but for its gradient
+        if clock is not None and self.controller.share:
+            span = problem.t[-1] - problem.t[0]
+            self._stretch = span - span.detach()
+
+    def derivative(self) -> Tensor:
+        """f at the present point, evaluated once."""
+        if not self.carry:
+            t = self.t if self.clock is None else self.clock[0]
+            (t,) = stage_times(self.problem.at(t), 0.0, (0.0,), self.y)
+            self.carry = self.method.begin(self.f(t, self.y))
+        return self.carry[0]
+
+    def jump(self, y: Tensor) -> None:
+        """Replace the state in place of time; step size and controller memory go on."""
+        self.y, self.carry = y, ()
+
+    def choose_first_step(self, t_end: float) -> None:
+        """Let the controller choose the first step of a solve to t_end, and check the start while at it."""
+        if not self.controller.chooses_first_step:
+            self.dt = self.controller.given_step(self.t, t_end)
+            if self.controller.adaptive and not all_finite(self.derivative()):
+                self._fail(failures.at_start(self.y, self.derivative()), 0.0)
+            return
+        f0 = self.derivative()
+        with torch.no_grad():
+            t0, span = self.problem.origin + self.t, t_end - self.t
+            start = Start(self.f, self.y, f0, t0, span, self.method.order, read=values_of)
+            dt, size = self.controller.first_step(start)
+            if not math.isfinite(dt):  # where f0 is not, or where a norm was too large
+                dt, size = self.controller.first_step(start._replace(norm=rms_of_any_size))
+            self.dt = dt
+            if not math.isfinite(dt):
+                self._fail(failures.at_start(self.y, f0), 0.0)
+            elif isinstance(self.controller, PID):
+                self.controller.check_resolution(size, self.y.dtype)
+
+    def advance(self, t_end: float) -> Accepted | None:
+        """Take one accepted step towards t_end, which it never passes; None when the solve has failed."""
+        if self.dt is None:
+            self.choose_first_step(t_end)
+        while self.failure is None and self.dt is not None:
+            if self.stats.steps >= self.max_steps:
+                return self._fail_after_all_steps(t_end)
+            final, dt = shortened(self.t, self.dt, t_end)
+            t_in, dt_in = self._differentiable(dt, final)
+            step = self.method.step(self.f, self.problem.at(t_in), self.y, dt_in, self.carry)
+            if step.trouble is not None and not self._may_be_shorter(step):
+                return self._fail_in_step(step, dt)
+            step, ratio = self._judge(step, dt)
+            accept, t1, self.dt, self.memory = conclude(
+                self.controller, self.method.order, ratio, self.dt, dt, final, self.t, t_end, self.memory
+            )
+            if accept:
+                return self._accept(step, dt, final, (t_in, dt_in), t1)
+            self.stats.rejected += 1
+            self.carry = self.method.carry_again(step, self.carry)
+            if self.dt is None or math.isnan(self.dt):
+                return self._fail_in_tiny_step(step, dt, ratio)
+        return None
+
+    def _may_be_shorter(self, step: Step) -> bool:
+        """Whether a shorter step may be made where this one could not be."""
+        return self.controller.adaptive and all_finite(self.y)
+
+    def _judge(self, step: Step, dt: float) -> tuple[Step, float]:
+        """The step, with all that its error needs, and that in tolerances."""
+        if not self.controller.adaptive:
+            return step, 0.0
+        if step.trouble is not None:
+            return step, math.inf
+        if self.method.error_needs_all:
+            step = self.method.complete(self.f, step)
+        with torch.no_grad():
+            error = self.method.error(dt, step.parts)
+            ratio = value_of(self.controller.error_ratio(self.y, step.y, error))  # the one host read of a step
+            if not math.isfinite(ratio):
+                ratio = value_of(self.controller.error_ratio(self.y, step.y, error, rms_of_any_size))
+        return step, ratio
+
+    def _differentiable(self, dt: float, final: bool) -> tuple[Any, Any]:
+        """t and dt as the step gets them: as tensors where gradients flow through the times."""
+        if self.clock is None:
+            return self.t, dt
+        start, end = self.clock
+        if final:
+            return start, end - start
+        # The steps of `Fixed(steps=...)` take their share of a longer interval.
+        return start, dt + self.controller.share * self._stretch if self.controller.share else dt
+
+    def _accept(self, step: Step, dt: float, final: bool, times: tuple[Any, Any], t1: float) -> Accepted:
+        clock = None if self.clock is None else times
+        accepted = Accepted(self.t, dt, final, self.y, step, clock)
+        self.stats.accepted += 1
+        self.t = t1
+        self.y = step.y
+        self.carry = self.method.carry(step)
+        if self.clock is not None:
+            start, end = self.clock
+            self.clock = (end if final else start + times[1], end)
+        return accepted
+
+    def complete(self, step: Step) -> Step:
+        """The step that was just accepted, with all its parts, of which the next one gets what it can use."""
+        step = self.method.complete(self.f, step)
+        self.carry = self.method.carry(step)
+        return step
+
+    def _fail(self, reason: failures.Reason, dt: float) -> None:
+        self.failure = Failure(reason.status, self.t, dt, reason.detail)
+
+    def _fail_in_step(self, step: Step, dt: float) -> None:
+        reason = failures.Reason(Status.NOT_CONVERGED, str(step.trouble))
+        if not all_finite(self.y):
+            reason = failures.Reason(Status.NON_FINITE_START, f"y: {failures.locate_non_finite(self.y)}.")
+        elif step.trouble is not None and step.trouble.undefined:
+            reason = reason._replace(status=Status.NON_FINITE_FIELD)
+        self._fail(reason, dt)
+
+    @torch.no_grad()
+    def _fail_in_tiny_step(self, step: Step, dt: float, ratio: float) -> None:
+        if step.trouble is not None:
+            return self._fail_in_step(step, dt)
+        self._fail(failures.of_a_tiny_step(self.y, step.parts, dt, ratio), dt)
+
+    @torch.no_grad()
+    def _fail_after_all_steps(self, t_end: float) -> None:
+        t0, y0 = self.begun
+        (start,) = stage_times(self.problem.at(t0), 0.0, (0.0,), y0)
+        slopes = self.derivative(), self.f(start, y0)
+        away = failures.runs_away(self.y, slopes[0], y0, slopes[1], self.t - t0, t_end - self.t)
+        if not (away and escapes(self.problem, self.y, self.t, self.dt, t_end)):
+            return self._fail(failures.Reason(Status.MAX_STEPS), self.dt or 0.0)
+        largest = value_of(self.y.abs().max())
+        detail = f"`max_steps` allows no more, the largest |y| is {largest:.3g}, and it grows faster and faster."
+        self._fail(failures.Reason(Status.DIVERGED, detail), self.dt or 0.0)
+
+
+@torch.no_grad()
+def escapes(problem: Problem, y: Tensor, t: float, dt: float | None, t_end: float) -> bool:
+    """Whether the solution, followed on from y at t by a few hundred steps of a loose tolerance, leaves every bound.
+
+    The last rate of growth alone does not tell that from the rise of an oscillation.
+    """
+    if not problem.controller.adaptive:
+        return False
+    atol = problem.controller.atol if isinstance(problem.controller, PID) else 1e-9
+    loosely = replace(problem, controller=PID(rtol=1e-2, atol=atol), max_steps=sys.maxsize, stats=Stats())
+    stepper = Stepper(loosely, y, t)
+    stepper.dt = dt
+    while stepper.t < t_end and stepper.stats.accepted < _FOLLOWED:
+        if stepper.advance(t_end) is None:
+            return stepper.failure is not None and stepper.failure.status is Status.DIVERGED
+    return False
+
+
+@torch.no_grad()
+def failure_of_fixed_steps(problem: Problem, y0: Tensor, y_end: Tensor) -> Failure | None:
+    """After fixed steps, which read nothing back: is the end finite? If not, walk the steps again to say where."""
+    if all_finite(y_end):
+        return None
+    stepper = Stepper(replace(problem, stats=Stats()), y0.detach(), problem.times[0])
+    if not all_finite(y0):
+        return Failure(Status.NON_FINITE_START, stepper.t, 0.0, f"y0: {failures.locate_non_finite(y0)}.")
+    usual = value_of(y0.abs().max())  # the size of a state that f was made for
+    while all_finite(stepper.y) and stepper.t < problem.times[-1]:
+        taken = stepper.advance(problem.times[-1])
+        if taken is None or taken.y is None or taken.step is None:
+            return stepper.failure
+        if usual == 0 and all_finite(taken.step.y):
+            usual = value_of(taken.step.y.abs().max())
+        for i, k in enumerate(taken.step.parts):
+            if not all_finite(k):
+                there = problem.method.evaluated_at(i, taken.y, taken.dt, taken.step.parts)
+                is_tame = value_of(there.abs().max()) <= 1e6 * usual
+                status = Status.NON_FINITE_FIELD if is_tame else Status.NON_FINITE_STATE
+                return Failure(status, taken.t, taken.dt, f"f: {failures.locate_non_finite(k)}.")
+    detail = f"y: {failures.locate_non_finite(y_end)}."
+    return Failure(Status.NON_FINITE_STATE, stepper.t, stepper.dt or 0.0, detail)
+
+
+def stand_still(problem: Problem) -> Trajectory:
+    """A solve of no length, all of whose times are one: no step, and y0 is the state at each.
+
+    Whatever the adjoint, gradients are those of y0 + (t − t0) f(t0, y0).
+    """
+    y0 = problem.y0
+    f0 = evaluate_at_start(problem, y0)
+    past = (problem.t - problem.t[0]).to(real_dtype(y0))
+    ys = y0 + past.reshape(-1, *(1,) * y0.dim()) * f0
+    failure = None
+    if not all_finite(ys[-1]):
+        reason = failures.at_start(y0.detach(), f0.detach())
+        failure = Failure(reason.status, problem.times[0], 0.0, reason.detail)
+    trajectory = Trajectory(ys, Extension([problem.times[0]], [0.0], y0[None], f0[None, None]), failure)
+    if problem.per_sample:
+        problem.stats.accepted, problem.stats.rejected = torch.zeros((2, len(y0)), dtype=torch.int64, device=y0.device)
+        trajectory.statuses = (Status.SUCCESS if failure is None else failure.status,) * len(y0)
+    return trajectory
+
+
+def run(
+    problem: Problem,
+    y0: Tensor,
+    f0: Tensor | None = None,
+    *,
+    tape: Tape[Accepted, Tensor] | None = None,
+    clock: Tensor | None = None,
+    timed: bool = False,
+    read: bool = True,
+    slopes: dict[int, Tensor] | None = None,
+) -> Trajectory:
+    """Solve from the first time to the last.
+
+    Args:
+        y0: The start; `problem.y0`, or a copy of it outside of autograd.
+        f0: f(t0, y0) where it is known already.
+        tape: Where to write what a replay of the accepted steps needs.
+        clock: `problem.t`, where gradients to the times shall flow through the loop itself.
+        timed: Whether gradients to the times are wanted at all, by the clock or by a replay.
+        slopes: Where to write dy/dt at the outputs that lie inside a step, by their index.
+        read: Whether the host may read values: without, nobody sees whether fixed steps ended in finite numbers.
+    """
+    times, t_end = problem.times, problem.times[-1]
+    stepper = Stepper(problem, y0, times[0], None if clock is None else (clock[0], clock[-1]))
+    stepper.carry = () if f0 is None else problem.method.begin(f0)
+    timed = timed or clock is not None
+    ys = [y0] * (1 if timed else problem.at_start)
+    dense: list[Accepted] = []
+    while stepper.t < t_end:
+        taken = stepper.advance(t_end)
+        if taken is None:
+            break
+        taken = _emit(problem, stepper, ys, taken, clock, timed)
+        if problem.dense:
+            dense.append(taken)
+        if slopes is not None and taken.step is not None:
+            theta = {j: (times[j] - taken.t) / taken.dt for j in taken.inside}
+            slopes |= {j: problem.method.slope(taken.dt, taken.step.parts, x) for j, x in theta.items()}
+        if tape is not None and taken.y is not None:
+            kept = Accepted(taken.t, taken.dt, taken.final, None, None, None, taken.ends, taken.inside)
+            tape.add(kept, taken.y)
+    if tape is not None:
+        tape.end = stepper.y
+    failure = stepper.failure
+    if failure is None and read and not problem.controller.adaptive:
+        failure = failure_of_fixed_steps(problem, y0, ys[-1])
+    return Trajectory(torch.stack(ys), extension_of(dense) if dense else None, failure)
+
+
+def extension_of(steps: list[Accepted]) -> Extension:
+    """The continuous extension of these steps, which are complete."""
+    y = torch.stack([step.y for step in steps if step.y is not None])
+    parts = torch.stack([torch.stack(step.step.parts) for step in steps if step.step is not None])
+    clock = None
+    if steps[0].clock is not None:
+        like = steps[0].clock[0]
+        pairs = [(step.clock[0], torch.as_tensor(step.clock[1]).to(like)) for step in steps if step.clock is not None]
+        clock = torch.stack([torch.stack(pair) for pair in pairs])
+    return Extension([step.t for step in steps], [step.dt for step in steps], y, parts, clock)
+
+
+def _emit(
+    problem: Problem, stepper: Stepper, ys: list[Tensor], taken: Accepted, clock: Tensor | None, timed: bool
+) -> Accepted:
+    """Append the outputs that lie in this step; the step with their indices, complete if they need that."""
+    first = last = len(ys)
+    slack = _ROUNDING * stepper.t
+    while last < len(problem.times) and problem.times[last] <= stepper.t + slack:
+        last += 1
+    if (first == last and not problem.dense) or taken.y is None or taken.step is None:
+        return taken
+    ends = tuple(j for j in range(first, last) if _ends_step(problem, stepper.t - slack, j, timed))
+    inside = tuple(j for j in range(first, last) if j not in ends)
+    step = taken.step
+    if inside or problem.dense:
+        step = stepper.complete(step)
+    t, dt = taken.clock or (taken.t, taken.dt)
+    for j in range(first, last):
+        if j in ends:
+            ys.append(step.y)
+        else:
+            t_out = problem.times[j] if clock is None else clock[j]
+            ys.append(problem.method.interpolate(taken.y, dt, step.parts, (t_out - t) / dt))
+    return Accepted(taken.t, taken.dt, taken.final, taken.y, step, taken.clock, ends, inside)
+
+
+_ROUNDING = 2.0**-50  # of a time that is the sum of a few
+
+
+def _ends_step(problem: Problem, t: float, j: int, timed: bool) -> bool:
+    """Whether output j is the end of the step itself, not before t, and not an interpolation inside it.
+
+    Where gradients to the times are wanted only the last output is: there alone the step's own length carries
+    the gradient; every other one gets it from the interpolation.
+    """
+    return j == len(problem.times) - 1 if timed else problem.times[j] >= t
+
+
+def clock_of(problem: Problem) -> Tensor | None:
+    """The times, where their derivatives are wanted."""
+    return problem.t if transforms.is_differentiated(problem.t) else None

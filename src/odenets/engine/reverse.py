@@ -1,0 +1,158 @@
+"""The solve in numbers as one function of autograd: the loop with its tape, and the one sweep back over that."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenets.engine.clock import TimeBars, stretch
+from odenets.engine.eager import run
+from odenets.engine.tape import Accepted, Tape, reversal
+from odenets.evaluation import CountedField
+from odenets.problem import Extension, Trajectory
+from odenets.pullback.by_autograd import ByAutograd, GradientSum, Summed, Wanted, inner_product, plus
+from odenets.pullback.function import Around, Prepared
+from odenets.pullback.replay import SameAgain
+from odenets.solution import Stats
+
+
+@dataclass
+class Replayed:
+    """A solve of which states are kept, and each accepted step made again in the backward pass.
+
+    Args:
+        states: How many states may be kept at any time; None for any number.
+    """
+
+    prepared: Prepared
+    states: int | None
+    around: Around
+    name: str
+    without: str = "use `adjoint=Direct()`"
+    then: contextlib.AbstractContextManager = field(init=False)
+    trajectory: Trajectory | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.then, self.wanted = self.prepared.then, Wanted(self.prepared.reached)
+
+    def forward(self, y0: Tensor, t: Tensor, tensors: Sequence[Tensor], timed: bool) -> tuple[Tensor, ...]:
+        # Half of them: the other half makes the states between them again.
+        tape: Tape[Accepted, Tensor] = Tape(None if self.states is None else self.states // 2)
+        trajectory = run(self.prepared.problem, y0, self.prepared.f0, tape=tape, timed=timed)
+        self.prepared.f0, self.timed = None, timed
+        self.trajectory, self.steps, self.places = trajectory, tape.steps, list(tape.states)
+        self._kept = [y for y in (tape.end, *tape.states.values()) if y is not None]
+        dense = trajectory.dense
+        if dense is None:
+            return (trajectory.ys,)
+        times = (torch.tensor([dense.t, dense.dt], dtype=torch.float64, device=y0.device).T,) if timed else ()
+        return trajectory.ys, dense.y, dense.parts, *times
+
+    def take_kept(self) -> Sequence[Tensor]:
+        kept, self._kept = self._kept, []
+        return kept
+
+    def finished(self, ys: Tensor, *dense: Tensor) -> Trajectory:
+        """The trajectory, with the tensors that autograd has returned."""
+        trajectory, self.trajectory = self.trajectory, None
+        if trajectory is None:
+            raise RuntimeError("the forward pass left no trajectory")
+        trajectory.ys = ys
+        if trajectory.dense is not None:
+            trajectory.dense = Extension(trajectory.dense.t, trajectory.dense.dt, *dense)
+        return trajectory
+
+    def backward(
+        self, t: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor], bars: Sequence[Tensor]
+    ) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
+        end, *states = kept
+        by_place = dict(zip(self.places, states))
+        sweep = _Sweep(self, t, end, *bars)
+        free = 0 if self.states is None else self.states - (len(by_place) - 1)  # without a bound every state is there
+        passing = end  # from the first move on the state that it has reached
+        for start, there, keep in reversal(len(self.steps), self.places, free):
+            y = by_place.get(start, passing)
+            if start == there:
+                sweep.undo(start, self.steps[start], y)
+                by_place.pop(start, None)
+                continue
+            passing = sweep.replay(self.steps[start:there], y)
+            if keep:
+                by_place[there] = passing
+        return sweep.finish(), sweep.grad_t, sweep.grads.values
+
+
+class _Sweep:
+    """The running cotangents of a sweep from the last step to the first."""
+
+    def __init__(self, solve: Replayed, t: Tensor, end: Tensor, grad_ys: Tensor, *grad_dense: Tensor) -> None:
+        self.problem, self.timed = solve.prepared.problem, solve.timed
+        self.end, self.same = end, SameAgain(solve.name)  # the state after the step about to be undone
+        self.grad_ys, self.grad_dense = grad_ys, grad_dense
+        self.lam: Tensor | None = None  # ∂L/∂y there
+        self.times = TimeBars()
+        self.grads = GradientSum(len(solve.wanted.tensors))
+        self.grad_t = torch.zeros_like(t) if self.timed else None
+        self.stats = Stats()
+        self.f = CountedField(self.problem.f, self.stats)
+        pullback = ByAutograd(self.f, solve.prepared.reached, solve.wanted, self.timed)
+        self.tracked = Summed(pullback, self.grads)
+
+    @torch.no_grad()
+    def replay(self, steps: Sequence[Accepted], y: Tensor) -> Tensor:
+        """The state after these steps."""
+        for step in steps:
+            y = self.problem.method.step(self.f, self.problem.at(step.t), y, step.dt, ()).y
+        return y
+
+    def undo(self, k: int, step: Accepted, y: Tensor) -> None:
+        """Pull the cotangents back through step k, which starts at y."""
+        lam = self.lam
+        for j in step.ends:
+            lam = plus(lam, self.grad_ys[j])
+        complete = bool(step.inside or self.grad_dense)
+        if lam is None and not complete:
+            self.end = y
+            return
+        method, t, dt = self.problem.method, self.problem.at(step.t), step.dt
+        remade = method.remake(self.tracked, t, y, dt, complete=complete)
+        self.same.check(remade.y, self.end, y)
+        inner = inner_product if self.timed else None
+        part_bars, direct, t_bar, dt_bar = self._outputs(k, step, remade.parts, inner)
+        lam, d_t, d_dt = remade.pull(torch.zeros_like(y) if lam is None else lam, part_bars, inner)
+        for bar in direct:
+            lam = lam + bar
+        self.lam, self.end = lam, y
+        if self.timed:
+            self.times = self.times.before(t_bar + d_t, dt_bar + d_dt, step.final)
+
+    def finish(self) -> Tensor:
+        """∂L/∂y0, with the outputs that are y0 itself."""
+        self.same.finish()
+        self.problem.stats.add_backward(self.stats.nfe)
+        if self.grad_t is not None:
+            self.grad_t[0] += self.times.t
+            self.grad_t[-1] += self.times.end
+            stretch(self.grad_t, self.times.span, self.problem.controller)
+        reached = 1 if self.timed else self.problem.at_start
+        return plus(self.lam, self.grad_ys[:reached].sum(0))
+
+    def _outputs(
+        self, k: int, step: Accepted, parts: Sequence[Tensor], inner: Any
+    ) -> tuple[list[Tensor] | None, list[Tensor], Any, Any]:
+        """What the outputs inside the step, and dense output, give to its parts, its y, its t and its dt."""
+        bars = list(self.grad_dense[1][k].unbind()) if self.grad_dense else None
+        direct = [self.grad_dense[0][k]] if self.grad_dense else []
+        t_bar, dt_bar = self.grad_dense[2][k] if self.grad_dense and self.timed else (0.0, 0.0)
+        for j in step.inside:
+            theta = (self.problem.times[j] - step.t) / step.dt
+            given, rise, d_dt = self.problem.method.pull_output(step.dt, parts, theta, self.grad_ys[j], inner)
+            bars = given if bars is None else [bar + more for bar, more in zip(bars, given)]
+            direct.append(self.grad_ys[j])
+            t_bar, dt_bar = t_bar - rise, dt_bar + d_dt
+            if self.grad_t is not None:
+                self.grad_t[j] += rise
+        return bars, direct, t_bar, dt_bar

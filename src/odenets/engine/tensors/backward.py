@@ -1,0 +1,136 @@
+"""A chunk of a solve, in reverse."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from odenets.engine.clock import TimeBars
+from odenets.engine.tensors.outputs import Bars, product, take_up_outputs
+from odenets.engine.tensors.plan import BackClock, Buffers, Plan, While
+from odenets.methods import Pull, Since
+from odenets.pullback.bound import Vjp
+
+T = TypeVar("T")
+
+
+def backward(
+    plan: Plan,
+    while_: While,
+    vjp: Vjp,
+    wanted: Sequence[int],
+    rows: Tensor,
+    times: Tensor,
+    clock: Tensor,
+    lam: Tensor,
+    *rest: Tensor,
+) -> tuple[Tensor, ...]:
+    """A chunk in reverse.
+
+    Args:
+        vjp: The pullback of f.
+        wanted: Which of the tensors that f reaches a gradient is due to.
+        rows: How many steps are to be undone.
+        clock: The `BackClock` at the end of the chunk.
+        lam: ∂L/∂y there.
+        rest: ∂L/∂ys (where there are outputs), the buffers, the tensors.
+
+    Returns:
+        The clock and ∂L/∂y at the start of the chunk; the evaluations of f; ∂L/∂times (where there are outputs) and
+        the gradients, of this chunk alone.
+    """
+    grad_ys = rest[0] if plan.outputs else None
+    buffers, tensors = Buffers.split(plan, rest[1 if plan.outputs else 0 :])
+    buffers = _certain(buffers)
+    sums = [torch.zeros_like(tensors[i]) for i in wanted]
+    bars, grad_times = None, ()
+    if grad_ys is not None:
+        bars, output, *grad_times = take_up_outputs(plan, while_, times, clock[0], lam, grad_ys, buffers)
+        clock = torch.stack([output, *clock[1:].unbind()])
+    rows = rows.reshape(())
+    carry = (rows.clone(), torch.zeros_like(rows), clock.clone(), lam.clone(), *sums)
+    shared = (*buffers.tensors, *(bars or ()), *tensors)
+
+    def condition(*arguments: Tensor) -> Tensor:
+        return arguments[0] > 0
+
+    def body(*arguments: Tensor) -> tuple[Tensor, ...]:
+        now, inner = arguments[: len(carry)], arguments[len(carry) :]
+        kept, inner = Buffers.split(plan, inner)
+        given = None if bars is None else Bars(*inner[: len(bars)])
+        tensors = inner[len(bars or ()) :]
+        return _Undo(plan, vjp, tensors, given)(_certain(kept), *now)
+
+    nfe, clock, lam, *sums = while_(condition, body, carry, shared, ())[1:]
+    return clock, lam, nfe, *grad_times, *sums
+
+
+@dataclass
+class _Undo:
+    """One accepted step in reverse; as a `Differentiable`, f there."""
+
+    plan: Plan
+    vjp: Vjp
+    tensors: Sequence[Tensor]
+    bars: Bars | None
+
+    def __call__(
+        self, buffers: Buffers, rows: Tensor, nfe: Tensor, clock: Tensor, lam: Tensor, *sums: Tensor
+    ) -> tuple[Tensor, ...]:
+        method, row, back = self.plan.method, rows - 1, BackClock(*clock.unbind())
+        (t, dt, _, final), y, kept = buffers.read(row)
+        self.taken = dt > 0
+        kept = None if kept is None else [self._finite(k) for k in kept]
+        self.sums, self.nfe = list(sums), 0
+        activations = None if self.plan.activations is None else buffers.read_activations(row, self.plan.pulled)
+        self.known = itertools.repeat((None, None)) if activations is None else zip(_certain(kept), activations)
+        remade = method.remake(self, Since(back.origin, t), y, dt, complete=self.plan.outputs, known=kept)
+        y_bar, part_bars, time_bars = None, None, None
+        if self.bars is not None:
+            y_bar, part_bars, time_bars = self.bars.read(row)
+        inner = self._inner if self.plan.timed else None
+        lam, t_bar, dt_bar = remade.pull(lam, part_bars, inner)
+        if y_bar is not None and time_bars is not None:
+            lam, t_bar, dt_bar = lam + y_bar, t_bar + time_bars[0], dt_bar + time_bars[1]
+        clock = self._clock(back, t_bar, dt_bar, final > 0) if self.plan.timed else clock.clone()
+        return row, nfe + self.nfe, clock, lam, *self.sums
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        raise RuntimeError("a step whose equations have to be solved is none of a loop in tensors")
+
+    def at(self, t: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
+        k, activations = next(self.known)  # called for one stage after the other
+        self.nfe += int(k is None)
+        k, pullback = self.vjp(self.tensors, t, y, k, activations)
+
+        def pull(k_bar: Tensor, /, *, last: bool = True) -> tuple[Tensor, Tensor]:
+            t_bar, y_bar, *bars = pullback(k_bar)
+            if last:
+                self.sums = [total + bar for total, bar in zip(self.sums, bars)]
+            return y_bar, t_bar.to(torch.float64)
+
+        return self._finite(k), pull
+
+    def _finite(self, k: Tensor) -> Tensor:
+        """A part, 0 for a sample that took no step here: it may have been tried where f is infinite."""
+        return torch.where(self.taken, k, 0.0) if self.plan.per_sample else k
+
+    def _inner(self, a: Tensor, b: Tensor) -> Tensor:
+        """The real inner product, of shape S."""
+        each = product(a, b)
+        return each.sum(self.plan.within(a), keepdim=True) if self.plan.per_sample else each.sum()
+
+    def _clock(self, back: BackClock, t_bar: Tensor, dt_bar: Tensor, final: Tensor) -> Tensor:
+        """The clock at the start of the step."""
+        bars = TimeBars(back.t, back.end, back.span).before(t_bar, dt_bar, final, ~self.taken)
+        return torch.stack([back.output, *bars, back.origin])
+
+
+def _certain(x: T | None) -> T:
+    """x, where the plan says that there is one."""
+    if x is None:
+        raise RuntimeError("a loop got less than its plan says")
+    return x

@@ -1,0 +1,80 @@
+"""The loops in tensors, run by Python: each operation at once, and f differentiated by autograd."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenets import transforms
+from odenets.engine.tensors.backward import backward
+from odenets.engine.tensors.forward import forward
+from odenets.engine.tensors.plan import Plan
+from odenets.evaluation import CountedField
+from odenets.problem import Problem
+from odenets.pullback.by_autograd import ByAutograd, Wanted
+from odenets.pullback.function import Prepared
+from odenets.pullback.replay import check_start
+from odenets.solution import Stats
+
+
+@dataclass
+class ByPython:
+    """`Loops` of a problem, prepared for its backward pass; None where it will have none."""
+
+    problem: Problem
+    prepared: Prepared | None = None
+
+    def __post_init__(self) -> None:
+        self.tensors: Sequence[Tensor] = () if self.prepared is None else self.prepared.inputs
+        self.wanted = range(len(self.tensors))
+        self.start: tuple[Tensor, Tensor] | None = None  # y0 and f there
+        if self.prepared is not None and self.prepared.f0 is not None:
+            self.start = self.problem.y0.detach().clone(), self.prepared.f0
+
+    def activations(self) -> None:
+        """None: autograd keeps its own."""
+
+    def check(self) -> None:
+        if self.start is not None:
+            check_start("Checkpointed", self.problem, *self.start)
+
+    def forward(self, plan: Plan) -> Any:
+        f = CountedField(self.problem.f, Stats())
+        return functools.partial(forward, plan, _while, lambda tensors: f)
+
+    def backward(self, plan: Plan) -> Any:
+        if self.prepared is None:
+            raise RuntimeError("there is nothing to differentiate")
+        f, reached = CountedField(self.problem.f, Stats()), self.prepared.reached
+        pullback_of = ByAutograd(f, reached, Wanted(reached), timed=True)
+
+        def vjp(tensors: Any, t: Tensor, y: Tensor, *_: Any) -> Any:
+            k, pullback = pullback_of(t, y)
+            like = (t, y, *pullback_of.wanted.tensors)
+
+            def pull(bar: Tensor) -> list[Tensor]:
+                y_bar, bars, t_bar = pullback(bar)
+                grads = (t_bar, y_bar, *bars)
+                return [torch.zeros_like(x) if g is None else g for x, g in zip(like, grads)]
+
+            return k, pull
+
+        return functools.partial(backward, plan, _while, vjp, self.wanted)
+
+
+def _while(condition: Any, body: Any, carry: tuple, constants: tuple, mutated: tuple) -> tuple:
+    while _holds(condition(*carry, *constants)):
+        carry = body(*carry, *constants)
+    return carry
+
+
+def _holds(condition: Tensor) -> bool:
+    if transforms.is_mapped(condition):
+        raise NotImplementedError(
+            "`per_sample=True` ends its loop by values, which `vmap` cannot map over: leave `per_sample` out, or put "
+            "the samples into the first axis of `y0` instead of `vmap`"
+        )
+    return bool(condition)

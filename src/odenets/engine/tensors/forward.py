@@ -1,0 +1,174 @@
+"""A chunk of a solve, forward."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from odenets.controller import FirstStep, Number, Start
+from odenets.engine.clock import conclude, shortened
+from odenets.engine.tensors.outputs import read_outputs
+from odenets.engine.tensors.plan import Buffers, Clock, Numbers, Plan, Report, While, tuned
+from odenets.methods import Since, real_dtype
+from odenets.pullback.bound import Bind
+
+
+class Now(NamedTuple):
+    """Where a solve stands: what a step changes. Of shape S, but for the last fields, from `row` on."""
+
+    t: Tensor
+    dt: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    memory: tuple[Tensor, ...]
+    row: Tensor  # the next row of the buffers
+    nfe: Tensor  # evaluations of f in this chunk
+    y: Tensor
+    carry: tuple[Tensor, ...]  # f(t, y) and what its evaluation keeps, where that is carried
+
+    @property
+    def flat(self) -> tuple[Tensor, ...]:
+        return (*self[:4], *self.memory, *self[5:8], *self.carry)
+
+    @staticmethod
+    def of(plan: Plan, items: Sequence[Tensor]) -> "Now":
+        m = 4 + len(plan.controller.start)
+        t, dt, accepted, rejected, *_ = items
+        row, nfe, y = items[m : m + 3]
+        carry = tuple(items[m + 3 : m + 3 + plan.carried])
+        return Now(t, dt, accepted, rejected, tuple(items[4:m]), row, nfe, y, carry)
+
+    def alive(self, numbers: Numbers) -> Tensor:
+        """Which samples have not reached the end, still have steps left, and are not stuck."""
+        return (self.t < numbers.t_end) & (self.dt > 0) & (self.accepted + self.rejected < numbers.max_steps)
+
+
+def forward(
+    plan: Plan, while_: While, bind: Bind, numbers: Tensor, times: Tensor, clock: Tensor, y: Tensor, *rest: Tensor
+) -> tuple[Tensor, ...]:
+    """A chunk of the solve.
+
+    Args:
+        numbers: `Numbers`.
+        times: (T,) in float64.
+        clock: The `Clock` of the chunk before.
+        y: The state.
+        rest: What is carried, ys to write into (where there are outputs), the buffers (where there are any), the
+            tensors that f reaches.
+
+    Returns:
+        A `Report` for the host; then the clock, the state, and what is carried.
+    """
+    carry, items = tuple(rest[: plan.carried]), list(rest[plan.carried :])
+    ys = items.pop(0) if plan.outputs else None
+    buffers, tensors = Buffers.split(plan, items)
+    f = _Evaluations(plan, bind(tensors))
+    clock, carry = _begin(plan, f, numbers, clock, y, carry)
+    zero = torch.zeros((), dtype=torch.int64, device=y.device)
+    t, dt, accepted, rejected, output, size, *memory = (x.clone() for x in clock.unbind())
+    start = Now(t, dt, accepted, rejected, tuple(memory), zero, zero + f.count, y.clone(), carry)
+    shared = (numbers, *(() if buffers is None else buffers.tensors), *tensors)
+
+    def here(arguments: Sequence[Tensor]) -> tuple[Now, Tensor, Buffers | None, Sequence[Tensor]]:
+        numbers, *inner = arguments[len(start.flat) :]
+        return Now.of(plan, arguments), numbers, *Buffers.split(plan, inner)
+
+    def condition(*arguments: Tensor) -> Tensor:
+        now, numbers, buffers, _ = here(arguments)
+        going = now.alive(Numbers.read(numbers)).any()
+        going = going if buffers is None else going & (now.row < buffers.y.shape[0])
+        return going | (now.nfe == f.count)  # see `While`
+
+    def body(*arguments: Tensor) -> tuple[Tensor, ...]:
+        now, numbers, buffers, tensors = here(arguments)
+        return _advance(plan, _Evaluations(plan, bind(tensors)), numbers, buffers, now).flat
+
+    written = tuple(range(1, len(shared) - len(tensors)))
+    end = Now.of(plan, while_(condition, body, start.flat, shared, written))
+    if ys is not None and buffers is not None:
+        output = read_outputs(plan, while_, times, end.t, output, ys, buffers)
+    clock = torch.stack([*Clock(end.t, end.dt, end.accepted, end.rejected, output, size), *end.memory])
+    going = end.alive(Numbers.read(numbers)).any()
+    report = torch.stack([x.double() for x in Report(end.row, going, end.nfe)])
+    if not plan.per_sample:
+        report = torch.cat([report, clock[: len(Clock._fields)]])
+    return report, clock, end.y, *end.carry
+
+
+class _Evaluations:
+    """f, and what each of its evaluations keeps."""
+
+    def __init__(self, plan: Plan, f: Callable[..., Any]) -> None:
+        self._f, self._keeps = f, plan.activations is not None
+        self.kept: list[tuple[Tensor, ...]] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.kept)
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        k, *kept = self._f(t, y) if self._keeps else (self._f(t, y),)
+        self.kept.append(tuple(kept))
+        return k
+
+
+def _begin(
+    plan: Plan, f: _Evaluations, numbers: Tensor, clock: Tensor, y: Tensor, carry: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The clock and what is carried at the start of the solve, or those of the chunk before."""
+    given = Numbers.read(numbers)
+    shape = plan.time_shape(y)
+    t0, dt, output = (x.expand(shape) if shape else x for x in (given.t0, given.dt, given.at_start))
+    size = torch.zeros_like(t0)
+    controller = tuned(plan.controller, numbers)
+    begun = (f((given.origin + t0).to(real_dtype(y)), y), *f.kept[0]) if plan.carries else ()
+    if begun and controller.chooses_first_step:
+        t_start, span = given.origin + t0, given.t_end - t0
+        step: FirstStep = controller.first_step(
+            Start(f, y, begun[0], t_start, span, plan.method.order, plan.norm, Tensor.unbind)
+        )
+        dt, size = step.dt.detach(), step.size.detach()  # constants to the gradient
+    zero = torch.zeros_like(t0)
+    memory = [zero + value for value in controller.start]
+    start = torch.stack([*Clock(t0 + zero, dt + zero, zero, zero, output + zero, size + zero), *memory])
+    fresh = given.first > 0
+    chosen = tuple(torch.where(fresh, new, old) for new, old in zip(begun, carry))
+    return torch.where(fresh, start, clock), chosen
+
+
+def _advance(plan: Plan, f: _Evaluations, numbers: Tensor, buffers: Buffers | None, now: Now) -> Now:
+    """Try a step, judge it, write it down."""
+    controller, given = tuned(plan.controller, numbers), Numbers.read(numbers)
+    alive = now.alive(given)
+    final, dt = shortened(now.t, now.dt, given.t_end)
+    dt = torch.where(alive, dt, 0.0)
+    step = plan.method.step(f, Since(given.origin, now.t), now.y, dt, now.carry[:1])
+    if plan.carries:
+        step = plan.method.complete(f, step)
+    ratio: Number = torch.zeros_like(now.t)
+    if controller.adaptive:
+        error = plan.method.error(dt, [k.detach() for k in step.parts])  # step sizes are constants to the gradient
+        ratio = controller.error_ratio(now.y.detach(), step.y.detach(), error, plan.norm)
+    accept, t1, dt_next, memory = conclude(
+        controller, plan.method.order, ratio, now.dt, dt, final, now.t, given.t_end, now.memory
+    )
+    accept = accept & alive
+    t1 = torch.where(accept, t1, now.t)
+    if buffers is not None:
+        parts = step.parts if step.complete else (*step.parts, torch.zeros_like(now.y))
+        times = (now.t, torch.where(accept, dt, 0.0), t1, final.to(t1.dtype))
+        kept = (now.carry[1:], *f.kept) if now.carry else f.kept
+        buffers.write(now.row, times, now.y, parts, kept[: plan.pulled])
+    following = (*plan.method.carry(step), *f.kept[-1]) if plan.carries else ()
+    return Now(
+        t1,
+        torch.where(alive, dt_next, now.dt),
+        now.accepted + accept,
+        now.rejected + (alive & ~accept),
+        tuple(torch.where(alive, new, old) for new, old in zip(memory, now.memory)),
+        now.row + accept.any(),
+        now.nfe + f.count,
+        torch.where(accept, step.y, now.y),
+        tuple(torch.where(accept, new, old) for new, old in zip(following, now.carry)),
+    )

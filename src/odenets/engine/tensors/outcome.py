@@ -1,0 +1,89 @@
+"""What the caller gets to know of a solve in tensors."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from odenets.engine import failures
+from odenets.engine.eager import escapes
+from odenets.engine.tensors.chunks import Ended, check_size
+from odenets.engine.tensors.plan import Clock
+from odenets.evaluation import CountedField, evaluate_at_start
+from odenets.methods import real_dtype
+from odenets.problem import Problem, Trajectory, sample_shape
+from odenets.solution import Failure, Status
+
+
+def of_the_batch(problem: Problem, ys: Tensor, ended: Ended) -> Trajectory:
+    """Of one step size for the batch; a failure comes without its reason."""
+    now = ended.shared
+    problem.stats.accepted, problem.stats.rejected = int(now.accepted), int(now.rejected)
+    check_size(problem, now.size)
+    finite = problem.controller.adaptive or bool(torch.isfinite(ended.y).all())
+    failed = now.t < problem.times[-1] or not finite
+    return Trajectory(ys, failure=Failure(Status.STEP_SIZE_UNDERFLOW, now.t, now.dt, "") if failed else None)
+
+
+def of_each_sample(problem: Problem, ys: Tensor, ended: Ended) -> Trajectory:
+    """Of a step size for each sample."""
+    now = Clock.read(ended.clock.flatten(1))
+    problem.stats.accepted, problem.stats.rejected = now.accepted.long(), now.rejected.long()
+    sizes = now.size[now.size.isfinite()]
+    if len(sizes):
+        check_size(problem, float(sizes.max()))
+    statuses = _statuses(problem, ended, now)
+    failed = [i for i, status in enumerate(statuses) if status is not Status.SUCCESS]
+    failure = None
+    if failed:
+        i = failed[0]
+        detail = f"This is sample {i}, whose largest |y| is {float(ended.y[i].abs().max()):.3g}"
+        if len(failed) > 1:
+            detail += f", the first of {len(failed)} samples of {len(statuses)} that failed"
+        bad = problem.y0[i] if statuses[i] is Status.NON_FINITE_START else ended.y[i]
+        if not bool(torch.isfinite(bad).all()):
+            detail += f"; y: {failures.locate_non_finite(bad[None])}"
+        failure = Failure(statuses[i], float(now.t[i]), float(now.dt[i].nan_to_num()), detail + ".")
+    return Trajectory(ys, failure=failure, statuses=tuple(statuses))
+
+
+@torch.no_grad()
+def _statuses(problem: Problem, ended: Ended, now: Clock) -> list[Status]:
+    """How each sample ended."""
+    t, steps = now.t.tolist(), (now.accepted + now.rejected).tolist()
+    rises = rises_at_start = ended.y
+    if any(x < problem.times[-1] for x in t):
+        at = (problem.origin + now.t).reshape(sample_shape(ended.y)).to(real_dtype(ended.y))
+        rises = CountedField(problem.f, problem.stats)(at, ended.y)
+        rises_at_start = evaluate_at_start(problem, problem.y0)
+    return [
+        Status.SUCCESS
+        if t[i] >= problem.times[-1]
+        else _why(problem, ended.y[i], rises[i], rises_at_start[i], i, t[i], int(steps[i]))
+        for i in range(len(t))
+    ]
+
+
+def _alone(problem: Problem, i: int) -> Problem:
+    """The problem of sample i, whose f gets the other samples as they were at the start."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        ys = problem.y0.detach().clone()
+        ys[i] = y[0]
+        return problem.f(t.expand(sample_shape(ys)), ys)[i : i + 1]
+
+    return replace(problem, f=f, y0=problem.y0[i : i + 1].detach(), per_sample=False)
+
+
+def _why(problem: Problem, y: Tensor, rise: Tensor, rise_at_start: Tensor, i: int, t: float, steps: int) -> Status:
+    """Why sample i, which stands at y at t, got no further."""
+    if steps >= problem.max_steps:
+        away = failures.runs_away(y, rise, problem.y0[i], rise_at_start, t, problem.times[-1] - t)
+        away = away and escapes(_alone(problem, i), y[None], t, None, problem.times[-1])
+        return Status.DIVERGED if away else Status.MAX_STEPS
+    if not bool(torch.isfinite(problem.y0[i]).all()):
+        return Status.NON_FINITE_START
+    if steps == 0:
+        return Status.NON_FINITE_FIELD
+    shortest = max(t * torch.finfo(torch.float64).eps, 1e-30 * problem.times[-1])
+    return Status.DIVERGED if failures.blows_up(y, rise, shortest) else Status.STEP_SIZE_UNDERFLOW

@@ -1,0 +1,269 @@
+"""What every method is: one step as one pure function of tensors, and what is made of a step.
+
+A step leaves its `parts`, tensors of y's shape, of which its error, its continuous extension and the `carry` to the
+next step are made when they are asked for. A Runge–Kutta method's parts are its stages.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from odenets.transforms import active
+
+Field = Callable[[Tensor, Tensor], Tensor]  # f(t, y): t 0-dimensional in y's real dtype, y and f of one shape
+
+Inner = Callable[[Tensor, Tensor], Tensor]  # the real inner product of two states
+
+
+class Pull(Protocol):
+    """From ∂L/∂f(t, y): ∂L/∂y and ∂L/∂t (0 where nobody asks); it adds up the gradients to other tensors itself.
+
+    With `last=False` ∂L/∂y alone is meant: nothing is added up, and it may be called again.
+    """
+
+    def __call__(self, k_bar: Tensor, /, *, last: bool = True) -> tuple[Tensor, Any]: ...
+
+
+class Differentiable(Protocol):
+    """f as a step is made again with it, to be undone."""
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        """f(t, y) alone."""
+        ...
+
+    def at(self, t: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
+        """f(t, y) and its pullback."""
+        ...
+
+
+@dataclass(frozen=True)
+class Since:
+    """A time counted from an origin.
+
+    The origin is added last, so that the end of a step and the start of the next are one time, far from zero too.
+    """
+
+    origin: float | Tensor
+    t: float | Tensor
+
+    def __add__(self, dt: float | Tensor) -> "Since":
+        return Since(self.origin, self.t + dt)
+
+    @property
+    def absolute(self) -> float | Tensor:
+        return self.origin + self.t
+
+
+Time = float | Tensor | Since
+
+
+class NotConverged(RuntimeError):
+    """The equations of an implicit step could not be solved; the text says how far it got.
+
+    `undefined` says that the function was not finite where the iteration began.
+    """
+
+    def __init__(self, text: str, undefined: bool = False) -> None:
+        super().__init__(text)
+        self.undefined = undefined
+
+
+Carry = tuple[Tensor, ...]  # what a method hands from a step to the next; () where it has nothing
+
+
+class Step(NamedTuple):
+    """One step that was tried."""
+
+    y: Tensor  # the candidate for y(t + dt), of y's shape
+    parts: tuple[Tensor, ...]  # what else it was made of, each of y's shape
+    t1: Tensor  # t + dt as f receives it
+    complete: bool = False  # whether all parts are there
+    trouble: NotConverged | None = None  # why there is no such step; y is then of no meaning
+
+
+class Bars(NamedTuple):
+    """What a step in reverse gives."""
+
+    y: Tensor  # ∂L/∂(the state where it begins)
+    t: Any  # ∂L/∂t and ∂L/∂dt; zeros where they are not asked for
+    dt: Any
+
+
+class Remade(NamedTuple):
+    """A step made again, to be undone."""
+
+    y: Tensor  # where it leads
+    parts: Sequence[Tensor]
+    # pull(∂L/∂y1, ∂L/∂(each part) or None, the inner product that gradients to the times are made with or None)
+    pull: Callable[[Tensor, Sequence[Tensor] | None, Inner | None], Bars]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one step is made. Subclasses are families of methods; an object is one method.
+
+    The continuous extension is y + θ-dependent combinations of the parts, so its derivative by y is the identity.
+    """
+
+    name: str
+    order: int
+
+    iterates = False  # whether a step goes on until values that it reads are small enough
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method estimates its error, and so can choose its own step size."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> int:
+        """How many parts a complete step has."""
+        raise NotImplementedError
+
+    @property
+    def error_needs_all(self) -> bool:
+        """Whether the error is made of all parts, not of those alone that every step has."""
+        raise NotImplementedError
+
+    def step(self, f: Field, t: Time, y: Tensor, dt: float | Tensor, carry: Carry) -> Step:
+        """The step from y(t) to y(t + dt), with what the step before has handed over."""
+        raise NotImplementedError
+
+    def begin(self, f0: Tensor) -> Carry:
+        """The carry at the start of a solve, where f is f0. The first tensor of a carry is f where the step begins."""
+        return (f0,)
+
+    def complete(self, f: Field, step: Step) -> Step:
+        """The step with all its parts."""
+        raise NotImplementedError
+
+    def carry(self, step: Step) -> Carry:
+        """What the step hands to the next one."""
+        raise NotImplementedError
+
+    def carry_again(self, step: Step, carry: Carry) -> Carry:
+        """What another try from the same start gets, where `carry` was handed to this one."""
+        return carry
+
+    def remake(
+        self,
+        tracked: Differentiable,
+        t: Time,
+        y: Tensor,
+        dt: float | Tensor,
+        *,
+        complete: bool = False,
+        known: Sequence[Tensor] | None = None,
+    ) -> Remade:
+        """The step once more; `complete` with all its parts, made from `known` ones where those were kept."""
+        raise NotImplementedError
+
+    def evaluated_at(self, i: int, y: Tensor, dt: float | Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """The state at which part i is f."""
+        raise NotImplementedError
+
+    def error(self, dt: float | Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """The estimate of the step's local error, of y's shape."""
+        raise NotImplementedError
+
+    def interpolate(self, y: Tensor, dt: float | Tensor, parts: Sequence[Tensor], theta: float | Tensor) -> Tensor:
+        """y(t + θ dt) for 0 ≤ θ ≤ 1 in a complete step from y, of y's shape (with θ's axes where they broadcast)."""
+        raise NotImplementedError
+
+    def pull_output(
+        self,
+        dt: float | Tensor,
+        parts: Sequence[Tensor],
+        theta: float | Tensor,
+        cotangent: Tensor,
+        inner: Inner | None = None,
+    ) -> tuple[list[Tensor], Any, Any]:
+        """The interpolation in reverse: ∂L/∂(each part), and ∂L/∂t_out = −∂L/∂t and ∂L/∂dt.
+
+        ∂L/∂y is the cotangent itself. The times' gradients are zeros where `inner` is not given.
+        """
+        raise NotImplementedError
+
+    def slope(self, dt: float | Tensor, parts: Sequence[Tensor], theta: float | Tensor) -> Tensor:
+        """The derivative of the continuous extension, dy/dt at t + θ dt."""
+        raise NotImplementedError
+
+
+def stage_times(t: Time, dt: float | Tensor, nodes: Sequence[float], y: Tensor) -> Sequence[Tensor]:
+    """t + c dt for each node c, in y's real dtype; sums are made in float64. 0-dimensional, or of t's shape."""
+    dtype = real_dtype(y)
+    origin, t = (t.origin, t.t) if isinstance(t, Since) else (0.0, t)
+    different = set(nodes)
+    if isinstance(t, float) and isinstance(dt, float) and isinstance(origin, float):
+        if y.is_cpu and len(different) > _FEW_NODES:
+            return torch.tensor([origin + (t + c * dt) for c in nodes], dtype=dtype).unbind()
+        # A fill is a kernel of the device's own; for a copy to the device the host would wait at every step.
+        at = {c: filled((), origin + (t + c * dt), y) for c in different}
+    else:
+        at = {c: torch.as_tensor(origin + (t + c * dt)).to(dtype) for c in different}
+    return [at[c] for c in nodes]
+
+
+_FEW_NODES = 3  # a tensor made of a Python list takes as long on a CPU as three that are filled
+
+
+def filled(shape: Sequence[int], value: float, y: Tensor) -> Tensor:
+    """That value in y's real dtype, everywhere; infinite where float16 has no such number."""
+    dtype = real_dtype(y)
+    wide = torch.float64 if dtype == torch.float16 else dtype  # a GPU refuses to fill what overflows
+    return torch.full(shape, value, dtype=wide, device=y.device).to(dtype)
+
+
+def real_dtype(y: Tensor) -> torch.dtype:
+    """The dtype of a real number that goes with y: of t, for f."""
+    return y.dtype.to_real() if y.dtype.is_complex else y.dtype
+
+
+def combine(
+    y: Tensor | None, dt: float | Tensor, weights: Sequence[float | Tensor], stages: Sequence[Tensor]
+) -> Tensor:
+    """y + dt Σ_i w_i k_i (without y: dt Σ_i w_i k_i); a weight that is the number 0 costs nothing.
+
+    The sum is made first and added to y once: so it is not rounded to y's size stage by stage.
+    """
+    if isinstance(dt, Tensor) or any(isinstance(w, Tensor) for w in weights):
+        return _combine_tensors(y, dt, weights, stages)
+    # Dynamo traces through a cache, with a warning.
+    largest, pivot, terms = (_split if torch.compiler.is_compiling() else _terms)(tuple(weights))
+    if not largest or not dt:
+        return torch.zeros_like(stages[0]) if y is None else y
+    total = stages[pivot]
+    in_place = len(terms) > 1 and not active()  # under `vmap` one stage may be mapped and another not
+    for n, (i, ratio) in enumerate(terms):  # the first sum is a tensor of our own
+        total = total.add_(stages[i], alpha=ratio) if n and in_place else torch.add(total, stages[i], alpha=ratio)
+    scale: Any = dt * largest
+    return total * scale if y is None else torch.add(y, total, alpha=scale)
+
+
+def _split(weights: tuple[Any, ...]) -> tuple[float, int, list[tuple[int, Any]]]:
+    """The largest weight, its place, and the others that are not 0 in units of it."""
+    largest = max(weights, key=abs, default=0.0)
+    pivot = weights.index(largest) if largest else 0
+    return largest, pivot, [(i, w / largest) for i, w in enumerate(weights) if w and i != pivot]
+
+
+_terms = functools.lru_cache(maxsize=1024)(_split)
+
+
+def _combine_tensors(
+    y: Tensor | None, dt: float | Tensor, weights: Sequence[float | Tensor], stages: Sequence[Tensor]
+) -> Tensor:
+    """y + dt Σ_i w_i k_i where dt or a weight is a tensor: differentiable, and one fused loop when compiled."""
+    total = None
+    for w, k in zip(weights, stages):
+        if isinstance(w, Tensor) or w != 0:
+            term = k * (w.to(k.dtype) if isinstance(w, Tensor) else w)
+            total = term if total is None else total + term
+    if total is None:
+        return torch.zeros_like(stages[0]) if y is None else y
+    total = total * (dt.to(total.dtype) if isinstance(dt, Tensor) else dt)
+    return total if y is None else y + total

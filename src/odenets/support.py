@@ -1,0 +1,156 @@
+"""What goes with what: one table, from which the checks of `solve`, their errors and the page in the docs are made."""
+
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any, NamedTuple
+
+from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, Reversible
+from odenets.arguments import shown
+from odenets.controller import Controller
+from odenets.methods import Method
+
+
+class Place(Enum):
+    """Where a solve is called."""
+
+    PLAIN = "nowhere in particular"
+    TRANSFORM = "a transform of `torch.func`, or forward mode"
+    RECORDED = "`linearize` or `make_fx`, which record no loop that ends by values"
+    GRAPH = "the graph of `torch.compile`, `torch.export` or ONNX"
+    CUDA_GRAPH = "a CUDA graph, which captures no solve that reads values on its way"
+
+
+class Request(NamedTuple):
+    """What is asked for of a solve."""
+
+    method: Method
+    controller: Controller
+    adjoint: Adjoint
+    per_sample: bool = False
+    dense: bool = False
+    compile: bool = False
+    place: Place = Place.PLAIN
+
+
+class Feature(NamedTuple):
+    """Something that can be asked for."""
+
+    text: Callable[[Request], str]  # as its asker wrote it
+    asked: Callable[[Request], bool]
+    name: str  # in the docs
+
+
+def _adjoint(kind: type) -> Feature:
+    name = f"`adjoint={kind.__name__}()`"
+    return Feature(lambda r: f"`adjoint={shown(r.adjoint)}`", lambda r: isinstance(r.adjoint, kind), name)
+
+
+def _flag(name: str) -> Feature:
+    text = f"`{name}=True`"
+    return Feature(lambda r: text, lambda r: getattr(r, name), text)
+
+
+def _place(place: Place) -> Feature:
+    name = place.value.partition(", which")[0]
+    return Feature(lambda r: place.value, lambda r: r.place is place, name)
+
+
+def _controller(adaptive: bool, name: str) -> Feature:
+    def text(r: Request) -> str:
+        return f"`controller={type(r.controller).__name__}(...)`"
+
+    return Feature(text, lambda r: r.controller.adaptive is adaptive, name)
+
+
+def _method(asked: Callable[[Method], bool], what: str, name: str) -> Feature:
+    return Feature(lambda r: f"`method` {r.method.name!r}, which {what},", lambda r: asked(r.method), name)
+
+
+ADAPTIVE = _controller(True, "`controller=PID(...)`")
+FIXED = _controller(False, "`controller=Fixed(...)`")
+NO_ESTIMATE = _method(lambda m: not m.adaptive, "has no error estimate", "a method without an error estimate")
+ITERATES = _method(lambda m: m.iterates, "is implicit and iterates", "an implicit method")
+PER_SAMPLE, DENSE, COMPILE = _flag("per_sample"), _flag("dense"), _flag("compile")
+ADJOINTS = {kind: _adjoint(kind) for kind in (Checkpointed, Direct, Interpolated, Backsolve, Reversible)}
+TRANSFORM, RECORDED, GRAPH, CUDA_GRAPH = map(_place, list(Place)[1:])
+
+
+class Clash(NamedTuple):
+    """Two things that do not go together."""
+
+    one: Feature
+    other: Feature
+    remedy: str
+    error: type[Exception] = TypeError
+
+
+_TIMES = "pass the times that are wanted in `t`, or leave one out"
+_STEPS = "pass a method such as 'rk4' and `controller=Fixed(steps=n)`, without `compile`"
+_EXACT = "pass `adjoint=Checkpointed()` or `Direct()`, or leave {} out"
+CLASHES = (
+    Clash(NO_ESTIMATE, ADAPTIVE, "pass `controller=Fixed(dt=...)` or `Fixed(steps=...)`, or another method"),
+    Clash(PER_SAMPLE, FIXED, "fixed steps are the same for all samples: leave it out, or pass `controller=PID(...)`"),
+    Clash(PER_SAMPLE, DENSE, _TIMES),
+    Clash(PER_SAMPLE, ITERATES, "pass an explicit method, or leave `per_sample` out"),
+    *(
+        Clash(PER_SAMPLE, ADJOINTS[kind], "pass `adjoint=Checkpointed()`, or leave `per_sample` out")
+        for kind in (Direct, Interpolated, Backsolve, Reversible)
+    ),
+    Clash(COMPILE, DENSE, _TIMES),
+    *(Clash(COMPILE, ADJOINTS[kind], _EXACT.format("`compile`")) for kind in (Interpolated, Backsolve, Reversible)),
+    Clash(COMPILE, ITERATES, "pass an explicit method, or leave `compile` out"),
+    *(Clash(DENSE, ADJOINTS[kind], _EXACT.format("`dense`")) for kind in (Interpolated, Backsolve, Reversible)),
+    *(
+        Clash(feature, RECORDED, "pass `controller=Fixed(...)` and an explicit method, or use `torch.func.jvp`", error)
+        for feature, error in ((ADAPTIVE, NotImplementedError), (ITERATES, NotImplementedError))
+    ),
+    *(
+        Clash(
+            feature,
+            CUDA_GRAPH,
+            "pass a method such as 'rk4' and `controller=Fixed(steps=n)`, without `compile`",
+            RuntimeError,
+        )
+        for feature in (ADAPTIVE, ITERATES, COMPILE)
+    ),
+    Clash(DENSE, GRAPH, "pass the times that are wanted in `t`"),
+    *(
+        Clash(feature, GRAPH, "leave it to `torch.compile`, which calls the solve between two graphs, or pass another")
+        for feature in (ITERATES, *(ADJOINTS[kind] for kind in (Interpolated, Backsolve, Reversible)))
+    ),
+)
+
+
+def clashes(request: Request) -> Iterator[Clash]:
+    """The rules that what is asked for breaks."""
+    return (clash for clash in CLASHES if clash.one.asked(request) and clash.other.asked(request))
+
+
+def check(request: Request) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        TypeError, NotImplementedError, RuntimeError: With both, and what to write instead.
+    """
+    refuse(request)
+    adjoint = request.adjoint
+    if isinstance(adjoint, Backsolve | Interpolated):  # which solve backward too
+        how = adjoint.how(request.method, request.controller)
+        refuse(request._replace(method=how.method, controller=how.controller))
+
+
+def refuse(request: Request) -> None:
+    """The same of the forward solve alone."""
+    for clash in CLASHES:
+        if clash.one.asked(request) and clash.other.asked(request):
+            raise clash.error(f"{clash.one.text(request)} does not go with {clash.other.text(request)}: {clash.remedy}")
+
+
+def fits_a_graph(request: Request) -> bool:
+    """Whether the solve can be part of somebody else's graph."""
+    return not any(clash.other is GRAPH and clash.one is not DENSE for clash in clashes(request))
+
+
+def goes(**asked: Any) -> bool:
+    """Whether all of that goes together: the fields of a `Request`."""
+    return next(clashes(Request(**asked)), None) is None
