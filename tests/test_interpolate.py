@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from odenets import Checkpointed, Direct, solve
+from odenets import PID, Checkpointed, Direct, Fixed, solve
 from odenets.nn import MLPField
 from problems import FORCED, OSCILLATOR, Net
 
@@ -56,6 +56,20 @@ def test_outputs_and_dense_output_agree():
     t = torch.linspace(0, FORCED.t1, 7, dtype=torch.float64)
     sol = solve(FORCED.f, FORCED.y0, t, rtol=1e-4, dense=True)
     torch.testing.assert_close(sol(t), sol.ys, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()])
+@pytest.mark.parametrize("controller", [PID(), PID(dt_max=0.3), Fixed(dt=0.17), Fixed(steps=7)])
+def test_gradients_to_the_times_change_no_number(adjoint, controller):
+    times = torch.tensor([0.1, FORCED.t1], dtype=torch.float64)
+    plain, timed = (
+        solve(FORCED.f, FORCED.y0, t, controller=controller, adjoint=adjoint, dense=True)
+        for t in (times, times.clone().requires_grad_())
+    )
+    at = torch.linspace(0.1, FORCED.t1, 23, dtype=torch.float64)
+    torch.testing.assert_close(timed(at), plain(at), rtol=1e-14, atol=1e-14)
+    for t in at.tolist():
+        torch.testing.assert_close(timed(t), plain(t), rtol=1e-14, atol=1e-14)
 
 
 def test_bad_input():

@@ -16,7 +16,7 @@ ORDER = [
     ("methods",),
     ("controller",),
     ("problem",),
-    ("evaluation", "interpolate"),
+    ("evaluation", "interpolate", "path"),
     ("pullback", "resolution"),
     ("engine",),
     ("adjoint",),

@@ -166,6 +166,16 @@ def test_fixed_steps_call_back_before_each_step_and_warn_of_the_other_callbacks(
         assert f.accepted == []
 
 
+@pytest.mark.parametrize("method", ["rk4", "implicit_midpoint", "gl4"])
+def test_steps_that_the_backward_pass_makes_again_are_none_of_the_solve(method):
+    f, y0 = Recorded(), torch.ones(3, dtype=DOUBLE, requires_grad=True)
+    with pytest.warns(UserWarning, match="callback_accept_step"):
+        y = ours.odeint_adjoint(f, y0, times(DOUBLE, 1, n=3), method=method, options={"step_size": 0.5})
+    made = len(f.steps)
+    y[-1].sum().backward()
+    assert len(f.steps) == made == 4
+
+
 def test_callbacks_of_the_backward_solve():
     class Module(Net):
         def callback_step_adjoint(self, t, y, dt):

@@ -261,6 +261,15 @@ def test_linearize_of_a_loop_that_ends_by_values_is_refused(kind):
         linearize(states(Checkpointed(), KINDS[kind]), *POINT[:3])
 
 
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")
+@pytest.mark.parametrize("options", [{}, {"method": "trbdf2"}, {"method": "gl4", "controller": Fixed(steps=2)}])
+def test_linearize_of_a_solve_of_no_length_which_has_no_loop(options):
+    y0 = torch.linspace(0.5, 1.5, 3, dtype=torch.float64)
+    value, along = linearize(lambda y: solve(lambda t, y: y.square(), y, [1.0, 1.0], **options).ys[-1], y0)
+    assert torch.equal(value, y0)
+    assert torch.equal(along(torch.ones_like(y0)), torch.ones_like(y0))
+
+
 # --- a backward pass under a transform that began after the solve -------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """odenets: ODE-Nets (neural ordinary differential equations) for PyTorch."""
 
+from odenets import path as path
 from odenets.adjoint import Backsolve as Backsolve
 from odenets.adjoint import Checkpointed as Checkpointed
 from odenets.adjoint import Direct as Direct

@@ -53,9 +53,25 @@ class CountedField:
         return out
 
 
+class FieldInPieces(CountedField):
+    """The f of a problem, counted, as it is between two of its jumps: those that lie around the time last entered."""
+
+    def __init__(self, problem: Problem, stats: Stats, t: float, fresh: bool = False) -> None:
+        self.problem, self.piece = problem, problem.piece(t)
+        super().__init__(problem.field_in(self.piece), stats, fresh)
+
+    def enter(self, t: float, backward: bool = False) -> bool:
+        """Take f as it is in a step that begins at t; whether that is another piece."""
+        piece = self.problem.piece(t, backward) if self.problem.jumps else 0
+        if piece == self.piece:
+            return False
+        self.piece, self.f = piece, self.problem.field_in(piece)
+        return True
+
+
 def evaluate_at_start(problem: Problem, y0: Tensor) -> Tensor:
     """f(t0, y0); y0 is `problem.y0`, or a copy of it outside of autograd."""
-    return CountedField(problem.f, problem.stats)(problem.field_time(0.0), y0)
+    return FieldInPieces(problem, problem.stats, 0.0)(problem.field_time(0.0), y0)
 
 
 def checked(out: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
 """An initial value problem in normal form, and what a solve of it leaves: what every engine and adjoint works with."""
 
-from collections.abc import Callable
+import bisect
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from odenets.controller import Controller
@@ -28,6 +31,8 @@ class Problem:
     max_steps: int
     dense: bool
     watched: object  # the caller's f: where the tensors that it reaches are looked for
+    stops: tuple[float, ...] = ()  # times inside of the interval on which a step ends, increasing
+    jumps: tuple[float, ...] = ()  # those of them at which f is discontinuous
     per_sample: bool = False  # a step size for each sample
     plain: bool = False  # f is the caller's own, `watched(t, y, *args)`, with nothing around it
     origin: float = 0.0  # the first time, as f gets it
@@ -44,6 +49,17 @@ class Problem:
         """Whether states are wanted between the first and the last time."""
         return len(self.times) > 1 + self.at_start
 
+    def piece(self, t: float, backward: bool = False) -> int:
+        """Which of the pieces between two jumps a step that begins at t lies in."""
+        return count_before(self.jumps, t, too=not backward)
+
+    def field_in(self, piece: int) -> Field:
+        """f in that piece."""
+        if not self.jumps:
+            return self.f
+        low, high = ((-math.inf, *self.jumps, math.inf)[piece + i] for i in range(2))
+        return Between(self.f, self.origin + low, self.origin + high)
+
     def field_time(self, t: float) -> Tensor:
         """A time as f gets it: for each sample, where each has its own."""
         shape = sample_shape(self.y0) if self.per_sample else ()
@@ -56,6 +72,34 @@ class Problem:
     def caller_time(self, t: float) -> float:
         """The caller's own name for a time."""
         return caller_time(t, self.origin, self.sign)
+
+
+@dataclass(frozen=True)
+class Between:
+    """f inside of (low, high): at these ends, where f may jump, it gives the value on this side."""
+
+    f: Field
+    low: float
+    high: float
+    resolved = True  # as f is
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.f(inside(t, self.low, self.high), y)
+
+
+def count_before(times: Sequence[float], t: float, too: bool = True) -> int:
+    """How many of the times, which are increasing, lie before t, or at t `too`."""
+    if torch.compiler.is_compiling():  # which does not see into `bisect`
+        return sum(time < t or (too and time == t) for time in times)
+    return bisect.bisect_right(times, t) if too else bisect.bisect_left(times, t)
+
+
+def inside(t: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """t in (low, high): moved to the next number inside where it is an end."""
+    ends = (torch.as_tensor(x, dtype=torch.float64, device=t.device) for x in (low, high))
+    low, high = (end.to(t.dtype).expand(t.shape) for end in ends)
+    there = t.detach().clamp(torch.nextafter(low, high), torch.nextafter(high, low))
+    return t + (there - t.detach())
 
 
 def caller_time(t: float, origin: float, sign: float) -> float:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from odenets import support, transforms
 from odenets.adjoint import Adjoint, Checkpointed
-from odenets.arguments import count, given_times, refuse_class, shown
+from odenets.arguments import count, given_times, number, refuse_class, shown
 from odenets.controller import PID, Controller
 from odenets.engine.eager import stand_still
 from odenets.engine.engines import Compiled, Eager, Engine, InTensors
@@ -20,6 +20,7 @@ from odenets.engine.inline import Inline
 from odenets.engine.tensors.chunks import constant
 from odenets.interpolate import DenseOutput
 from odenets.methods import Field, Method, find
+from odenets.path import Path
 from odenets.problem import Problem, Trajectory
 from odenets.resolution import check_field, check_times
 from odenets.returned import as_tensor, explain, leaves_like
@@ -41,6 +42,8 @@ def solve(
     adjoint: Adjoint = Checkpointed(),  # noqa: B008 — a frozen object
     per_sample: bool = False,
     dense: bool = False,
+    stops: Tensor | Sequence[float] = (),
+    jumps: Tensor | Sequence[float] = (),
     max_steps: int = 16_384,
     on_failure: str = "raise",
     compile: bool = False,
@@ -68,6 +71,11 @@ def solve(
             slowed down by a stiff one, and its answer does not change with its neighbours. f then gets t of shape
             (batch, 1, …, 1), with as many axes as y. See `Stats` and `Solution.statuses`.
         dense: Keep what `solution(t)` needs at any t: s + 1 states a step.
+        stops: Times that no step passes: a step ends on each that lies inside of the interval. For an f that changes
+            fast or has a kink there, and for what no step may jump over.
+        jumps: Such times at which f is discontinuous: a dose, a switch, a pulse however short. Steps before such a time
+            get f as it is before it, also at the time itself, and steps behind it begin afresh. The knots and jumps of
+            every `odenets.path` among `args` are taken as such times, but inside of somebody else's graph.
         max_steps: The most steps, rejected ones included.
         on_failure: "raise" a `SolveError`, or return the partial solution with its "status"; ys is NaN from the
             failure on.
@@ -111,17 +119,26 @@ def solve(
             adjoint=adjoint,
             per_sample=per_sample,
             dense=dense,
+            stops=stops,
+            jumps=jumps,
             max_steps=max_steps,
             on_failure=on_failure,
             compile=compile,
         )
-    support.check(request)
     flat, unflatten = _flatten_state(y0, per_sample)
     if not torch.compiler.is_compiling() and flat.is_inference() and torch.is_grad_enabled():
         flat = flat.clone()  # autograd keeps no tensor that was made in inference mode
     ts, times = _times(t, flat)
+    stands_still = times[0] == times[-1] and request.place is not support.Place.GRAPH
+    support.check(request._replace(place=support.Place.PLAIN) if stands_still else request)  # which has no loop
     sign = -1.0 if times[-1] < times[0] else 1.0
     origin = times[0]
+    span = sign * (times[-1] - origin)
+    jumps = _inside("jumps", jumps, sign, origin, span)
+    stops = _inside("stops", stops, sign, origin, span)
+    for path in _paths(args):
+        jumps += _inside("jumps", path.jumps, sign, origin, span)
+        stops += _inside("stops", path.knots, sign, origin, span)
     problem = Problem(
         bind=lambda args: _field(f, args, unflatten, sign),
         args=args,
@@ -136,12 +153,14 @@ def solve(
         max_steps=max_steps,
         dense=dense,
         watched=f,
+        stops=tuple(sorted({*stops, *jumps})),
+        jumps=tuple(sorted({*jumps})),
         per_sample=per_sample,
         plain=sign > 0 and unflatten is _same,
         stats=Stats(),
     )
     check_field(problem)
-    if times[0] == times[-1] and request.place is not support.Place.GRAPH:
+    if stands_still:
         trajectory = stand_still(problem)
     else:
         trajectory = adjoint.integrate(problem, _engine(request))
@@ -286,6 +305,26 @@ def _field(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], Any
     if sign > 0:
         return field
     return lambda t, y: -field(-t, y)
+
+
+def _paths(args: tuple) -> list[Path]:
+    """The paths among the extra arguments, whose times can be read."""
+    if torch.compiler.is_compiling():
+        return []
+    return [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Path)]
+
+
+def _inside(name: str, times: Tensor | Sequence[float], sign: float, origin: float, span: float) -> tuple[float, ...]:
+    """Those of the times that lie inside of the interval, in the solver's own time, in order."""
+    if isinstance(times, Tensor) and times.requires_grad:
+        raise ValueError(f"`{name}` get no gradient: write {name}.detach()")
+    given: Any = times
+    given = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(given, list | tuple | range):
+        raise TypeError(f"`{name}` must be a sequence of times, got {shown(times)}: write `{name}=(time,)`")
+    values = [float(number(name, value, "finite times", math.isfinite)) for value in given]
+    own = {sign * (value - origin) for value in values}
+    return tuple(sorted(value for value in own if 0 < value < span))
 
 
 def _digits(t: Any) -> torch.dtype:

@@ -13,7 +13,7 @@ from odenets.controller import Controller
 from odenets.engine.eager import Stepper, run
 from odenets.engine.engines import Engine, applied
 from odenets.engine.tape import Accepted
-from odenets.evaluation import CountedField
+from odenets.evaluation import CountedField, FieldInPieces
 from odenets.interpolate import DenseOutput
 from odenets.methods import Method, RungeKutta, find, stage_times
 from odenets.problem import Extension, Problem, Trajectory
@@ -180,7 +180,7 @@ class _Continuous:
             if grad_t is not None:
                 grad_t[j] = inner_product(grad_ys[j], slopes[j] if j in slopes else solver.f(j))
             solver.solve_to(j - 1)
-        again = check_start(self.how.name, problem, ys[0], f0)
+        again = check_start(self.name, problem, ys[0], f0)
         if grad_t is not None:
             grad_t[0] = -inner_product(solver.a, again)
         problem.stats.add_backward(stats.nfe)
@@ -198,9 +198,10 @@ class _AdjointSolve:
         self.y, self.a = y, torch.zeros_like(y)
         self.grads = GradientSum(len(wanted.tensors))
         self.derivatives = _Derivatives(problem, wanted, states)
-        backward = replace(problem, f=self.derivatives, origin=0.0)
-        self.stepper = Stepper(backward, self._solved(), -problem.times[last])
-        self.stepper.f = CountedField(self.derivatives, problem.stats, fresh=True)  # which names them by their place
+        stops, jumps = (tuple(-t for t in reversed(times)) for times in (problem.stops, problem.jumps))
+        backward = replace(problem, f=self.derivatives, origin=0.0, stops=stops, jumps=jumps)
+        # What the derivatives return is new, and names its evaluation by its place.
+        self.stepper = Stepper(backward, self._solved(), -problem.times[last], fresh=True)
 
     def _solved(self) -> Tensor:
         """What the stepper solves for."""
@@ -226,6 +227,7 @@ class _AdjointSolve:
         if self.stepper.dt is None:  # of the whole interval, as `Fixed(steps=...)` is meant
             self.stepper.choose_first_step(-self.problem.times[0])
         while self.stepper.t < end:
+            self.derivatives.field.enter(-self.stepper.t, backward=True)
             taken = self.stepper.advance(end)
             if taken is None:
                 failure = self.stepper.failure
@@ -279,7 +281,7 @@ class _Derivatives:
     """
 
     def __init__(self, problem: Problem, wanted: Wanted, states: DenseOutput | None) -> None:
-        self.field = CountedField(problem.f, Stats())  # the stepper counts what it asks for
+        self.field = FieldInPieces(problem, Stats(), problem.times[-1])  # the stepper counts what it asks for
         self.origin, self.times = problem.origin, problem.times
         self.wanted, self.states = wanted, states
         self.keeps = not problem.method.iterates

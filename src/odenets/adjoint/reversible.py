@@ -14,7 +14,7 @@ from odenets.engine.clock import TimeBars, stretch
 from odenets.engine.eager import Stepper, clock_of, failure_of_fixed_steps
 from odenets.engine.engines import Engine, applied
 from odenets.engine.tape import Accepted
-from odenets.evaluation import CountedField
+from odenets.evaluation import FieldInPieces
 from odenets.methods import Carry, Field, Method, RungeKutta, Step, Time, combine, stage_times
 from odenets.problem import Problem, Trajectory
 from odenets.pullback.by_autograd import ByAutograd, GradientSum, Summed, Wanted, inner_product
@@ -145,7 +145,7 @@ def _solve(problem: Problem, coupling: float, f0: Tensor | None, clock: Tensor |
         while stepper.t < t and stepper.failure is None:
             taken = stepper.advance(t)
             if taken is not None:
-                steps[-1].append(Accepted(taken.t, taken.dt, taken.final))
+                steps[-1].append(Accepted(taken.t, taken.dt, taken.final, taken.stopped))
         if stepper.failure is not None:
             break
         ys.append(stepper.y[0])
@@ -220,7 +220,7 @@ class _TakenBack:
                 sweep.stand_still(j)
             for step in reversed(self.steps[j]):
                 sweep.undo(j, step)
-        check_start("Reversible", self.prepared.problem, y0, f0)
+        check_start(self.name, self.prepared.problem, y0, f0)
         return sweep.finish() + grad_ys[0], sweep.grad_t, sweep.grads.values
 
 
@@ -235,7 +235,7 @@ class _Sweep:
         self.grad_t = torch.zeros_like(t) if solve.timed else None
         self.times = TimeBars()
         self.stats = Stats()
-        self.f = CountedField(self.problem.f, self.stats)
+        self.f = FieldInPieces(self.problem, self.stats, self.problem.times[-1])
         pullback = ByAutograd(self.f, solve.prepared.reached, solve.wanted, solve.timed)
         self.tracked = Summed(pullback, self.grads)
 
@@ -256,6 +256,7 @@ class _Sweep:
         self.times = self.times._replace(t=-rise)
 
     def undo(self, j: int, step: Accepted) -> None:
+        self.f.enter(step.t)
         t, dt = self.problem.at(step.t), step.dt
         base, c = cast(RungeKutta, self.problem.method), self.coupling
         inner = None if self.grad_t is None else inner_product
@@ -269,7 +270,7 @@ class _Sweep:
         self.y, self.z = y, z
         self.y_bar, self.z_bar = c * y1_bar, self.z_bar + total - c * y1_bar
         if self.grad_t is not None:
-            self.times = self.times.before(t_bar + t1_bar, dt_bar + t1_bar - back_bar, step.final)
+            self.times = self.times.before(t_bar + t1_bar, dt_bar + t1_bar - back_bar, step.final, step.stopped)
             self.grad_t[j] += self.times.end
             self.times = self.times._replace(end=0.0)
 

@@ -50,17 +50,19 @@ class TimeBars(NamedTuple):
     end: Any = 0.0  # ∂L/∂(the time that the solve went to)
     span: Any = 0.0  # ∂L/∂(the interval's length), by the steps that have a share in it
 
-    def before(self, t_bar: Any, dt_bar: Any, final: Any, still: Any = False) -> "TimeBars":
+    def before(self, t_bar: Any, dt_bar: Any, final: Any, stopped: Any = False, still: Any = False) -> "TimeBars":
         """Those at the start of a step of which ∂L/∂t and ∂L/∂dt are given.
 
-        Where the step was cut, `final`, dt = the end − t; elsewhere t1 = t + dt, where dt is a constant or a part of
-        the interval. A sample that stands `still` took no step.
+        Where the step was cut, dt = the end − t (`final`), or a stop − t (`stopped`), which nothing depends on;
+        elsewhere t1 = t + dt, where dt is a constant or a part of the interval. A sample that stands `still` took no
+        step.
         """
-        cut = final if still is False else final & ~still
+        if still is not False:
+            final, stopped = final & ~still, stopped & ~still
         return TimeBars(
-            where(cut, t_bar - dt_bar, self.t + t_bar),
-            self.end + where(cut, dt_bar, 0.0),
-            self.span + where(cut | still, 0.0, dt_bar + self.t),
+            where(final | stopped, t_bar - dt_bar, self.t + t_bar),
+            self.end + where(final, dt_bar, 0.0),
+            self.span + where(final | stopped | still, 0.0, dt_bar + self.t),
         )
 
 

@@ -1,5 +1,6 @@
 """The loop in numbers: try a step, ask the controller, keep or drop it, and hand out what falls inside it."""
 
+import functools
 import math
 import sys
 from dataclasses import replace
@@ -13,9 +14,9 @@ from odenets.controller import PID, Start, rms_of_any_size
 from odenets.engine import failures
 from odenets.engine.clock import conclude, shortened
 from odenets.engine.tape import Accepted, Tape
-from odenets.evaluation import CountedField, evaluate_at_start
+from odenets.evaluation import CountedField, FieldInPieces, evaluate_at_start
 from odenets.methods import Carry, Step, real_dtype, stage_times
-from odenets.problem import Extension, Problem, Trajectory
+from odenets.problem import Extension, Problem, Trajectory, count_before
 from odenets.solution import Failure, Stats, Status
 from odenets.transforms import all_finite, value_of, values_of
 
@@ -29,10 +30,19 @@ class Stepper:
     flow through; the values are the same as the floats.
     """
 
-    def __init__(self, problem: Problem, y0: Tensor, t0: float, clock: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        y0: Tensor,
+        t0: float,
+        clock: tuple[Tensor, Tensor] | None = None,
+        *,
+        fresh: bool = False,
+    ) -> None:
         self.method, self.controller = problem.method, problem.controller
         self.stats, self.max_steps = problem.stats, problem.max_steps
-        self.f = CountedField(problem.f, self.stats)
+        self.f: CountedField = FieldInPieces(problem, self.stats, t0, fresh)
+        self.stops = count_before(problem.stops, t0)  # those behind
         self.t, self.y = t0, y0
         self.begun = t0, y0
         self.carry: Carry = ()
@@ -82,25 +92,39 @@ class Stepper:
         """Take one accepted step towards t_end, which it never passes; None when the solve has failed."""
         if self.dt is None:
             self.choose_first_step(t_end)
+        goal, stopping = self._goal(t_end)
         while self.failure is None and self.dt is not None:
             if self.stats.steps >= self.max_steps:
                 return self._fail_after_all_steps(t_end)
-            final, dt = shortened(self.t, self.dt, t_end)
-            t_in, dt_in = self._differentiable(dt, final)
+            final, dt = shortened(self.t, self.dt, goal)
+            t_in, dt_in = self._differentiable(dt, final, goal if stopping else None)
             step = self.method.step(self.f, self.problem.at(t_in), self.y, dt_in, self.carry)
             if step.trouble is not None and not self._may_be_shorter(step):
                 return self._fail_in_step(step, dt)
             step, ratio = self._judge(step, dt)
             accept, t1, self.dt, self.memory = conclude(
-                self.controller, self.method.order, ratio, self.dt, dt, final, self.t, t_end, self.memory
+                self.controller, self.method.order, ratio, self.dt, dt, final, self.t, goal, self.memory
             )
             if accept:
-                return self._accept(step, dt, final, (t_in, dt_in), t1)
+                return self._accept(step, dt, final, stopping, (t_in, dt_in), t1)
             self.stats.rejected += 1
             self.carry = self.method.carry_again(step, self.carry)
             if self.dt is None or math.isnan(self.dt):
                 return self._fail_in_tiny_step(step, dt, ratio)
         return None
+
+    def _goal(self, t_end: float) -> tuple[float, bool]:
+        """The time that the next step may not pass, and whether that is a stop before t_end."""
+        stops = self.problem.stops
+        if not stops:
+            return t_end, False
+        while self.stops < len(stops) and stops[self.stops] <= self.t:
+            self.stops += 1
+        if isinstance(self.f, FieldInPieces) and self.f.enter(self.t):  # f jumps here: begin afresh
+            self.carry = ()
+        if self.stops < len(stops) and stops[self.stops] < t_end:
+            return stops[self.stops], True
+        return t_end, False
 
     def _may_be_shorter(self, step: Step) -> bool:
         """Whether a shorter step may be made where this one could not be."""
@@ -121,26 +145,31 @@ class Stepper:
                 ratio = value_of(self.controller.error_ratio(self.y, step.y, error, rms_of_any_size))
         return step, ratio
 
-    def _differentiable(self, dt: float, final: bool) -> tuple[Any, Any]:
+    def _differentiable(self, dt: float, final: bool, stop: float | None) -> tuple[Any, Any]:
         """t and dt as the step gets them: as tensors where gradients flow through the times."""
         if self.clock is None:
             return self.t, dt
         start, end = self.clock
         if final:
-            return start, end - start
+            return start, (end if stop is None else stop) - start
         # The steps of `Fixed(steps=...)` take their share of a longer interval.
         return start, dt + self.controller.share * self._stretch if self.controller.share else dt
 
-    def _accept(self, step: Step, dt: float, final: bool, times: tuple[Any, Any], t1: float) -> Accepted:
+    def _accept(
+        self, step: Step, dt: float, final: bool, stopping: bool, times: tuple[Any, Any], t1: float
+    ) -> Accepted:
         clock = None if self.clock is None else times
-        accepted = Accepted(self.t, dt, final, self.y, step, clock)
+        accepted = Accepted(self.t, dt, final and not stopping, final and stopping, self.y, step, clock)
         self.stats.accepted += 1
         self.t = t1
         self.y = step.y
         self.carry = self.method.carry(step)
         if self.clock is not None:
             start, end = self.clock
-            self.clock = (end if final else start + times[1], end)
+            if not final:
+                self.clock = start + times[1], end
+            else:
+                self.clock = torch.full_like(end, t1) if stopping else end, end
         return accepted
 
     def complete(self, step: Step) -> Step:
@@ -281,7 +310,7 @@ def run(
             theta = {j: (times[j] - taken.t) / taken.dt for j in taken.inside}
             slopes |= {j: problem.method.slope(taken.dt, taken.step.parts, x) for j, x in theta.items()}
         if tape is not None and taken.y is not None:
-            kept = Accepted(taken.t, taken.dt, taken.final, None, None, None, taken.ends, taken.inside)
+            kept = taken.light
             tape.add(kept, taken.y)
     if tape is not None:
         tape.end = stepper.y
@@ -297,9 +326,8 @@ def extension_of(steps: list[Accepted]) -> Extension:
     parts = torch.stack([torch.stack(step.step.parts) for step in steps if step.step is not None])
     clock = None
     if steps[0].clock is not None:
-        like = steps[0].clock[0]
-        pairs = [(step.clock[0], torch.as_tensor(step.clock[1]).to(like)) for step in steps if step.clock is not None]
-        clock = torch.stack([torch.stack(pair) for pair in pairs])
+        as_time = functools.partial(torch.as_tensor, dtype=torch.float64, device=y.device)
+        clock = torch.stack([torch.stack([*map(as_time, step.clock)]) for step in steps if step.clock is not None])
     return Extension([step.t for step in steps], [step.dt for step in steps], y, parts, clock)
 
 
@@ -325,7 +353,7 @@ def _emit(
         else:
             t_out = problem.times[j] if clock is None else clock[j]
             ys.append(problem.method.interpolate(taken.y, dt, step.parts, (t_out - t) / dt))
-    return Accepted(taken.t, taken.dt, taken.final, taken.y, step, taken.clock, ends, inside)
+    return Accepted(taken.t, taken.dt, taken.final, taken.stopped, taken.y, step, taken.clock, ends, inside)
 
 
 _ROUNDING = 2.0**-50  # of a time that is the sum of a few

@@ -114,6 +114,8 @@ class InTensors:
             outputs=outputs,
             parts=outputs,
             timed=False,
+            stops=bool(problem.stops),
+            jumps=bool(problem.jumps),
             open=True,
         )
         ended = solve_by_chunks(problem, plan, ByPython(problem), ())
@@ -190,6 +192,8 @@ def _by_loops(
         outputs=outputs,
         parts=outputs or parts,
         timed=timed,
+        stops=bool(problem.stops),
+        jumps=bool(problem.jumps),
         batch_last=problem.per_sample and compiled and problem.y0[0].numel() < _SHORT,
         activations=activations,
     )

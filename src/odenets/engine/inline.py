@@ -15,7 +15,7 @@ from torch import Tensor
 from odenets.engine.eager import run
 from odenets.engine.engines import Keep
 from odenets.engine.tensors.forward import forward
-from odenets.engine.tensors.plan import Clock, Numbers, Plan
+from odenets.engine.tensors.plan import Clock, Numbers, Plan, Stops
 from odenets.evaluation import checked
 from odenets.problem import Problem, Trajectory
 
@@ -54,16 +54,29 @@ def _adaptive(problem: Problem) -> Tensor:
     def f(t: Tensor, y: Tensor) -> Tensor:
         return checked(problem.f(t, y), t, y)
 
-    plan = Plan(problem.method, problem.controller, problem.per_sample, False, False, False, False)
+    plan = Plan(
+        problem.method,
+        problem.controller,
+        problem.per_sample,
+        keep=False,
+        outputs=False,
+        parts=False,
+        timed=False,
+        stops=bool(problem.stops),
+        jumps=bool(problem.jumps),
+    )
+    stops = Stops.given(plan, problem)
     ys = [y] * problem.at_start
     t0, first = times[0], True
     clock = torch.zeros((Clock.length(plan.controller), *plan.time_shape(y)), dtype=torch.float64, device=y.device)
-    state = clock, y, y
+    state, carry = y, (y,) if plan.carries else ()
     for t1 in times[len(ys) :]:
         if t1 > t0:
             numbers = torch.tensor(Numbers.of(problem, t0, t1, first), dtype=torch.float64, device=y.device)
-            _, *state = forward(plan, _while, lambda _: f, numbers, numbers[:1], *state)
-            y = torch.where(Clock.read(state[0]).t >= t1, state[1], math.nan)
+            _, clock, state, *carry = forward(
+                plan, _while, lambda _: f, numbers, numbers[:1], clock, state, *stops, *carry
+            )
+            y = torch.where(Clock.read(clock).t >= t1, state, math.nan)
             t0, first = t1, False
         ys.append(y)
     return torch.stack(ys)

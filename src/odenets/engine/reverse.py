@@ -11,7 +11,7 @@ from torch import Tensor
 from odenets.engine.clock import TimeBars, stretch
 from odenets.engine.eager import run
 from odenets.engine.tape import Accepted, Tape, reversal
-from odenets.evaluation import CountedField
+from odenets.evaluation import FieldInPieces
 from odenets.problem import Extension, Trajectory
 from odenets.pullback.by_autograd import ByAutograd, GradientSum, Summed, Wanted, inner_product, plus
 from odenets.pullback.function import Around, Prepared
@@ -97,7 +97,7 @@ class _Sweep:
         self.grads = GradientSum(len(solve.wanted.tensors))
         self.grad_t = torch.zeros_like(t) if self.timed else None
         self.stats = Stats()
-        self.f = CountedField(self.problem.f, self.stats)
+        self.f = FieldInPieces(self.problem, self.stats, self.problem.times[-1])
         pullback = ByAutograd(self.f, solve.prepared.reached, solve.wanted, self.timed)
         self.tracked = Summed(pullback, self.grads)
 
@@ -105,6 +105,7 @@ class _Sweep:
     def replay(self, steps: Sequence[Accepted], y: Tensor) -> Tensor:
         """The state after these steps."""
         for step in steps:
+            self.f.enter(step.t)
             y = self.problem.method.step(self.f, self.problem.at(step.t), y, step.dt, ()).y
         return y
 
@@ -117,6 +118,7 @@ class _Sweep:
         if lam is None and not complete:
             self.end = y
             return
+        self.f.enter(step.t)
         method, t, dt = self.problem.method, self.problem.at(step.t), step.dt
         remade = method.remake(self.tracked, t, y, dt, complete=complete)
         self.same.check(remade.y, self.end, y)
@@ -127,7 +129,7 @@ class _Sweep:
             lam = lam + bar
         self.lam, self.end = lam, y
         if self.timed:
-            self.times = self.times.before(t_bar + d_t, dt_bar + d_dt, step.final)
+            self.times = self.times.before(t_bar + d_t, dt_bar + d_dt, step.final, step.stopped)
 
     def finish(self) -> Tensor:
         """∂L/∂y0, with the outputs that are y0 itself."""

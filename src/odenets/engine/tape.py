@@ -18,11 +18,17 @@ class Accepted(NamedTuple):
     t: float
     dt: float
     final: bool  # it was cut to end on the time that the solve went to: dt = that time − t
+    stopped: bool = False  # it was cut to end on a stop before that, which is a constant
     y: Tensor | None = None  # the state at t; None where it is kept elsewhere, or nobody asks for it
     step: Step | None = None  # what was made of it; None where it is made again
     clock: tuple[Tensor, Tensor] | None = None  # t and dt as tensors, where gradients flow through the times
     ends: tuple[int, ...] = ()  # the outputs that are the end of this step
     inside: tuple[int, ...] = ()  # the outputs that are interpolated inside it
+
+    @property
+    def light(self) -> "Accepted":
+        """What is needed to make it again."""
+        return Accepted(self.t, self.dt, self.final, self.stopped, None, None, None, self.ends, self.inside)
 
 
 class Tape(Generic[Piece, State]):

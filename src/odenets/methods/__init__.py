@@ -1,6 +1,7 @@
 """How one step is made. Each family is a file; `METHODS` maps a name to a frozen method object."""
 
 from odenets.arguments import shown
+from odenets.methods.base import Bars as Bars
 from odenets.methods.base import Carry as Carry
 from odenets.methods.base import Differentiable as Differentiable
 from odenets.methods.base import Field as Field

@@ -28,18 +28,6 @@ class Pull(Protocol):
     def __call__(self, k_bar: Tensor, /, *, last: bool = True) -> tuple[Tensor, Any]: ...
 
 
-class Differentiable(Protocol):
-    """f as a step is made again with it, to be undone."""
-
-    def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """f(t, y) alone."""
-        ...
-
-    def at(self, t: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
-        """f(t, y) and its pullback."""
-        ...
-
-
 @dataclass(frozen=True)
 class Since:
     """A time counted from an origin.
@@ -59,6 +47,24 @@ class Since:
 
 
 Time = float | Tensor | Since
+
+
+class Differentiable(Protocol):
+    """f as a step is made again with it, to be undone."""
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        """f(t, y) alone."""
+        ...
+
+    def at(self, t: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
+        """f(t, y) and its pullback."""
+        ...
+
+    def through(
+        self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor
+    ) -> tuple[Sequence[Tensor], Callable[[Sequence[Tensor | None]], "Bars"]]:
+        """step(f, t, y, dt), several tensors, and its pullback, from ∂L/∂(each), None for 0; f's tensors as in `at`."""
+        ...
 
 
 class NotConverged(RuntimeError):
@@ -159,8 +165,25 @@ class Method:
         complete: bool = False,
         known: Sequence[Tensor] | None = None,
     ) -> Remade:
-        """The step once more; `complete` with all its parts, made from `known` ones where those were kept."""
-        raise NotImplementedError
+        """The step once more; `complete` with all its parts, made from `known` ones where those were kept.
+
+        Here by the derivative of the step as a whole, which makes nothing of known parts; a family that knows better
+        does better.
+        """
+
+        def made(f: Field, t: Time, y: Tensor, dt: float | Tensor) -> Sequence[Tensor]:
+            step = self.step(f, t, y, dt, ())
+            if step.trouble is not None:
+                raise step.trouble
+            step = self.complete(f, step) if complete else step
+            return step.y, *step.parts
+
+        (y1, *parts), pull = tracked.through(made, t, y, dt)
+
+        def pulled(y_bar: Tensor, part_bars: Sequence[Tensor] | None, inner: Inner | None) -> Bars:
+            return pull([y_bar, *(part_bars or [None] * len(parts))])
+
+        return Remade(y1, parts, pulled)
 
     def evaluated_at(self, i: int, y: Tensor, dt: float | Tensor, parts: Sequence[Tensor]) -> Tensor:
         """The state at which part i is f."""

@@ -2,16 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 # bind(tensors): f, computing with these; where activations are kept, it returns (f(t, y), *activations).
 Bind = Callable[[Sequence[Tensor]], Callable[..., Any]]
-# vjp(tensors, t, y, k, activations): f(t, y), and its pullback to (t, y, *wanted tensors); k and the activations are
-# those of this evaluation, where they are kept, else None.
-Vjp = Callable[..., tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]]
 
 
 class Activation(NamedTuple):
@@ -23,3 +20,19 @@ class Activation(NamedTuple):
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Vjp(Protocol):
+    """The pullback of f, to the tensors that it reaches and that are wanted."""
+
+    def __call__(
+        self, tensors: Sequence[Any], t: Tensor, y: Tensor, k: Tensor | None, activations: Sequence[Tensor] | None
+    ) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
+        """f(t, y), and its pullback to (t, y, *wanted); k and the activations are those kept of it, else None."""
+        ...
+
+    def through(
+        self, tensors: Sequence[Any], step: Callable[..., Sequence[Tensor]], t: Tensor, y: Tensor, dt: Tensor
+    ) -> tuple[Sequence[Tensor], Callable[[Sequence[Tensor]], Sequence[Tensor]]]:
+        """step(f, t, y, dt), and its pullback to (t, y, dt, *wanted)."""
+        ...

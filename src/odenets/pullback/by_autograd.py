@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from odenets.evaluation import CountedField
-from odenets.methods import Pull
+from odenets.methods import Bars, Pull, Since, Time
 from odenets.pullback.reached import Reached, check_reached, sequence_number
 
 
@@ -71,6 +71,22 @@ class Summed:
 
         return k, pull
 
+    def through(
+        self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor
+    ) -> tuple[Sequence[Tensor], Callable[[Sequence[Tensor | None]], Bars]]:
+        out, pullback = self.by_autograd.through(step, t, y, dt)
+
+        def pull(bars: Sequence[Tensor | None]) -> Bars:
+            (y_bar, t_bar, dt_bar), of_tensors = pullback(bars)
+            self.grads.add(of_tensors)
+            return Bars(torch.zeros_like(y) if y_bar is None else y_bar, _or_zero(t_bar), _or_zero(dt_bar))
+
+        return out, pull
+
+
+def _or_zero(x: Tensor | None) -> Any:
+    return 0.0 if x is None else x
+
 
 class ByAutograd:
     """f and its pullback to y, to the tensors that it reaches, and (timed) to t; None for what f does not depend on."""
@@ -106,6 +122,35 @@ class ByAutograd:
             return y_bar, bars[: len(self.wanted.tensors)], bars[-1] if self.timed else None
 
         return out.detach(), pullback
+
+    def through(self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor) -> tuple[Any, Any]:
+        """step(f, t, y, dt), and its pullback to (y, t, dt) and to the tensors."""
+        origin, t = (t.origin, t.t) if isinstance(t, Since) else (0.0, t)
+        with self.wanted.enable_grad():
+            y = y.detach().requires_grad_()
+            times = [torch.as_tensor(x, dtype=torch.float64, device=y.device).detach() for x in (t, dt)]
+            times = [x.clone().requires_grad_(self.timed) for x in times]
+            out = step(self.f, Since(origin, times[0]), y, times[1])
+        own = (y, *times, *self.wanted.places.values())
+        if self.unchecked:
+            again = functools.partial(self._step_once_more, step, Since(origin, times[0]), y, times[1])
+            check_reached(out[0], self.started, self.reached, own, again)
+        wrt = (y, *(times if self.timed else ()), *self.wanted.tensors)
+
+        def pullback(bars: Sequence[Tensor | None]) -> tuple[tuple[Any, ...], Sequence[Tensor | None]]:
+            self.unchecked = False
+            pairs = [(x, bar) for x, bar in zip(out, bars) if bar is not None and x.requires_grad]
+            grads: Sequence[Tensor | None] = [None] * len(wrt)
+            if pairs:
+                grads = torch.autograd.grad([x for x, _ in pairs], wrt, [bar for _, bar in pairs], allow_unused=True)
+            y_bar, *rest = grads
+            return (y_bar, *(rest[:2] if self.timed else (None, None))), rest[2:] if self.timed else rest
+
+        return [x.detach() for x in out], pullback
+
+    def _step_once_more(self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: Tensor) -> Tensor:
+        with self.wanted.enable_grad(), torch.random.fork_rng([y.device] if y.is_cuda else []):
+            return step(self.f.f, t, y, dt)[0]
 
     def _once_more(self, t: Tensor, y: Tensor) -> Tensor:
         with self.wanted.enable_grad(), torch.random.fork_rng([y.device] if y.is_cuda else []):

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,21 @@ def vjp(bind: Bind, wanted: Sequence[int], rest: Sequence[Any], t: Tensor, y: Te
 
     out, pull, *_ = torch.func.vjp(f, t, y, *(rest[i] for i in wanted))
     return out, pull
+
+
+def vjp_through(
+    bind: Bind, wanted: Sequence[int], rest: Sequence[Any], step: Callable[..., Sequence[Tensor]], *at: Tensor
+) -> Any:
+    """step(f, t, y, dt) at these, and its pullback to (t, y, dt, *the wanted of `rest`)."""
+
+    def stepped(t: Tensor, y: Tensor, dt: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        values = list(rest)
+        for i, tensor in zip(wanted, tensors):
+            values[i] = tensor
+        return tuple(step(bind(values), t, y, dt))
+
+    out, pull, *_ = torch.func.vjp(stepped, *at, *(rest[i] for i in wanted))
+    return out, lambda bars: pull(tuple(bars))
 
 
 class Halves:

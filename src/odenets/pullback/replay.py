@@ -24,11 +24,11 @@ class SameAgain:
     is read before `finish`.
 
     Args:
-        adjoint: The name of the adjoint, for the error.
+        name: What has the backward pass, as the caller wrote it, for the error.
     """
 
-    def __init__(self, adjoint: str) -> None:
-        self.adjoint = adjoint
+    def __init__(self, name: str) -> None:
+        self.name = name
         self._excess: Tensor | None = None  # the largest difference, in units of what is allowed
 
     def check(self, again: Tensor, before: Tensor, start: Tensor) -> None:
@@ -55,14 +55,14 @@ class SameAgain:
             return
         if not float(self._excess) <= 1:  # NaN too
             raise ReplayError(
-                f"`f` returned something else in the backward pass of `adjoint={self.adjoint}()` than in the forward "
-                "pass, at the same t and y, so the gradient would be wrong: it draws random numbers (dropout) or "
-                "changes a state of its own (a counter, a running mean, `spectral_norm` in training). Write "
-                "`adjoint=Direct()`, which evaluates `f` once, or let `f` depend on t, y and `args` alone"
+                f"`f` returned something else in the backward pass of {self.name} than in the forward pass, at "
+                "the same t and y, so the gradient would be wrong: it draws random numbers (dropout) or changes a "
+                "state of its own (a counter, a running mean, `spectral_norm` in training). Write `adjoint=Direct()`, "
+                "which evaluates `f` once, or let `f` depend on t, y and `args` alone"
             )
 
 
-def check_start(adjoint: str, problem: Problem, y0: Tensor, f0: Tensor) -> Tensor:
+def check_start(name: str, problem: Problem, y0: Tensor, f0: Tensor) -> Tensor:
     """Evaluate f once more at the start, where it was f0; the new value.
 
     Raises:
@@ -71,7 +71,7 @@ def check_start(adjoint: str, problem: Problem, y0: Tensor, f0: Tensor) -> Tenso
     stats = Stats()
     again = evaluate_at_start(replace(problem, stats=stats), y0)
     problem.stats.add_backward(stats.nfe)
-    same = SameAgain(adjoint)
+    same = SameAgain(name)
     same.check(again, f0, torch.zeros_like(f0))
     same.finish()
     return again

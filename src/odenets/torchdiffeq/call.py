@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from odenets.controller import Norm, rms
-from odenets.methods import Field, real_dtype
+from odenets.methods import real_dtype
 from odenets.resolution import check_time_of, check_times
 from odenets.torchdiffeq.watch import Watch, find_watch
 from odenets.torchdiffeq.words import brief
@@ -193,21 +193,6 @@ def fit(out: Any, y: Tensor) -> Tensor:
     if out.dim() <= y.dim() and all(n in (1, m) for n, m in zip(reversed(out.shape), reversed(y.shape))):
         return out.expand(y.shape)
     raise ValueError(f"`func` must return a tensor of y's shape {tuple(y.shape)}, returned {tuple(out.shape)}")
-
-
-@dataclass(frozen=True)
-class Between:
-    """f inside of (low, high): at these ends, where f may jump, it gives the value on this side."""
-
-    f: Field
-    low: float
-    high: float
-    resolved = True  # as f is
-
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        low, high = torch.full_like(t, self.low), torch.full_like(t, self.high)
-        inside = t.detach().clamp(torch.nextafter(low, high), torch.nextafter(high, low))
-        return self.f(t + (inside - t.detach()), y)
 
 
 def tolerance(name: str, value: Any, y0: Tensor, shapes: Sequence[torch.Size] | None = None) -> Any:

@@ -18,9 +18,9 @@ from odenets.engine.failures import locate_non_finite
 from odenets.engine.tape import Accepted
 from odenets.evaluation import CountedField
 from odenets.methods import real_dtype
-from odenets.problem import Problem
+from odenets.problem import Between, Problem
 from odenets.solution import Failure, Stats, Status
-from odenets.torchdiffeq.call import Between, Call, fit
+from odenets.torchdiffeq.call import Call, fit
 from odenets.torchdiffeq.grid import Grid
 from odenets.torchdiffeq.pieces import AdjointOf, states
 from odenets.torchdiffeq.roots import locate

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from odenets.adjoint import Adjoint
 from odenets.controller import Fixed
+from odenets.problem import Between
 from odenets.solution import Solution
 from odenets.solve import solve
-from odenets.torchdiffeq.call import Between, Call
+from odenets.torchdiffeq.call import Call
 from odenets.torchdiffeq.grid import Grid
 from odenets.torchdiffeq.words import raise_failure
 from odenets.transforms import is_differentiated

@@ -17,8 +17,8 @@ from odenets.engine.compile.told import tell_of_many
 from odenets.engine.tensors.backward import backward
 from odenets.engine.tensors.forward import forward
 from odenets.engine.tensors.plan import BackClock, Buffers, Clock, Numbers, Plan
-from odenets.pullback.bound import Activation
-from odenets.pullback.graph import vjp
+from odenets.pullback.bound import Activation, Bind
+from odenets.pullback.graph import vjp, vjp_through
 
 
 class CompiledLoops:
@@ -58,13 +58,7 @@ class CompiledLoops:
         return functools.partial(forward, plan, _while, bind)
 
     def _backward(self, plan: Plan) -> Callable[..., Any]:
-        bind = plan.arranged_field(self.graph.bind)
-
-        def pullback(tensors: Sequence[Any], t: Tensor, y: Tensor, k: Tensor | None, kept: Any) -> Any:
-            if k is None:
-                return vjp(bind, self.wanted, tensors, t, y)
-            return k, functools.partial(self.graph.split(self.wanted).pull, tensors, t, y, k, kept)
-
+        pullback = _ByGraph(self.graph, plan.arranged_field(self.graph.bind), self.wanted)
         return functools.partial(backward, plan, _while, pullback, self.wanted)
 
     def _program(self, plan: Plan, name: str, example: Callable[[Plan], list], function: Callable) -> Callable:
@@ -78,7 +72,7 @@ class CompiledLoops:
     def _forward_example(self, plan: Plan) -> list[Any]:
         make = self._fakes(plan)
         ys = (make.ys(),) if plan.outputs else ()
-        start = (make.clock(), make.state(), *make.carry())
+        start = (make.clock(), make.state(), *make.stops(), *make.carry())
         return [make.numbers(), make.times(), *start, *ys, *make.buffers(), *make.rest()]
 
     def _backward_example(self, plan: Plan) -> list[Any]:
@@ -86,12 +80,27 @@ class CompiledLoops:
         rows = make.constant(torch.zeros(1, dtype=torch.int64))
         outputs = (make.ys(),) if plan.outputs else ()
         clock = make.clock(rows=len(BackClock._fields))
-        return [rows, make.times(), clock, make.state(), *outputs, *make.buffers(), *make.rest()]
+        return [rows, make.times(), clock, make.state(), *make.stops(), *outputs, *make.buffers(), *make.rest()]
 
     def _fakes(self, plan: Plan) -> "_Fakes":
         if plan.activations is not None:  # their sizes may change from call to call
             plan = replace(plan, activations=self.graph.split(self.wanted).activations)
         return _Fakes(self.graph, plan)
+
+
+class _ByGraph:
+    """The pullback of f by its graph: a `Vjp`."""
+
+    def __init__(self, graph: Graph, bind: Bind, wanted: Sequence[int]) -> None:
+        self.graph, self.bind, self.wanted = graph, bind, wanted
+
+    def __call__(self, tensors: Sequence[Any], t: Tensor, y: Tensor, k: Tensor | None, activations: Any) -> Any:
+        if k is None:
+            return vjp(self.bind, self.wanted, tensors, t, y)
+        return k, functools.partial(self.graph.split(self.wanted).pull, tensors, t, y, k, activations)
+
+    def through(self, tensors: Sequence[Any], step: Any, t: Tensor, y: Tensor, dt: Tensor) -> Any:
+        return vjp_through(self.bind, self.wanted, tensors, step, t, y, dt)
 
 
 class _Fakes:
@@ -131,6 +140,11 @@ class _Fakes:
             return self.constant(torch.zeros(1, dtype=torch.float64))
         with self.mode:
             return torch.empty(self._size("times"), dtype=torch.float64, device=self.y.device)
+
+    def stops(self) -> list[Tensor]:
+        wanted = [name for name in ("stops", "jumps") if getattr(self.plan, name)]
+        with self.mode:
+            return [torch.empty(self._size(n), dtype=torch.float64, device=self.y.device) for n in wanted]
 
     def ys(self) -> Tensor:
         with self.mode:

@@ -1,7 +1,7 @@
 """A chunk of a solve, in reverse."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from odenets.engine.clock import TimeBars
 from odenets.engine.tensors.outputs import Bars, product, take_up_outputs
-from odenets.engine.tensors.plan import BackClock, Buffers, Plan, While
-from odenets.methods import Pull, Since
+from odenets.engine.tensors.plan import BackClock, Buffers, Plan, Stops, While
+from odenets.methods import Bars as Gradients
+from odenets.methods import Pull, Since, Time
 from odenets.pullback.bound import Vjp
 
 T = TypeVar("T")
@@ -36,12 +37,13 @@ def backward(
         rows: How many steps are to be undone.
         clock: The `BackClock` at the end of the chunk.
         lam: ∂L/∂y there.
-        rest: ∂L/∂ys (where there are outputs), the buffers, the tensors.
+        rest: `Stops`, ∂L/∂ys (where there are outputs), the buffers, the tensors.
 
     Returns:
         The clock and ∂L/∂y at the start of the chunk; the evaluations of f; ∂L/∂times (where there are outputs) and
         the gradients, of this chunk alone.
     """
+    stops, rest = Stops.split(plan, rest)
     grad_ys = rest[0] if plan.outputs else None
     buffers, tensors = Buffers.split(plan, rest[1 if plan.outputs else 0 :])
     buffers = _certain(buffers)
@@ -52,17 +54,18 @@ def backward(
         clock = torch.stack([output, *clock[1:].unbind()])
     rows = rows.reshape(())
     carry = (rows.clone(), torch.zeros_like(rows), clock.clone(), lam.clone(), *sums)
-    shared = (*buffers.tensors, *(bars or ()), *tensors)
+    shared = (*stops.tensors, *buffers.tensors, *(bars or ()), *tensors)
 
     def condition(*arguments: Tensor) -> Tensor:
         return arguments[0] > 0
 
     def body(*arguments: Tensor) -> tuple[Tensor, ...]:
         now, inner = arguments[: len(carry)], arguments[len(carry) :]
+        stops, inner = Stops.split(plan, inner)
         kept, inner = Buffers.split(plan, inner)
         given = None if bars is None else Bars(*inner[: len(bars)])
         tensors = inner[len(bars or ()) :]
-        return _Undo(plan, vjp, tensors, given)(_certain(kept), *now)
+        return _Undo(plan, vjp, tensors, given, stops)(_certain(kept), *now)
 
     nfe, clock, lam, *sums = while_(condition, body, carry, shared, ())[1:]
     return clock, lam, nfe, *grad_times, *sums
@@ -76,13 +79,15 @@ class _Undo:
     vjp: Vjp
     tensors: Sequence[Tensor]
     bars: Bars | None
+    stops: Stops
 
     def __call__(
         self, buffers: Buffers, rows: Tensor, nfe: Tensor, clock: Tensor, lam: Tensor, *sums: Tensor
     ) -> tuple[Tensor, ...]:
         method, row, back = self.plan.method, rows - 1, BackClock(*clock.unbind())
-        (t, dt, _, final), y, kept = buffers.read(row)
+        (t, dt, _, cut), y, kept = buffers.read(row)
         self.taken = dt > 0
+        self.inside = self.stops.inside(t, back.origin)
         kept = None if kept is None else [self._finite(k) for k in kept]
         self.sums, self.nfe = list(sums), 0
         activations = None if self.plan.activations is None else buffers.read_activations(row, self.plan.pulled)
@@ -95,7 +100,7 @@ class _Undo:
         lam, t_bar, dt_bar = remade.pull(lam, part_bars, inner)
         if y_bar is not None and time_bars is not None:
             lam, t_bar, dt_bar = lam + y_bar, t_bar + time_bars[0], dt_bar + time_bars[1]
-        clock = self._clock(back, t_bar, dt_bar, final > 0) if self.plan.timed else clock.clone()
+        clock = self._clock(back, t_bar, dt_bar, cut) if self.plan.timed else clock.clone()
         return row, nfe + self.nfe, clock, lam, *self.sums
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
@@ -104,7 +109,7 @@ class _Undo:
     def at(self, t: Tensor, y: Tensor) -> tuple[Tensor, Pull]:
         k, activations = next(self.known)  # called for one stage after the other
         self.nfe += int(k is None)
-        k, pullback = self.vjp(self.tensors, t, y, k, activations)
+        k, pullback = self.vjp(self.tensors, self.inside(t), y, k, activations)
 
         def pull(k_bar: Tensor, /, *, last: bool = True) -> tuple[Tensor, Tensor]:
             t_bar, y_bar, *bars = pullback(k_bar)
@@ -113,6 +118,28 @@ class _Undo:
             return y_bar, t_bar.to(torch.float64)
 
         return self._finite(k), pull
+
+    def through(
+        self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor
+    ) -> tuple[Sequence[Tensor], Callable[[Sequence[Tensor | None]], Gradients]]:
+        origin, t = (t.origin, t.t) if isinstance(t, Since) else (0.0, t)
+
+        def of_field(f: Callable[..., Tensor], t: Tensor, y: Tensor, dt: Tensor) -> Sequence[Tensor]:
+            def counted(at: Tensor, y: Tensor) -> Tensor:
+                self.nfe += 1
+                return self._finite(f(self.inside(at), y))
+
+            return tuple(step(counted, Since(origin, t), y, dt))
+
+        out, pullback = self.vjp.through(self.tensors, of_field, torch.as_tensor(t), y, torch.as_tensor(dt))
+
+        def pull(bars: Sequence[Tensor | None]) -> Gradients:
+            given = [torch.zeros_like(x) if bar is None else bar for x, bar in zip(out, bars)]
+            t_bar, y_bar, dt_bar, *of_tensors = pullback(given)
+            self.sums = [total + bar for total, bar in zip(self.sums, of_tensors)]
+            return Gradients(y_bar, t_bar.to(torch.float64), dt_bar.to(torch.float64))
+
+        return out, pull
 
     def _finite(self, k: Tensor) -> Tensor:
         """A part, 0 for a sample that took no step here: it may have been tried where f is infinite."""
@@ -123,9 +150,9 @@ class _Undo:
         each = product(a, b)
         return each.sum(self.plan.within(a), keepdim=True) if self.plan.per_sample else each.sum()
 
-    def _clock(self, back: BackClock, t_bar: Tensor, dt_bar: Tensor, final: Tensor) -> Tensor:
+    def _clock(self, back: BackClock, t_bar: Tensor, dt_bar: Tensor, cut: Tensor) -> Tensor:
         """The clock at the start of the step."""
-        bars = TimeBars(back.t, back.end, back.span).before(t_bar, dt_bar, final, ~self.taken)
+        bars = TimeBars(back.t, back.end, back.span).before(t_bar, dt_bar, cut == 1, cut == 2, ~self.taken)
         return torch.stack([back.output, *bars, back.origin])
 
 

@@ -39,7 +39,7 @@ class ByPython:
 
     def check(self) -> None:
         if self.start is not None:
-            check_start("Checkpointed", self.problem, *self.start)
+            check_start("`adjoint=Checkpointed()`", self.problem, *self.start)
 
     def forward(self, plan: Plan) -> Any:
         f = CountedField(self.problem.f, Stats())
@@ -49,20 +49,40 @@ class ByPython:
         if self.prepared is None:
             raise RuntimeError("there is nothing to differentiate")
         f, reached = CountedField(self.problem.f, Stats()), self.prepared.reached
-        pullback_of = ByAutograd(f, reached, Wanted(reached), timed=True)
-
-        def vjp(tensors: Any, t: Tensor, y: Tensor, *_: Any) -> Any:
-            k, pullback = pullback_of(t, y)
-            like = (t, y, *pullback_of.wanted.tensors)
-
-            def pull(bar: Tensor) -> list[Tensor]:
-                y_bar, bars, t_bar = pullback(bar)
-                grads = (t_bar, y_bar, *bars)
-                return [torch.zeros_like(x) if g is None else g for x, g in zip(like, grads)]
-
-            return k, pull
-
+        vjp = _ByAutograd(ByAutograd(f, reached, Wanted(reached), timed=True))
         return functools.partial(backward, plan, _while, vjp, self.wanted)
+
+
+@dataclass
+class _ByAutograd:
+    """The pullback of f by autograd: a `Vjp`. It has tensors of its own, the same as it is given."""
+
+    of_f: ByAutograd
+
+    def __call__(self, tensors: Any, t: Tensor, y: Tensor, k: Tensor | None, activations: Any) -> Any:
+        k, pullback = self.of_f(t, y)
+        like = (t, y, *self.of_f.wanted.tensors)
+
+        def pull(bar: Tensor) -> list[Tensor]:
+            y_bar, bars, t_bar = pullback(bar)
+            return _with_zeros((t_bar, y_bar, *bars), like)
+
+        return k, pull
+
+    def through(self, tensors: Any, step: Any, t: Tensor, y: Tensor, dt: Tensor) -> Any:
+        made = lambda f, t, y, dt: step(f, t.t, y, dt)  # noqa: E731 — which gives the time its origin itself
+        out, pullback = self.of_f.through(made, t, y, dt)
+        like = (t, y, dt, *self.of_f.wanted.tensors)
+
+        def pull(bars: Sequence[Tensor]) -> list[Tensor]:
+            (y_bar, t_bar, dt_bar), of_tensors = pullback(bars)
+            return _with_zeros((t_bar, y_bar, dt_bar, *of_tensors), like)
+
+        return out, pull
+
+
+def _with_zeros(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(like, grads)]
 
 
 def _while(condition: Any, body: Any, carry: tuple, constants: tuple, mutated: tuple) -> tuple:

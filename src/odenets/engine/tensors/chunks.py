@@ -14,7 +14,7 @@ from odenets import transforms
 from odenets.controller import PID
 from odenets.engine.clock import stretch
 from odenets.engine.tape import Tape, reversal
-from odenets.engine.tensors.plan import BackClock, Buffers, Clock, Numbers, Plan, Report
+from odenets.engine.tensors.plan import BackClock, Buffers, Clock, Numbers, Plan, Report, Stops
 from odenets.problem import Problem
 from odenets.pullback.bound import Activation
 from odenets.pullback.function import Around
@@ -87,7 +87,7 @@ class _Forward:
     def __init__(self, problem: Problem, plan: Plan, loops: Loops, tensors: Sequence[Tensor]) -> None:
         self.problem, self.plan, self.tensors = problem, plan, tensors
         self.times = problem.t.detach() if plan.outputs else problem.t.detach()[:1]
-        self.program = loops.forward(plan)
+        self.program, self.stops = loops.forward(plan), Stops.given(plan, problem)
 
     def begin(self) -> Entry:
         plan, y = self.plan, self.plan.arranged(self.problem.y0)
@@ -106,7 +106,8 @@ class _Forward:
         values = Numbers.of(problem, problem.times[0], problem.times[-1], first)
         numbers = constant(values, torch.float64, problem.y0.device)
         written = (*(() if ys is None else (ys,)), *(buffers.tensors if buffers else ()))
-        report_, clock, y, *carry = self.program(numbers, self.times, *entry.tensors, *written, *self.tensors)
+        where = (numbers, self.times, entry.clock, entry.y, *self.stops)
+        report_, clock, y, *carry = self.program(*where, *entry.carry, *written, *self.tensors)
         report = transforms.values_of(report_)  # the one host read of a chunk
         count = len(Report._fields)
         return Report(*report[:count]), report[count:], Entry(clock, y, tuple(carry))
@@ -276,12 +277,12 @@ class InChunks:
         grad_times, sums = torch.zeros_like(t) if plan.timed else t, []
         times = t.detach() if plan.outputs else t.detach()[:1]
         with_outputs = (grad_ys,) if plan.outputs else ()
-        counts, first = [], None
+        counts, first, stops = [], None, Stops.given(plan, problem)
         for chunk in chunks:
             if chunk.rows == 0:
                 continue
             rows, first = constant((chunk.rows,), torch.int64, t.device), chunk
-            given = (*with_outputs, *chunk.buffers.tensors, *tensors)
+            given = (*stops, *with_outputs, *chunk.buffers.tensors, *tensors)
             state, lam, nfe, *rest = self.reverse(rows, times, state, lam, *given)
             if plan.outputs:
                 more, *rest = rest

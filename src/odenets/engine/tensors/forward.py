@@ -9,7 +9,7 @@ from torch import Tensor
 from odenets.controller import FirstStep, Number, Start
 from odenets.engine.clock import conclude, shortened
 from odenets.engine.tensors.outputs import read_outputs
-from odenets.engine.tensors.plan import Buffers, Clock, Numbers, Plan, Report, While, tuned
+from odenets.engine.tensors.plan import Buffers, Clock, Numbers, Plan, Report, Stops, While, tuned
 from odenets.methods import Since, real_dtype
 from odenets.pullback.bound import Bind
 
@@ -54,37 +54,42 @@ def forward(
         times: (T,) in float64.
         clock: The `Clock` of the chunk before.
         y: The state.
-        rest: What is carried, ys to write into (where there are outputs), the buffers (where there are any), the
-            tensors that f reaches.
+        rest: `Stops`, what is carried, ys to write into (where there are outputs), the buffers (where there are any),
+            the tensors that f reaches.
 
     Returns:
         A `Report` for the host; then the clock, the state, and what is carried.
     """
+    stops, rest = Stops.split(plan, rest)
     carry, items = tuple(rest[: plan.carried]), list(rest[plan.carried :])
     ys = items.pop(0) if plan.outputs else None
     buffers, tensors = Buffers.split(plan, items)
     f = _Evaluations(plan, bind(tensors))
-    clock, carry = _begin(plan, f, numbers, clock, y, carry)
+    clock, carry = _begin(plan, f, stops, numbers, clock, y, carry)
     zero = torch.zeros((), dtype=torch.int64, device=y.device)
     t, dt, accepted, rejected, output, size, *memory = (x.clone() for x in clock.unbind())
     start = Now(t, dt, accepted, rejected, tuple(memory), zero, zero + f.count, y.clone(), carry)
-    shared = (numbers, *(() if buffers is None else buffers.tensors), *tensors)
+    before = (numbers, *stops.tensors)
+    written = tuple(range(len(before), len(before) + (0 if buffers is None else len(buffers.tensors))))
+    shared = (*before, *(() if buffers is None else buffers.tensors), *tensors)
 
-    def here(arguments: Sequence[Tensor]) -> tuple[Now, Tensor, Buffers | None, Sequence[Tensor]]:
+    def here(arguments: Sequence[Tensor]) -> tuple[Now, Tensor, Stops, Buffers | None, Sequence[Tensor]]:
         numbers, *inner = arguments[len(start.flat) :]
-        return Now.of(plan, arguments), numbers, *Buffers.split(plan, inner)
+        stops, inner = Stops.split(plan, inner)
+        return Now.of(plan, arguments), numbers, stops, *Buffers.split(plan, inner)
 
     def condition(*arguments: Tensor) -> Tensor:
-        now, numbers, buffers, _ = here(arguments)
+        now, numbers, _, buffers, _ = here(arguments)
         going = now.alive(Numbers.read(numbers)).any()
         going = going if buffers is None else going & (now.row < buffers.y.shape[0])
         return going | (now.nfe == f.count)  # see `While`
 
     def body(*arguments: Tensor) -> tuple[Tensor, ...]:
-        now, numbers, buffers, tensors = here(arguments)
-        return _advance(plan, _Evaluations(plan, bind(tensors)), numbers, buffers, now).flat
+        now, numbers, stops, buffers, tensors = here(arguments)
+        f = _Evaluations(plan, bind(tensors))
+        f.within(stops, now.t, Numbers.read(numbers).origin)
+        return _advance(plan, f, stops, numbers, buffers, now).flat
 
-    written = tuple(range(1, len(shared) - len(tensors)))
     end = Now.of(plan, while_(condition, body, start.flat, shared, written))
     if ys is not None and buffers is not None:
         output = read_outputs(plan, while_, times, end.t, output, ys, buffers)
@@ -107,6 +112,11 @@ class _Evaluations:
     def count(self) -> int:
         return len(self.kept)
 
+    def within(self, stops: Stops, t: Tensor, origin: Tensor) -> None:
+        """Take f as it is in a step from t."""
+        inside, f = stops.inside(t, origin), self._f
+        self._f = lambda at, y: f(inside(at), y)
+
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         k, *kept = self._f(t, y) if self._keeps else (self._f(t, y),)
         self.kept.append(tuple(kept))
@@ -114,7 +124,7 @@ class _Evaluations:
 
 
 def _begin(
-    plan: Plan, f: _Evaluations, numbers: Tensor, clock: Tensor, y: Tensor, carry: tuple[Tensor, ...]
+    plan: Plan, f: _Evaluations, stops: Stops, numbers: Tensor, clock: Tensor, y: Tensor, carry: tuple[Tensor, ...]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The clock and what is carried at the start of the solve, or those of the chunk before."""
     given = Numbers.read(numbers)
@@ -122,7 +132,8 @@ def _begin(
     t0, dt, output = (x.expand(shape) if shape else x for x in (given.t0, given.dt, given.at_start))
     size = torch.zeros_like(t0)
     controller = tuned(plan.controller, numbers)
-    begun = (f((given.origin + t0).to(real_dtype(y)), y), *f.kept[0]) if plan.carries else ()
+    f.within(stops, t0, given.origin)
+    begun = (f((given.origin + t0).to(real_dtype(y)), y), *f.kept[0]) if plan.completes else ()
     if begun and controller.chooses_first_step:
         t_start, span = given.origin + t0, given.t_end - t0
         step: FirstStep = controller.first_step(
@@ -133,31 +144,33 @@ def _begin(
     memory = [zero + value for value in controller.start]
     start = torch.stack([*Clock(t0 + zero, dt + zero, zero, zero, output + zero, size + zero), *memory])
     fresh = given.first > 0
-    chosen = tuple(torch.where(fresh, new, old) for new, old in zip(begun, carry))
+    chosen = tuple(torch.where(fresh, new, old) for new, old in zip(begun if plan.carries else (), carry))
     return torch.where(fresh, start, clock), chosen
 
 
-def _advance(plan: Plan, f: _Evaluations, numbers: Tensor, buffers: Buffers | None, now: Now) -> Now:
+def _advance(plan: Plan, f: _Evaluations, stops: Stops, numbers: Tensor, buffers: Buffers | None, now: Now) -> Now:
     """Try a step, judge it, write it down."""
     controller, given = tuned(plan.controller, numbers), Numbers.read(numbers)
     alive = now.alive(given)
-    final, dt = shortened(now.t, now.dt, given.t_end)
+    goal = stops.goal(now.t, given.t_end)
+    final, dt = shortened(now.t, now.dt, goal)
     dt = torch.where(alive, dt, 0.0)
     step = plan.method.step(f, Since(given.origin, now.t), now.y, dt, now.carry[:1])
-    if plan.carries:
+    if plan.completes:
         step = plan.method.complete(f, step)
     ratio: Number = torch.zeros_like(now.t)
     if controller.adaptive:
         error = plan.method.error(dt, [k.detach() for k in step.parts])  # step sizes are constants to the gradient
         ratio = controller.error_ratio(now.y.detach(), step.y.detach(), error, plan.norm)
     accept, t1, dt_next, memory = conclude(
-        controller, plan.method.order, ratio, now.dt, dt, final, now.t, given.t_end, now.memory
+        controller, plan.method.order, ratio, now.dt, dt, final, now.t, goal, now.memory
     )
     accept = accept & alive
     t1 = torch.where(accept, t1, now.t)
     if buffers is not None:
         parts = step.parts if step.complete else (*step.parts, torch.zeros_like(now.y))
-        times = (now.t, torch.where(accept, dt, 0.0), t1, final.to(t1.dtype))
+        cut = torch.where(final, torch.where(goal < given.t_end, 2.0, 1.0).to(t1.dtype), 0.0)
+        times = (now.t, torch.where(accept, dt, 0.0), t1, cut)
         kept = (now.carry[1:], *f.kept) if now.carry else f.kept
         buffers.write(now.row, times, now.y, parts, kept[: plan.pulled])
     following = (*plan.method.carry(step), *f.kept[-1]) if plan.carries else ()

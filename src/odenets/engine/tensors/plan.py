@@ -10,7 +10,7 @@ from torch import Tensor
 
 from odenets.controller import Controller, rms
 from odenets.methods import Field, Method
-from odenets.problem import Problem, sample_shape
+from odenets.problem import Problem, inside, sample_shape
 from odenets.pullback.bound import Activation, Bind
 
 # while_(condition, body, carry, constants, mutated): the carry after the loop; `mutated` are the indices of those
@@ -32,6 +32,8 @@ class Plan:
     outputs: bool  # states are wanted between the first and the last time
     parts: bool  # keep the parts of each step, so that the backward pass need not make them again
     timed: bool  # gradients to the times are wanted
+    stops: bool = False  # there are times that a step has to end on
+    jumps: bool = False  # at some of them f is discontinuous
     batch_last: bool = False  # the samples lie along the last axis of y, so that small states make long loops
     open: bool = False  # autograd sees each operation: what it has read must not be written into
     activations: Sequence[Activation] | None = None  # what each evaluation keeps beside its result; None: nothing is
@@ -47,9 +49,14 @@ class Plan:
         return (*rest.items(), kind, self.activations is not None)
 
     @property
-    def carries(self) -> bool:
-        """Whether f at the end of a step is handed to the next."""
+    def completes(self) -> bool:
+        """Whether f at the end of a step is evaluated."""
         return self.controller.adaptive or self.outputs
+
+    @property
+    def carries(self) -> bool:
+        """Whether it is handed to the next step. Where f jumps, it is that of the step alone."""
+        return self.completes and not self.jumps
 
     @property
     def carried(self) -> int:
@@ -108,6 +115,55 @@ class Plan:
             return lambda t, y: f(t.movedim(-1, 0), y.movedim(-1, 0)).movedim(0, -1).contiguous()
 
         return bind_arranged
+
+
+class Stops(NamedTuple):
+    """The times that a step has to end on, after the numbers and the times; as tensors in float64."""
+
+    stops: Tensor | None  # increasing, the last infinite
+    jumps: Tensor | None  # increasing, the first and the last infinite
+
+    @staticmethod
+    def given(plan: Plan, problem: Problem) -> tuple[Tensor, ...]:
+        """Those of a problem."""
+        values = ((*problem.stops, math.inf), (-math.inf, *problem.jumps, math.inf))
+        wanted = (plan.stops, plan.jumps)
+        device = problem.y0.device
+        return tuple(torch.tensor(v, dtype=torch.float64, device=device) for v, w in zip(values, wanted) if w)
+
+    @staticmethod
+    def split(plan: Plan, items: Sequence[Tensor]) -> "tuple[Stops, tuple[Tensor, ...]]":
+        """Those at the beginning of these tensors, and the others."""
+        rest = list(items)
+        stops = rest.pop(0) if plan.stops else None
+        jumps = rest.pop(0) if plan.jumps else None
+        return Stops(stops, jumps), tuple(rest)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(x for x in self if x is not None)
+
+    def goal(self, t: Tensor, t_end: Tensor) -> Tensor:
+        """The time that a step from t may not pass."""
+        return t_end if self.stops is None else torch.minimum(_next(self.stops, t), t_end)
+
+    def inside(self, t: Tensor, origin: Tensor) -> Callable[[Tensor], Tensor]:
+        """What moves the times of f to where they are inside of the piece, between two jumps, of a step from t."""
+        if self.jumps is None:
+            return lambda at: at
+        low = self.jumps.index_select(0, _count(self.jumps, t).reshape(-1) - 1).reshape(t.shape)
+        high = _next(self.jumps, t)
+        return lambda at: inside(at, origin + low, origin + high)
+
+
+def _next(times: Tensor, t: Tensor) -> Tensor:
+    """The first of the times after t."""
+    return times.index_select(0, _count(times, t).reshape(-1)).reshape(t.shape)
+
+
+def _count(times: Tensor, t: Tensor) -> Tensor:
+    """How many of the times are not after t."""
+    return (times.reshape(-1, *(1,) * t.dim()) <= t).sum(0)
 
 
 class Numbers(NamedTuple):
@@ -190,7 +246,8 @@ def tuned(controller: Controller, numbers: Tensor) -> Controller:
 class Buffers(NamedTuple):
     """What a chunk writes: for each accepted step its times, state, parts and activations, one row a tensor."""
 
-    times: Tensor  # (capacity · 4, *S): t, dt (0 for a sample that took no step), t + dt, whether the step was final
+    # (capacity · 4, *S): t, dt (0 for a sample that took no step), t + dt, where it was cut: 1 at the end, 2 at a stop
+    times: Tensor
     y: Tensor  # (capacity, *y.shape)
     parts: Tensor | None  # (capacity · parts, *y.shape)
     activations: tuple[Tensor, ...]  # each (capacity · Plan.pulled, *its shape)
