@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from odenets import Fixed, solve
+from odenets import Fixed, Reversible, solve
 from odenets.nn import MLPField, ODEBlock
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -39,6 +39,19 @@ def test_a_model_with_an_ode_layer_compiles_to_one_graph(options):
         torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"method": "gl4"}, "an implicit method iterates"),
+        ({"method": "rk4", "adjoint": Reversible()}, "adjoints have their own backward pass"),
+    ],
+)
+def test_what_no_graph_holds_is_refused_there_with_its_reason(options, why):
+    traced = torch.compile(model(controller=Fixed(steps=2), **options), fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=why):
+        traced(torch.ones(5, 3))
 
 
 def test_adaptive_steps_inside_a_graph_of_inductor():
