@@ -191,9 +191,9 @@ class Stepper:
 
     @torch.no_grad()
     def _fail_in_tiny_step(self, step: Step, dt: float, ratio: float) -> None:
-        if step.trouble is not None:
+        if step.trouble is not None and not failures.blows_up(self.y, self.derivative(), dt):
             return self._fail_in_step(step, dt)
-        self._fail(failures.of_a_tiny_step(self.y, step.parts, dt, ratio), dt)
+        self._fail(failures.of_a_tiny_step(self.y, step.parts or (self.derivative(),), dt, ratio), dt)
 
     @torch.no_grad()
     def _fail_after_all_steps(self, t_end: float) -> None:
