@@ -309,7 +309,7 @@ def _field(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], Any
 
 def _paths(args: tuple) -> list[Path]:
     """The paths among the extra arguments, whose times can be read."""
-    if torch.compiler.is_compiling():
+    if not args or torch.compiler.is_compiling():
         return []
     return [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Path)]
 

@@ -72,7 +72,7 @@ NO_ESTIMATE = _method(lambda m: not m.adaptive, "has no error estimate", "a meth
 ITERATES = _method(lambda m: m.iterates, "is implicit and iterates", "an implicit method")
 PER_SAMPLE, DENSE, COMPILE = _flag("per_sample"), _flag("dense"), _flag("compile")
 ADJOINTS = {kind: _adjoint(kind) for kind in (Checkpointed, Direct, Interpolated, Backsolve, Reversible)}
-TRANSFORM, RECORDED, GRAPH, CUDA_GRAPH = map(_place, list(Place)[1:])
+RECORDED, GRAPH, CUDA_GRAPH = map(_place, (Place.RECORDED, Place.GRAPH, Place.CUDA_GRAPH))
 
 
 class Clash(NamedTuple):
@@ -86,6 +86,7 @@ class Clash(NamedTuple):
 
 _TIMES = "pass the times that are wanted in `t`, or leave one out"
 _STEPS = "pass a method such as 'rk4' and `controller=Fixed(steps=n)`, without `compile`"
+_RECORDED = "pass `controller=Fixed(...)` and an explicit method, or use `torch.func.jvp`"
 _EXACT = "pass `adjoint=Checkpointed()` or `Direct()`, or leave {} out"
 CLASHES = (
     Clash(NO_ESTIMATE, ADAPTIVE, "pass `controller=Fixed(dt=...)` or `Fixed(steps=...)`, or another method"),
@@ -100,19 +101,8 @@ CLASHES = (
     *(Clash(COMPILE, ADJOINTS[kind], _EXACT.format("`compile`")) for kind in (Interpolated, Backsolve, Reversible)),
     Clash(COMPILE, ITERATES, "pass an explicit method, or leave `compile` out"),
     *(Clash(DENSE, ADJOINTS[kind], _EXACT.format("`dense`")) for kind in (Interpolated, Backsolve, Reversible)),
-    *(
-        Clash(feature, RECORDED, "pass `controller=Fixed(...)` and an explicit method, or use `torch.func.jvp`", error)
-        for feature, error in ((ADAPTIVE, NotImplementedError), (ITERATES, NotImplementedError))
-    ),
-    *(
-        Clash(
-            feature,
-            CUDA_GRAPH,
-            "pass a method such as 'rk4' and `controller=Fixed(steps=n)`, without `compile`",
-            RuntimeError,
-        )
-        for feature in (ADAPTIVE, ITERATES, COMPILE)
-    ),
+    *(Clash(feature, RECORDED, _RECORDED, NotImplementedError) for feature in (ADAPTIVE, ITERATES)),
+    *(Clash(feature, CUDA_GRAPH, _STEPS, RuntimeError) for feature in (ADAPTIVE, ITERATES, COMPILE)),
     Clash(DENSE, GRAPH, "pass the times that are wanted in `t`"),
     *(
         Clash(feature, GRAPH, "leave it to `torch.compile`, which calls the solve between two graphs, or pass another")
@@ -132,18 +122,17 @@ def check(request: Request) -> None:
     Raises:
         TypeError, NotImplementedError, RuntimeError: With both, and what to write instead.
     """
-    refuse(request)
+    _refuse(request)
     adjoint = request.adjoint
     if isinstance(adjoint, Backsolve | Interpolated):  # which solve backward too
         how = adjoint.how(request.method, request.controller)
-        refuse(request._replace(method=how.method, controller=how.controller))
+        _refuse(request._replace(method=how.method, controller=how.controller))
 
 
-def refuse(request: Request) -> None:
+def _refuse(request: Request) -> None:
     """The same of the forward solve alone."""
-    for clash in CLASHES:
-        if clash.one.asked(request) and clash.other.asked(request):
-            raise clash.error(f"{clash.one.text(request)} does not go with {clash.other.text(request)}: {clash.remedy}")
+    for clash in clashes(request):
+        raise clash.error(f"{clash.one.text(request)} does not go with {clash.other.text(request)}: {clash.remedy}")
 
 
 def fits_a_graph(request: Request) -> bool:

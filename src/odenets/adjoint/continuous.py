@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -18,7 +18,7 @@ from odenets.interpolate import DenseOutput
 from odenets.methods import Method, RungeKutta, find, stage_times
 from odenets.problem import Extension, Problem, Trajectory
 from odenets.pullback.by_autograd import GradientSum, Wanted, inner_product
-from odenets.pullback.function import Around, Prepared, prepare
+from odenets.pullback.function import Around, Outside, Prepared, prepare
 from odenets.pullback.reached import LostGradientError
 from odenets.pullback.replay import check_start
 from odenets.solution import SolveError, Stats
@@ -117,23 +117,15 @@ def _integrate(problem: Problem, engine: Engine, how: Backward) -> Trajectory:
         with torch.no_grad():
             return run(prepared.problem, problem.y0, prepared.f0)
     solve = _Continuous(prepared, how)
-    (ys,) = applied(solve, prepared)
-    trajectory, solve.trajectory = solve.trajectory, None
-    if trajectory is None:
-        raise RuntimeError("the forward pass left no trajectory")
-    trajectory.ys = ys
-    return trajectory
+    return solve.finished(*applied(solve, prepared))
 
 
 @dataclass
-class _Continuous:
+class _Continuous(Outside):
     """The loop, and the adjoint equations solved backward in its place."""
 
     prepared: Prepared
     how: Backward
-    without: str = "use `adjoint=Direct()`"
-    then: contextlib.AbstractContextManager = field(init=False)
-    trajectory: Trajectory | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.then, self.wanted = self.prepared.then, Wanted(self.prepared.reached)
@@ -145,16 +137,12 @@ class _Continuous:
             raise RuntimeError("f has not been evaluated at the start")
         slopes: dict[int, Tensor] | None = {} if timed else None
         trajectory = run(replace(self.prepared.problem, dense=self.how.interpolated), y0, f0, slopes=slopes)
-        self.trajectory, self.inside, self.timed = trajectory, list(slopes or ()), timed
+        self._trajectory, self.inside, self.timed = trajectory, list(slopes or ()), timed
         dense, trajectory.dense = trajectory.dense, None
         self.steps = None if dense is None else (dense.t, dense.dt)
         extension = () if dense is None else (dense.y, dense.parts)
         self._kept = [trajectory.ys, f0, *(slopes or {}).values(), *extension]
         return (trajectory.ys,)
-
-    def take_kept(self) -> Sequence[Tensor]:
-        kept, self._kept = self._kept, []
-        return kept
 
     def backward(
         self, t: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor], bars: Sequence[Tensor]

@@ -1,8 +1,7 @@
 """A step that can be taken back: the backward pass makes the states again instead of keeping them."""
 
-import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -18,7 +17,7 @@ from odenets.evaluation import FieldInPieces
 from odenets.methods import Carry, Field, Method, RungeKutta, Step, Time, combine, stage_times
 from odenets.problem import Problem, Trajectory
 from odenets.pullback.by_autograd import ByAutograd, GradientSum, Summed, Wanted, inner_product
-from odenets.pullback.function import Around, Prepared, prepare
+from odenets.pullback.function import Outside, Prepared, prepare
 from odenets.pullback.replay import check_start
 from odenets.solution import Failure, Stats, Status
 
@@ -66,12 +65,7 @@ class Reversible:
             with torch.no_grad():
                 return _solve(prepared.problem, self.coupling, prepared.f0).trajectory
         solve = _TakenBack(prepared, self.coupling)
-        (ys,) = applied(solve, prepared)
-        trajectory, solve.trajectory = solve.trajectory, None
-        if trajectory is None:
-            raise RuntimeError("the forward pass left no trajectory")
-        trajectory.ys = ys
-        return trajectory
+        return solve.finished(*applied(solve, prepared))
 
 
 @dataclass(frozen=True)
@@ -182,16 +176,12 @@ def _set_off(problem: Problem, stepper: Stepper, clock: Tensor, j: int) -> None:
 
 
 @dataclass
-class _TakenBack:
+class _TakenBack(Outside):
     """The loop without a memory, and its steps taken back."""
 
     prepared: Prepared
     coupling: float
-    around: Around = contextlib.nullcontext
     name: str = "`adjoint=Reversible()`"
-    without: str = "use `adjoint=Direct()`"
-    then: contextlib.AbstractContextManager = field(init=False)
-    trajectory: Trajectory | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.then, self.wanted = self.prepared.then, Wanted(self.prepared.reached)
@@ -201,13 +191,9 @@ class _TakenBack:
         if f0 is None:
             raise RuntimeError("f has not been evaluated at the start")
         solved = _solve(replace(self.prepared.problem, y0=y0), self.coupling, f0)
-        self.trajectory, self.steps, self.timed = solved.trajectory, solved.steps, timed
+        self._trajectory, self.steps, self.timed = solved.trajectory, solved.steps, timed
         self._kept = [solved.pair, y0, f0]
         return (solved.trajectory.ys,)
-
-    def take_kept(self) -> Sequence[Tensor]:
-        kept, self._kept = self._kept, []
-        return kept
 
     def backward(
         self, t: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor], bars: Sequence[Tensor]

@@ -99,7 +99,7 @@ class Stepper:
             final, dt = shortened(self.t, self.dt, goal)
             t_in, dt_in = self._differentiable(dt, final, goal if stopping else None)
             step = self.method.step(self.f, self.problem.at(t_in), self.y, dt_in, self.carry)
-            if step.trouble is not None and not self._may_be_shorter(step):
+            if step.trouble is not None and not self._may_be_shorter():
                 return self._fail_in_step(step, dt)
             step, ratio = self._judge(step, dt)
             accept, t1, self.dt, self.memory = conclude(
@@ -126,7 +126,7 @@ class Stepper:
             return stops[self.stops], True
         return t_end, False
 
-    def _may_be_shorter(self, step: Step) -> bool:
+    def _may_be_shorter(self) -> bool:
         """Whether a shorter step may be made where this one could not be."""
         return self.controller.adaptive and all_finite(self.y)
 

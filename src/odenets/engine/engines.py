@@ -75,7 +75,7 @@ class Eager:
         if not prepared.differentiable:
             with torch.no_grad():
                 return eager.run(prepared.problem, problem.y0, prepared.f0)
-        solve = Replayed(prepared, keep.states, keep.around, f"`adjoint={keep.name}()`")
+        solve = Replayed(prepared, keep.states, f"`adjoint={keep.name}()`", keep.around)
         return solve.finished(*applied(solve, prepared))
 
 
@@ -106,18 +106,7 @@ class InTensors:
                 "out"
             )
         outputs = problem.has_outputs
-        plan = Plan(
-            problem.method,
-            problem.controller,
-            per_sample=True,
-            keep=False,
-            outputs=outputs,
-            parts=outputs,
-            timed=False,
-            stops=bool(problem.stops),
-            jumps=bool(problem.jumps),
-            open=True,
-        )
+        plan = Plan.of(problem, keep=False, outputs=outputs, parts=outputs, timed=False, open=True)
         ended = solve_by_chunks(problem, plan, ByPython(problem), ())
         clock, y = (transforms.unwrapped(x).detach() for x in (ended.clock, ended.y))
         return of_each_sample(problem, ended.ys, replace(ended, clock=clock, y=y))
@@ -151,7 +140,6 @@ class Compiled:
         return self.otherwise.kept(problem, keep)
 
     def _compiled(self, problem: Problem, keep: Keep) -> Trajectory | None:
-
         if problem.y0.numel() == 0 or told.refused(problem) or (compiler := known.compiler()) is None:
             return None
         problem = replace(problem, y0=problem.y0.contiguous())  # as the loops take it: one program for all layouts
@@ -184,16 +172,12 @@ def _by_loops(
     activations = loops.activations() if parts and not problem.per_sample else None
     if activations is not None and _step_bytes(problem, activations) > keep.step_bytes:
         activations = None
-    plan = Plan(
-        problem.method,
-        problem.controller,
-        problem.per_sample,
+    plan = Plan.of(
+        problem,
         keep=differentiable,
         outputs=outputs,
         parts=outputs or parts,
         timed=timed,
-        stops=bool(problem.stops),
-        jumps=bool(problem.jumps),
         batch_last=problem.per_sample and compiled and problem.y0[0].numel() < _SHORT,
         activations=activations,
     )
@@ -207,8 +191,8 @@ def _by_loops(
             keep.states,
             reverse,
             then,
-            keep.around,
             f"`{what}=True`",
+            keep.around,
             f"use `adjoint=Direct()` without `{what}`",
         )
         (ys,) = Solve.apply(solve, problem.y0, problem.t, *loops.tensors)

@@ -54,17 +54,7 @@ def _adaptive(problem: Problem) -> Tensor:
     def f(t: Tensor, y: Tensor) -> Tensor:
         return checked(problem.f(t, y), t, y)
 
-    plan = Plan(
-        problem.method,
-        problem.controller,
-        problem.per_sample,
-        keep=False,
-        outputs=False,
-        parts=False,
-        timed=False,
-        stops=bool(problem.stops),
-        jumps=bool(problem.jumps),
-    )
+    plan = Plan.of(problem, keep=False, outputs=False, parts=False, timed=False)
     stops = Stops.given(plan, problem)
     ys = [y] * problem.at_start
     t0, first = times[0], True

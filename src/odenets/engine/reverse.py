@@ -1,8 +1,7 @@
 """The solve in numbers as one function of autograd: the loop with its tape, and the one sweep back over that."""
 
-import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,13 +13,13 @@ from odenets.engine.tape import Accepted, Tape, reversal
 from odenets.evaluation import FieldInPieces
 from odenets.problem import Extension, Trajectory
 from odenets.pullback.by_autograd import ByAutograd, GradientSum, Summed, Wanted, inner_product, plus
-from odenets.pullback.function import Around, Prepared
+from odenets.pullback.function import Around, Outside, Prepared
 from odenets.pullback.replay import SameAgain
 from odenets.solution import Stats
 
 
 @dataclass
-class Replayed:
+class Replayed(Outside):
     """A solve of which states are kept, and each accepted step made again in the backward pass.
 
     Args:
@@ -29,11 +28,8 @@ class Replayed:
 
     prepared: Prepared
     states: int | None
-    around: Around
     name: str
-    without: str = "use `adjoint=Direct()`"
-    then: contextlib.AbstractContextManager = field(init=False)
-    trajectory: Trajectory | None = field(init=False, default=None)
+    around: Around
 
     def __post_init__(self) -> None:
         self.then, self.wanted = self.prepared.then, Wanted(self.prepared.reached)
@@ -43,7 +39,7 @@ class Replayed:
         tape: Tape[Accepted, Tensor] = Tape(None if self.states is None else self.states // 2)
         trajectory = run(self.prepared.problem, y0, self.prepared.f0, tape=tape, timed=timed)
         self.prepared.f0, self.timed = None, timed
-        self.trajectory, self.steps, self.places = trajectory, tape.steps, list(tape.states)
+        self._trajectory, self.steps, self.places = trajectory, tape.steps, list(tape.states)
         self._kept = [y for y in (tape.end, *tape.states.values()) if y is not None]
         dense = trajectory.dense
         if dense is None:
@@ -51,16 +47,9 @@ class Replayed:
         times = (torch.tensor([dense.t, dense.dt], dtype=torch.float64, device=y0.device).T,) if timed else ()
         return trajectory.ys, dense.y, dense.parts, *times
 
-    def take_kept(self) -> Sequence[Tensor]:
-        kept, self._kept = self._kept, []
-        return kept
-
     def finished(self, ys: Tensor, *dense: Tensor) -> Trajectory:
         """The trajectory, with the tensors that autograd has returned."""
-        trajectory, self.trajectory = self.trajectory, None
-        if trajectory is None:
-            raise RuntimeError("the forward pass left no trajectory")
-        trajectory.ys = ys
+        trajectory = super().finished(ys)
         if trajectory.dense is not None:
             trajectory.dense = Extension(trajectory.dense.t, trajectory.dense.dt, *dense)
         return trajectory

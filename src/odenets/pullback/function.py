@@ -3,14 +3,14 @@
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from odenets.evaluation import evaluate_at_start
-from odenets.problem import Problem
+from odenets.problem import Problem, Trajectory
 from odenets.pullback.reached import Reached, reached_tensors, sequence_number
 from odenets.solution import Stats
 from odenets.transforms import refuse_in_backward
@@ -18,27 +18,38 @@ from odenets.transforms import refuse_in_backward
 Around = Callable[[], contextlib.AbstractContextManager]  # what errors are raised in
 
 
-class Outside(Protocol):
+class Outside:
     """A solve that runs outside of autograd, forward and backward."""
 
-    around: Around
+    around: Around = contextlib.nullcontext
     then: contextlib.AbstractContextManager  # what held in the forward pass, for the backward pass
-    without: str  # what a solve has to do without to have second derivatives: "use `adjoint=Direct()`"
+    without: str = "use `adjoint=Direct()`"  # what a solve has to do without to have second derivatives
     name: str  # what has none
+    _kept: Sequence[Tensor] = ()
+    _trajectory: Trajectory | None = None
 
     def forward(self, y0: Tensor, t: Tensor, tensors: Sequence[Tensor], timed: bool) -> tuple[Tensor, ...]:
         """ys, and what else the caller's graph shall know; `timed` says that gradients to the times are wanted."""
-        ...
-
-    def take_kept(self) -> Sequence[Tensor]:
-        """What the backward pass needs; it is the graph's from now on."""
-        ...
+        raise NotImplementedError
 
     def backward(
         self, t: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor], bars: Sequence[Tensor]
     ) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
         """∂L/∂y0, ∂L/∂t and ∂L/∂(each tensor) from those of what `forward` has returned."""
-        ...
+        raise NotImplementedError
+
+    def take_kept(self) -> Sequence[Tensor]:
+        """What the backward pass needs; it is the graph's from now on."""
+        kept, self._kept = self._kept, ()
+        return kept
+
+    def finished(self, ys: Tensor) -> Trajectory:
+        """The trajectory that the forward pass has left, with the states that autograd has returned."""
+        trajectory, self._trajectory = self._trajectory, None
+        if trajectory is None:
+            raise RuntimeError("the forward pass left no trajectory")
+        trajectory.ys = ys
+        return trajectory
 
 
 class Solve(torch.autograd.Function):

@@ -17,7 +17,7 @@ from odenets.engine.tape import Tape, reversal
 from odenets.engine.tensors.plan import BackClock, Buffers, Clock, Numbers, Plan, Report, Stops
 from odenets.problem import Problem
 from odenets.pullback.bound import Activation
-from odenets.pullback.function import Around
+from odenets.pullback.function import Around, Outside
 
 ROOM = 32 * 2**20  # bytes that the buffers of a chunk may take
 CACHE = 2 * 2**20  # the same where a chunk is forgotten once its outputs are read
@@ -191,7 +191,7 @@ def _blank(ys: Tensor, output: Any, reached: Any) -> None:
 
 
 @dataclass
-class InChunks:
+class InChunks(Outside):
     """A solve by chunks outside of autograd, and its reverse.
 
     Args:
@@ -205,8 +205,8 @@ class InChunks:
     states: int | None
     reverse: Callable[..., Sequence[Tensor]]
     then: contextlib.AbstractContextManager
-    around: Around
     name: str
+    around: Around
     without: str
     ended: Ended | None = field(init=False, default=None)
 
@@ -220,10 +220,6 @@ class InChunks:
         ended.chunks, ended.tape.states = [], {}
         self.ended = ended
         return (ended.ys,)
-
-    def take_kept(self) -> Sequence[Tensor]:
-        kept, self._kept = self._kept, []
-        return kept
 
     def backward(
         self, t: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor], bars: Sequence[Tensor]

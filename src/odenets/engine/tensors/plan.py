@@ -38,6 +38,12 @@ class Plan:
     open: bool = False  # autograd sees each operation: what it has read must not be written into
     activations: Sequence[Activation] | None = None  # what each evaluation keeps beside its result; None: nothing is
 
+    @staticmethod
+    def of(problem: Problem, **rest: Any) -> "Plan":
+        """That of a problem; the other fields by name."""
+        stops, jumps = bool(problem.stops), bool(problem.jumps)
+        return Plan(problem.method, problem.controller, problem.per_sample, stops=stops, jumps=jumps, **rest)
+
     @property
     def key(self) -> tuple[Any, ...]:
         """What tells the program of one plan from that of another: all of it but what is an input of the loop."""
