@@ -14,7 +14,7 @@ ORDER = [
     ("arguments", "extra", "transforms"),
     ("returned", "solution"),
     ("methods",),
-    ("controller",),
+    ("controller", "state"),
     ("problem",),
     ("evaluation", "interpolate", "path"),
     ("pullback", "resolution"),
