@@ -1,9 +1,13 @@
 """Dense output."""
 
+import math
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from odenets import PID, Checkpointed, Direct, Fixed, solve
+from odenets.methods import Method, Step, stage_times
 from odenets.nn import MLPField
 from problems import FORCED, OSCILLATOR, Net
 
@@ -81,3 +85,48 @@ def test_bad_input():
         sol(1.5)
     with pytest.raises(TypeError, match="`t` must be real numbers"):
         sol(torch.tensor(1j))
+
+
+@dataclass(frozen=True)
+class Taylor(Method):
+    """For f(t, y) = A y: its parts are dtⁿ⁻¹ Aⁿ y, so the weight of part n in the extension is θⁿ / n!."""
+
+    adaptive = error_needs_all = False
+    parts = property(lambda self: self.order)
+
+    def step(self, f, t, y, dt, carry):
+        (t1,) = stage_times(t, dt, (1.0,), y)
+        parts = [f(t1, y)]
+        while len(parts) < self.order:
+            parts.append(f(t1, dt * parts[-1]))
+        weights = [1 / math.factorial(n + 1) for n in range(self.order)]
+        return Step(y + dt * sum(w * part for w, part in zip(weights, parts)), tuple(parts), t1, complete=True)
+
+    def complete(self, f, step):
+        return step
+
+    def carry(self, step):
+        return ()
+
+    def _dense(self):
+        return [[0.0] * n + [1 / math.factorial(n + 1)] for n in range(self.order)]
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()], ids=repr)
+def test_any_method_may_have_an_extension_of_any_degree(adjoint):
+    matrix = torch.tensor([[0.3, 1.0], [-2.0, -0.1]], dtype=torch.float64, requires_grad=True)
+    y0 = torch.tensor([1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.0, 0.1, 0.37, 0.9], dtype=torch.float64, requires_grad=True)
+    method = Taylor("taylor", order=11)
+    how = {"method": method, "controller": Fixed(dt=0.25), "adjoint": adjoint, "dense": True}
+    sol = solve(lambda t, y: matrix @ y, y0, t, **how)
+    at = torch.tensor([0.2, 0.88], dtype=torch.float64)
+    exact = [torch.stack([torch.linalg.matrix_exp((x - t[0]) * matrix) @ y0 for x in times]) for times in (t, at)]
+    torch.testing.assert_close(sol.ys, exact[0], rtol=0, atol=1e-9)
+    torch.testing.assert_close(sol(at), exact[1], rtol=0, atol=1e-9)
+    wrt = (matrix, y0, t)
+    losses = ((ys.sin().sum() + dense.square().sum()) for ys, dense in ((sol.ys, sol(at)), exact))
+    for found, expected in zip(*(torch.autograd.grad(loss, wrt) for loss in losses)):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+    slope = method.slope(1.0, method.step(lambda t, y: matrix @ y, 0.0, y0, 1.0, ()).parts, 0.6)
+    torch.testing.assert_close(slope, matrix @ torch.linalg.matrix_exp(0.6 * matrix) @ y0, rtol=0, atol=1e-6)

@@ -136,6 +136,7 @@ def test_each_sample_has_its_own_step_limit():
     ("options", "error", "message"),
     [
         ({"controller": Fixed(steps=3)}, TypeError, "fixed steps are the same for all samples"),
+        ({"method": "rk4", "controller": Fixed(steps=3)}, TypeError, r"leave `per_sample` out, or pass a method such"),
         ({"adjoint": Direct()}, TypeError, r"pass `adjoint=Checkpointed\(\)`"),
         ({"adjoint": Backsolve()}, TypeError, r"pass `adjoint=Checkpointed\(\)`"),
         ({"dense": True}, TypeError, "does not go with `dense=True`"),

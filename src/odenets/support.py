@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, Reversible
 from odenets.arguments import shown
 from odenets.controller import Controller
-from odenets.methods import Method
+from odenets.methods import Method, RungeKutta
 
 
 class Place(Enum):
@@ -30,6 +30,14 @@ class Request(NamedTuple):
     dense: bool = False
     compile: bool = False
     place: Place = Place.PLAIN
+
+    @property
+    def backward(self) -> "Request | None":
+        """The solve that the adjoint makes backward, where it makes one."""
+        if not isinstance(self.adjoint, Backsolve | Interpolated):
+            return None
+        how = self.adjoint.how(self.method, self.controller)
+        return self._replace(method=how.method, controller=how.controller)
 
 
 class Feature(NamedTuple):
@@ -69,9 +77,17 @@ def _method(asked: Callable[[Method], bool], what: str, name: str) -> Feature:
 ADAPTIVE = _controller(True, "`controller=PID(...)`")
 FIXED = _controller(False, "`controller=Fixed(...)`")
 NO_ESTIMATE = _method(lambda m: not m.adaptive, "has no error estimate", "a method without an error estimate")
+OTHER_FAMILY = _method(
+    lambda m: not isinstance(m, RungeKutta), "is no Runge–Kutta method", "a method of another family than Runge–Kutta"
+)
 ITERATES = _method(lambda m: m.iterates, "is implicit and iterates", "an implicit method")
 PER_SAMPLE, DENSE, COMPILE = _flag("per_sample"), _flag("dense"), _flag("compile")
 ADJOINTS = {kind: _adjoint(kind) for kind in (Checkpointed, Direct, Interpolated, Backsolve, Reversible)}
+BACKWARD_BY_OTHER_FAMILY = Feature(
+    lambda r: f"a backward solve by {OTHER_FAMILY.text(r.backward or r)}",
+    lambda r: r.backward is not None and OTHER_FAMILY.asked(r.backward),
+    f"a backward solve by {OTHER_FAMILY.name}",
+)
 RECORDED, GRAPH, CUDA_GRAPH = map(_place, (Place.RECORDED, Place.GRAPH, Place.CUDA_GRAPH))
 
 
@@ -88,7 +104,9 @@ _TIMES = "pass the times that are wanted in `t`, or leave one out"
 _STEPS = "pass a method such as 'rk4' and `controller=Fixed(steps=n)`, without `compile`"
 _RECORDED = "pass `controller=Fixed(...)` and an explicit method, or use `torch.func.jvp`"
 _EXACT = "pass `adjoint=Checkpointed()` or `Direct()`, or leave {} out"
+_EACH = "leave `per_sample` out, or pass a method such as 'tsit5'"
 CLASHES = (
+    Clash(PER_SAMPLE, NO_ESTIMATE, _EACH),
     Clash(NO_ESTIMATE, ADAPTIVE, "pass `controller=Fixed(dt=...)` or `Fixed(steps=...)`, or another method"),
     Clash(PER_SAMPLE, FIXED, "fixed steps are the same for all samples: leave it out, or pass `controller=PID(...)`"),
     Clash(PER_SAMPLE, DENSE, _TIMES),
@@ -96,6 +114,11 @@ CLASHES = (
     *(
         Clash(PER_SAMPLE, ADJOINTS[kind], "pass `adjoint=Checkpointed()`, or leave `per_sample` out")
         for kind in (Direct, Interpolated, Backsolve, Reversible)
+    ),
+    Clash(OTHER_FAMILY, ADJOINTS[Reversible], "pass `adjoint=Checkpointed(memory=...)`, or a method such as 'rk4'"),
+    *(
+        Clash(BACKWARD_BY_OTHER_FAMILY, ADJOINTS[kind], "pass `method='tsit5'` to the adjoint")
+        for kind in (Interpolated, Backsolve)
     ),
     Clash(COMPILE, DENSE, _TIMES),
     *(Clash(COMPILE, ADJOINTS[kind], _EXACT.format("`compile`")) for kind in (Interpolated, Backsolve, Reversible)),
@@ -123,14 +146,12 @@ def check(request: Request) -> None:
         TypeError, NotImplementedError, RuntimeError: With both, and what to write instead.
     """
     _refuse(request)
-    adjoint = request.adjoint
-    if isinstance(adjoint, Backsolve | Interpolated):  # which solve backward too
-        how = adjoint.how(request.method, request.controller)
-        _refuse(request._replace(method=how.method, controller=how.controller))
+    if request.backward is not None:
+        _refuse(request.backward)
 
 
 def _refuse(request: Request) -> None:
-    """The same of the forward solve alone."""
+    """The same of this solve alone."""
     for clash in clashes(request):
         raise clash.error(f"{clash.one.text(request)} does not go with {clash.other.text(request)}: {clash.remedy}")
 

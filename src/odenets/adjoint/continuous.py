@@ -57,7 +57,7 @@ class Backsolve:
     the error: Kidger, Chen and Lyons, "Hey, that's not an ODE", ICML 2021.
     """
 
-    method: str | RungeKutta | None = None
+    method: str | Method | None = None
     controller: Controller | None = None
 
     def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
@@ -92,7 +92,7 @@ class Interpolated:
     quadrature outside of the error: Kidger, Chen and Lyons, "Hey, that's not an ODE", ICML 2021.
     """
 
-    method: str | RungeKutta | None = None
+    method: str | Method | None = None
     controller: Controller | None = None
 
     def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
@@ -232,7 +232,7 @@ class _AdjointSolve:
 
     def _add_quadrature(self, step: Accepted) -> None:
         """Equation (7): ∂L/∂θ = ∫ a ∂f/∂θ ds, by the method's own weights."""
-        method = cast(RungeKutta, self.stepper.method)
+        method = cast(RungeKutta, self.stepper.method)  # as the table of what goes with what says
         if step.y is None or step.step is None:
             raise RuntimeError("a step came without what it was made of")
         stages = step.step.parts

@@ -23,7 +23,7 @@ from odenets.methods.newton import wide as wide
 from odenets.methods.runge_kutta import RungeKutta as RungeKutta
 from odenets.methods.tableaus import EXPLICIT, IMPLICIT
 
-METHODS: dict[str, RungeKutta] = {method.name: method for method in (*EXPLICIT, *IMPLICIT)}
+METHODS: dict[str, Method] = {method.name: method for method in (*EXPLICIT, *IMPLICIT)}
 
 
 def find(method: str | Method, wanted: str = "`method` must be one of") -> Method:

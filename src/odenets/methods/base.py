@@ -6,7 +6,7 @@ next step are made when they are asked for. A Runge–Kutta method's parts are i
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -112,11 +112,21 @@ class Remade(NamedTuple):
 class Method:
     """How one step is made. Subclasses are families of methods; an object is one method.
 
-    The continuous extension is y + θ-dependent combinations of the parts, so its derivative by y is the identity.
+    The continuous extension is y(t + θ dt) = y + dt Σ_i b_i(θ) part_i, so its derivative by y is the identity. The b_i
+    are polynomials of any degree without a constant term: `dense` has the coefficients of θ, θ², … of each.
     """
 
     name: str
     order: int
+    dense: tuple[tuple[float, ...], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        rows = (list(row) for row in self._dense())
+        object.__setattr__(self, "dense", tuple(tuple(_without_last_zeros(row)) for row in rows))
+
+    def _dense(self) -> Sequence[Sequence[float]]:
+        """The coefficients of θ, θ², … in b_i(θ), a row a part; none where a step has no continuous extension."""
+        return ()
 
     iterates = False  # whether a step goes on until values that it reads are small enough
 
@@ -195,7 +205,11 @@ class Method:
 
     def interpolate(self, y: Tensor, dt: float | Tensor, parts: Sequence[Tensor], theta: float | Tensor) -> Tensor:
         """y(t + θ dt) for 0 ≤ θ ≤ 1 in a complete step from y, of y's shape (with θ's axes where they broadcast)."""
-        raise NotImplementedError
+        return combine(y, dt, self.dense_weights(theta), parts)
+
+    def slope(self, dt: float | Tensor, parts: Sequence[Tensor], theta: float | Tensor) -> Tensor:
+        """The derivative of the continuous extension, dy/dt at t + θ dt."""
+        return combine(None, 1.0, self.dense_slopes(theta), parts)
 
     def pull_output(
         self,
@@ -209,11 +223,36 @@ class Method:
 
         ∂L/∂y is the cotangent itself. The times' gradients are zeros where `inner` is not given.
         """
-        raise NotImplementedError
+        weights = self.dense_weights(theta)
+        scales = [dt * w for w in weights]
+        bars = [cotangent * (c.to(cotangent.dtype) if isinstance(c, Tensor) else c) for c in scales]
+        if inner is None:
+            return bars, 0.0, 0.0
+        rise = inner(cotangent, self.slope(dt, parts, theta))
+        level = inner(cotangent, combine(None, 1.0, weights, parts))
+        return bars, rise, level - theta * rise
 
-    def slope(self, dt: float | Tensor, parts: Sequence[Tensor], theta: float | Tensor) -> Tensor:
-        """The derivative of the continuous extension, dy/dt at t + θ dt."""
-        raise NotImplementedError
+    def dense_weights(self, theta: float | Tensor) -> list:
+        """b_i(θ)."""
+        return [theta * _polynomial(row, theta) for row in self.dense]
+
+    def dense_slopes(self, theta: float | Tensor) -> list:
+        """db_i/dθ: y'(t + θ dt) = Σ_i b_i'(θ) part_i on the continuous extension."""
+        return [_polynomial([n * c for n, c in enumerate(row, 1)], theta) for row in self.dense]
+
+
+def _without_last_zeros(row: list[float]) -> list[float]:
+    while row and row[-1] == 0:
+        row.pop()
+    return row or [0.0]
+
+
+def _polynomial(row: Sequence[float], x: float | Tensor) -> float | Tensor:
+    """Σ_n row[n] xⁿ."""
+    value: float | Tensor = row[-1]
+    for c in row[-2::-1]:
+        value = c + x * value if c else x * value
+    return value
 
 
 def stage_times(t: Time, dt: float | Tensor, nodes: Sequence[float], y: Tensor) -> Sequence[Tensor]:

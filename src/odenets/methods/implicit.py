@@ -201,7 +201,7 @@ class ImplicitRungeKutta(RungeKutta):
 
         return apply
 
-    def _dense(self) -> tuple[tuple[float, float, float, float], ...]:
+    def _dense(self) -> Sequence[Sequence[float]]:
         """The slopes at the nodes, interpolated and integrated, where that leads to y1; else Hermite interpolation."""
         rows = [[0.0] * 4 for _ in self.nodes]
         nodes = sorted(set(self.nodes))
@@ -213,7 +213,7 @@ class ImplicitRungeKutta(RungeKutta):
             for power, coefficient in enumerate(slope):
                 rows[self.nodes.index(c)][power] = coefficient / (power + 1)
         if all(close(sum(row), b_i) for row, b_i in zip(rows, (*self.b, 0.0))):
-            return tuple((row[0], row[1], row[2], row[3]) for row in rows)
+            return rows
         self._require(self.c[0] == 0 and not any(self.a[0]), "there is no continuous extension through its nodes")
         return super()._dense()
 

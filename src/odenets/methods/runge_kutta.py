@@ -28,11 +28,10 @@ class RungeKutta(Method):
     c: tuple[float, ...]
     b_error: tuple[float, ...] | None = None
     dense_correction: tuple[float, ...] | None = field(default=None, repr=False)
-    dense: tuple[tuple[float, float, float, float], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._check()
-        object.__setattr__(self, "dense", self._dense())
+        super().__post_init__()
 
     def _check(self) -> None:
         s = len(self.b)
@@ -149,43 +148,12 @@ class RungeKutta(Method):
         """
         raise NotImplementedError
 
-    def pull_output(
-        self,
-        dt: float | Tensor,
-        parts: Sequence[Tensor],
-        theta: float | Tensor,
-        cotangent: Tensor,
-        inner: Inner | None = None,
-    ) -> tuple[list[Tensor], Any, Any]:
-        weights = self.dense_weights(theta)
-        scales = [dt * w for w in weights]
-        bars = [cotangent * (c.to(cotangent.dtype) if isinstance(c, Tensor) else c) for c in scales]
-        if inner is None:
-            return bars, 0.0, 0.0
-        rise = inner(cotangent, self.slope(dt, parts, theta))
-        level = inner(cotangent, combine(None, 1.0, weights, parts))
-        return bars, rise, level - theta * rise
-
     def error(self, dt: float | Tensor, parts: Sequence[Tensor]) -> Tensor:
         if self.b_error is None:
             raise ValueError(f"method {self.name!r} has no error estimate")
         return combine(None, dt, self.b_error, parts)
 
-    def interpolate(self, y: Tensor, dt: float | Tensor, parts: Sequence[Tensor], theta: float | Tensor) -> Tensor:
-        return combine(y, dt, self.dense_weights(theta), parts)
-
-    def slope(self, dt: float | Tensor, parts: Sequence[Tensor], theta: float | Tensor) -> Tensor:
-        return combine(None, 1.0, self.dense_slopes(theta), parts)
-
-    def dense_weights(self, theta: float | Tensor) -> list:
-        """b_i(θ), the weights of the continuous extension y(t + θ dt) = y + dt Σ_i b_i(θ) k_i."""
-        return [_horner(row, theta) for row in self.dense]
-
-    def dense_slopes(self, theta: float | Tensor) -> list:
-        """db_i/dθ: y'(t + θ dt) = Σ_i b_i'(θ) k_i on the continuous extension."""
-        return [c1 + theta * (2 * c2 + theta * (3 * c3 + theta * 4 * c4)) for c1, c2, c3, c4 in self.dense]
-
-    def _dense(self) -> tuple[tuple[float, float, float, float], ...]:
+    def _dense(self) -> Sequence[Sequence[float]]:
         """The coefficients of θ, θ², θ³, θ⁴ in b_i(θ): s + 1 rows.
 
         Cubic Hermite interpolation through y, k_1, y1 and f1 (Hairer, Nørsett and Wanner, II.6), rewritten in
@@ -198,7 +166,7 @@ class RungeKutta(Method):
         for row, d_i in zip(rows, self.dense_correction or [0.0] * len(rows)):
             for power, coefficient in enumerate((0, 1, -2, 1)):
                 row[power] += coefficient * d_i
-        return tuple((row[0], row[1], row[2], row[3]) for row in rows)
+        return rows
 
 
 @dataclass
@@ -228,11 +196,6 @@ class PullBack:
 
     def _add(self, bar: Tensor, weights: Sequence[float], inner: Inner) -> None:
         self.dt_bar = self.dt_bar + inner(bar, combine(None, 1.0, weights, self.stages))
-
-
-def _horner(row: tuple[float, ...], theta: float | Tensor) -> float | Tensor:
-    c1, c2, c3, c4 = row
-    return theta * (c1 + theta * (c2 + theta * (c3 + theta * c4)))
 
 
 def close(value: float, target: float) -> bool:

@@ -4,7 +4,7 @@ import warnings
 from dataclasses import fields, replace
 from typing import Any
 
-from odenets.methods import METHODS, RungeKutta
+from odenets.methods import RungeKutta, tableaus
 from odenets.torchdiffeq.adams import AdamsBashforth, AdamsBashforthMoulton
 from odenets.torchdiffeq.adaptive import Adaptive
 from odenets.torchdiffeq.call import Call
@@ -17,7 +17,7 @@ from odenets.torchdiffeq.words import brief, listed
 # torchdiffeq estimates the error of dopri5 by another formula of order 4 than the usual one:
 # Shampine, "Some practical Runge–Kutta formulas", Math. Comp. 46 (1986).
 _DOPRI5 = replace(
-    METHODS["dopri5"],
+    tableaus.DOPRI5,
     b_error=(
         35 / 384 - 1951 / 21600,
         0.0,
@@ -29,21 +29,21 @@ _DOPRI5 = replace(
     ),
 )
 ADAPTIVE: dict[str, RungeKutta] = {
-    "dopri8": METHODS["dopri8"],
+    "dopri8": tableaus.DOPRI8,
     "dopri5": _DOPRI5,
-    "tsit5": METHODS["tsit5"],
-    "bosh3": METHODS["bosh3"],
-    "fehlberg2": replace(METHODS["fehlberg2"], b_error=(-1 / 512, 0.0, 1 / 512, 0.0)),  # as there: see its comment
-    "adaptive_heun": METHODS["heun"],
+    "tsit5": tableaus.TSIT5,
+    "bosh3": tableaus.BOSH3,
+    "fehlberg2": replace(tableaus.FEHLBERG2, b_error=(-1 / 512, 0.0, 1 / 512, 0.0)),  # as there: see its comment
+    "adaptive_heun": tableaus.HEUN,
 }
 FIXED: dict[str, RungeKutta] = {
-    "euler": METHODS["euler"],
-    "midpoint": METHODS["midpoint"],
-    "heun2": METHODS["heun"],
-    "heun3": METHODS["heun3"],
-    "rk4": METHODS["rk4_38"],
+    "euler": tableaus.EULER,
+    "midpoint": tableaus.MIDPOINT,
+    "heun2": tableaus.HEUN,
+    "heun3": tableaus.HEUN3,
+    "rk4": tableaus.RK4_38,
 }
-IMPLICIT: dict[str, RungeKutta] = {name: method for name, method in METHODS.items() if method.iterates}
+IMPLICIT: dict[str, RungeKutta] = {method.name: method for method in tableaus.IMPLICIT}
 ADAMS: dict[str, type] = {
     "explicit_adams": AdamsBashforth,
     "implicit_adams": AdamsBashforthMoulton,

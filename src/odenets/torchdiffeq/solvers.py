@@ -13,7 +13,8 @@ from torch import Tensor
 
 from odenets.engine.failures import locate_non_finite
 from odenets.evaluation import CountedField
-from odenets.methods import METHODS, RungeKutta, combine, real_dtype
+from odenets.methods import RungeKutta, combine, real_dtype
+from odenets.methods.tableaus import RK4_38
 from odenets.solution import Failure, Stats, Status
 from odenets.torchdiffeq.call import MOST_STEPS, Call
 from odenets.torchdiffeq.grid import Grid, check_options, grid_points
@@ -21,8 +22,6 @@ from odenets.torchdiffeq.roots import locate
 from odenets.torchdiffeq.watch import CALLBACKS, Watch, nothing
 from odenets.torchdiffeq.words import listed, raise_failure
 from odenets.transforms import all_finite
-
-RK4_38 = METHODS["rk4_38"]
 
 
 class Perturb(Enum):

@@ -1,7 +1,7 @@
 """The callbacks of torchdiffeq, and its linear interpolation between steps."""
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -79,9 +79,9 @@ class _Watched(RungeKutta):
             self.watch.begin(t.absolute if isinstance(t, Since) else t, y, dt)
         return super().step(f, t, y, dt, carry)
 
-    def _dense(self) -> tuple[tuple[float, float, float, float], ...]:
+    def _dense(self) -> Sequence[Sequence[float]]:
         if self.linear:
-            return tuple((b_i, 0.0, 0.0, 0.0) for b_i in (*self.b, 0.0))
+            return [[b_i] for b_i in (*self.b, 0.0)]
         return super()._dense()
 
 

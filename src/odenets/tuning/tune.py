@@ -18,7 +18,7 @@ from odenets.arguments import count, number, shown
 from odenets.controller import Fixed
 from odenets.engine.compile import told
 from odenets.engine.compile.known import compiler
-from odenets.methods import RungeKutta, find
+from odenets.methods import Method, find
 from odenets.solution import SolveError, Status
 from odenets.table import aligned
 from odenets.tuning.measure import (
@@ -147,7 +147,7 @@ def tune(
     tolerance: float = 1e-3,
     gradient_tolerance: float | None = None,
     compile: bool | None = None,
-    methods: Sequence[str | RungeKutta] = ("tsit5", "bosh3", "dopri5", "heun", "rk4", "euler"),
+    methods: Sequence[str | Method] = ("tsit5", "bosh3", "dopri5", "heun", "rk4", "euler"),
     tolerances: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6),
     steps: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128),
     adjoints: Sequence[Adjoint] = (Checkpointed(), Direct()),
@@ -335,7 +335,7 @@ Ladder = Sequence[dict[str, Any]]  # options from the cheapest to the most accur
 
 
 def _ladders(
-    methods: Iterable[str | RungeKutta], tolerances: Iterable[float], steps: Iterable[int], lab: _Lab
+    methods: Iterable[str | Method], tolerances: Iterable[float], steps: Iterable[int], lab: _Lab
 ) -> Iterator[Ladder]:
     finest = torch.finfo(lab.dtype).eps  # tighter tolerances are refused by the controller
     tolerances = [tolerance for tolerance in sorted(tolerances, reverse=True) if tolerance >= finest]
@@ -499,7 +499,7 @@ def _compilable(row: Row) -> bool:
 
 def _check(
     limits: _Limits,
-    methods: Sequence[str | RungeKutta],
+    methods: Sequence[str | Method],
     tolerances: Sequence[float],
     steps: Sequence[int],
     adjoints: Sequence[Adjoint],
