@@ -48,7 +48,8 @@ class DenseOutput:
         return self.unflatten(flat.reshape((*given.shape, *y.shape)))
 
     def _check(self, value: float) -> None:
-        first, last = self.steps.t[0], self.steps.t[-1] + self.steps.dt[-1]
+        first, last = self.steps.t[0], self.steps.end
+        last = self.steps.t[-1] + self.steps.dt[-1] if last is None else last
         slack = 1e-9 * (last - first)
         if not first - slack <= value <= last + slack:
             low, high = sorted(caller_time(edge, self.origin, self.sign) for edge in (first, last))

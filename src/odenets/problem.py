@@ -4,11 +4,13 @@ import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from odenets.controller import Controller
+from odenets.event import Watched
 from odenets.methods import Field, Method, Since, Time, filled
 from odenets.solution import Failure, Stats, Status
 
@@ -33,6 +35,7 @@ class Problem:
     watched: object  # the caller's f: where the tensors that it reaches are looked for
     stops: tuple[float, ...] = ()  # times inside of the interval on which a step ends, increasing
     jumps: tuple[float, ...] = ()  # those of them at which f is discontinuous
+    events: tuple[Watched, ...] = ()
     per_sample: bool = False  # a step size for each sample
     plain: bool = False  # f is the caller's own, `watched(t, y, *args)`, with nothing around it
     origin: float = 0.0  # the first time, as f gets it
@@ -121,6 +124,18 @@ class Extension:
     y: Tensor  # the states there, (steps, *y.shape)
     parts: Tensor  # the parts of each, (steps, parts, *y.shape)
     clock: Tensor | None = None  # t and dt of each, (steps, 2) in float64, where gradients flow through the times
+    end: float | None = None  # where it ends, if that is inside of the last step
+
+
+class Located(NamedTuple):
+    """An event that has happened."""
+
+    index: int  # which of the problem's events
+    t: float  # when; to derivatives a constant
+    y: Tensor  # the state there
+    slope: Tensor  # dy/dt there
+    # The same two at a time near t that has derivatives; None where they are not wanted.
+    at: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass
@@ -131,3 +146,5 @@ class Trajectory:
     dense: Extension | None = None
     failure: Failure | None = None
     statuses: tuple[Status, ...] | None = None  # of each sample, where each has its own step size
+    events: list[Located] = field(default_factory=list)  # in order
+    ended: bool = False  # whether the last of them has ended it

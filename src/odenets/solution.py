@@ -13,6 +13,7 @@ class Status(Enum):
     """How a solve ended. The value is the sentence a person reads, with the remedy."""
 
     SUCCESS = "the solve reached its last time"
+    EVENT = "an event ended the solve"
     MAX_STEPS = (
         "the solve took `max_steps` steps and did not reach its last time; raise `max_steps`, or loosen "
         "`rtol`/`atol`; if the steps are far smaller than the solution's own time scale, the problem is stiff for "

@@ -47,6 +47,7 @@ class Checkpointed:
 
     memory: int | str | None = None
 
+    interpolates = True
     _around = contextlib.nullcontext  # what errors are raised in
 
     def __post_init__(self) -> None:

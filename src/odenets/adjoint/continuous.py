@@ -60,6 +60,8 @@ class Backsolve:
     method: str | Method | None = None
     controller: Controller | None = None
 
+    interpolates = False
+
     def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
         return _integrate(problem, engine, self.how(problem.method, problem.controller))
 
@@ -94,6 +96,8 @@ class Interpolated:
 
     method: str | Method | None = None
     controller: Controller | None = None
+
+    interpolates = False
 
     def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
         return _integrate(problem, engine, self.how(problem.method, problem.controller))

@@ -15,6 +15,11 @@ class Adjoint(Protocol):
         """Let the engine run so that autograd can differentiate it."""
         ...
 
+    @property
+    def interpolates(self) -> bool:
+        """Whether states inside the steps get their gradients by the continuous extension of the step."""
+        ...
+
 
 @dataclass(frozen=True)
 class Direct:
@@ -27,6 +32,8 @@ class Direct:
     With `compile=True` the loops are those of `Checkpointed`, which keep whatever the pullback of f needs, however
     large it is: the activations of accepted steps alone. Second derivatives raise there.
     """
+
+    interpolates = True
 
     def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
         if engine.compiled and not engine.open:

@@ -51,6 +51,8 @@ class Reversible:
 
     coupling: float = 0.999
 
+    interpolates = False
+
     def __post_init__(self) -> None:
         coupling = number(
             "coupling", self.coupling, "in (0, 1]; 0.999 suits up to 1000s of steps", lambda x: 0 < x <= 1

@@ -13,13 +13,15 @@ from odenets import transforms
 from odenets.controller import PID, Start, rms_of_any_size
 from odenets.engine import failures
 from odenets.engine.clock import conclude, shortened
+from odenets.engine.events import Place, Watch
 from odenets.engine.tape import Accepted, Tape
 from odenets.evaluation import CountedField, FieldInPieces, evaluate_at_start
 from odenets.methods import Carry, Step, real_dtype, stage_times
-from odenets.problem import Extension, Problem, Trajectory, count_before
+from odenets.problem import Extension, Located, Problem, Trajectory, count_before
 from odenets.solution import Failure, Stats, Status
 from odenets.transforms import all_finite, value_of, values_of
 
+_FAR = 1e6  # steps: how far ahead a solve without an end looks
 _FOLLOWED = 300  # steps, after which a solution that is still bounded is none that blows up
 
 
@@ -116,6 +118,8 @@ class Stepper:
     def _goal(self, t_end: float) -> tuple[float, bool]:
         """The time that the next step may not pass, and whether that is a stop before t_end."""
         stops = self.problem.stops
+        if t_end == math.inf:  # a goal far ahead, but not so far that a step could be too small beside it
+            t_end = self.t + _FAR * (self.dt or 1.0)
         if not stops:
             return t_end, False
         while self.stops < len(stops) and stops[self.stops] <= self.t:
@@ -299,11 +303,22 @@ def run(
     timed = timed or clock is not None
     ys = [y0] * (1 if timed else problem.at_start)
     dense: list[Accepted] = []
-    while stepper.t < t_end:
+    watch = Watch(problem, y0) if problem.events else None
+    events: list[Located] = []
+    ended = False
+    furthest = t_end if t_end < math.inf else torch.finfo(real_dtype(y0)).max ** 0.75  # beyond, squares have no number
+    while stepper.t < furthest and not ended:
         taken = stepper.advance(t_end)
         if taken is None:
             break
-        taken = _emit(problem, stepper, ys, taken, clock, timed)
+        reached = stepper.t
+        if watch is not None and taken.step is not None:
+            taken = taken._replace(step=stepper.complete(taken.step))
+            places, ended = watch.look(taken, stepper.t, stepper.y)
+            taken = taken._replace(events=tuple(range(len(events), len(events) + len(places))))
+            events += [_located(problem, taken, place) for place in places]
+            reached = events[-1].t if ended else reached
+        taken = _emit(problem, stepper, ys, taken, clock, timed, reached)
         if problem.dense:
             dense.append(taken)
         if slopes is not None and taken.step is not None:
@@ -316,8 +331,30 @@ def run(
         tape.end = stepper.y
     failure = stepper.failure
     if failure is None and read and not problem.controller.adaptive:
-        failure = failure_of_fixed_steps(problem, y0, ys[-1])
-    return Trajectory(torch.stack(ys), extension_of(dense) if dense else None, failure)
+        failure = failure_of_fixed_steps(problem, y0, stepper.y if problem.events else ys[-1])
+    extension = extension_of(dense) if dense else None
+    if extension is not None and ended:
+        extension = replace(extension, end=events[-1].t)
+    return Trajectory(torch.stack(ys), extension, failure, events=events, ended=ended)
+
+
+def _located(problem: Problem, taken: Accepted, place: Place) -> Located:
+    """The event in a step that was just taken and is complete."""
+    y, step, method = taken.y, taken.step, problem.method
+    if y is None or step is None:
+        raise RuntimeError("a step came without what it was made of")
+    start, dt = taken.clock or (taken.t, taken.dt)
+
+    def at(t: Any) -> tuple[Tensor, Tensor]:
+        theta = (t - start) / dt
+        return method.interpolate(y, dt, step.parts, theta), method.slope(dt, step.parts, theta)
+
+    t = taken.t + place.theta * taken.dt
+    there = at(t) if taken.clock is not None else (
+        method.interpolate(y, dt, step.parts, place.theta),
+        method.slope(dt, step.parts, place.theta),
+    )
+    return Located(place.index, t, *there, at if transforms.is_differentiated(step.y) else None)
 
 
 def extension_of(steps: list[Accepted]) -> Extension:
@@ -332,12 +369,18 @@ def extension_of(steps: list[Accepted]) -> Extension:
 
 
 def _emit(
-    problem: Problem, stepper: Stepper, ys: list[Tensor], taken: Accepted, clock: Tensor | None, timed: bool
+    problem: Problem,
+    stepper: Stepper,
+    ys: list[Tensor],
+    taken: Accepted,
+    clock: Tensor | None,
+    timed: bool,
+    reached: float,
 ) -> Accepted:
-    """Append the outputs that lie in this step; the step with their indices, complete if they need that."""
+    """Append the outputs up to `reached` in this step; the step with their indices, complete if they need that."""
     first = last = len(ys)
     slack = _ROUNDING * stepper.t
-    while last < len(problem.times) and problem.times[last] <= stepper.t + slack:
+    while last < len(problem.times) and problem.times[last] <= reached + slack:
         last += 1
     if (first == last and not problem.dense) or taken.y is None or taken.step is None:
         return taken
@@ -353,7 +396,7 @@ def _emit(
         else:
             t_out = problem.times[j] if clock is None else clock[j]
             ys.append(problem.method.interpolate(taken.y, dt, step.parts, (t_out - t) / dt))
-    return Accepted(taken.t, taken.dt, taken.final, taken.stopped, taken.y, step, taken.clock, ends, inside)
+    return taken._replace(step=step, ends=ends, inside=inside)
 
 
 _ROUNDING = 2.0**-50  # of a time that is the sum of a few

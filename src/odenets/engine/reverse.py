@@ -1,6 +1,6 @@
 """The solve in numbers as one function of autograd: the loop with its tape, and the one sweep back over that."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,17 +41,25 @@ class Replayed(Outside):
         self.prepared.f0, self.timed = None, timed
         self._trajectory, self.steps, self.places = trajectory, tape.steps, list(tape.states)
         self._kept = [y for y in (tape.end, *tape.states.values()) if y is not None]
-        dense = trajectory.dense
-        if dense is None:
-            return (trajectory.ys,)
-        times = (torch.tensor([dense.t, dense.dt], dtype=torch.float64, device=y0.device).T,) if timed else ()
-        return trajectory.ys, dense.y, dense.parts, *times
+        dense, out = trajectory.dense, [trajectory.ys]
+        self.event_times = [event.t for event in trajectory.events]
+        if self.event_times:
+            out.append(torch.stack([event.y for event in trajectory.events]))
+        if dense is not None:
+            out += dense.y, dense.parts
+            if timed:
+                out.append(torch.tensor([dense.t, dense.dt], dtype=torch.float64, device=y0.device).T)
+        return tuple(out)
 
-    def finished(self, ys: Tensor, *dense: Tensor) -> Trajectory:
+    def finished(self, ys: Tensor, *rest: Tensor) -> Trajectory:
         """The trajectory, with the tensors that autograd has returned."""
         trajectory = super().finished(ys)
+        if trajectory.events:
+            at_events, *rest = rest
+            pairs = zip(trajectory.events, at_events.unbind())
+            trajectory.events = [event._replace(y=y, at=None) for event, y in pairs]
         if trajectory.dense is not None:
-            trajectory.dense = Extension(trajectory.dense.t, trajectory.dense.dt, *dense)
+            trajectory.dense = Extension(trajectory.dense.t, trajectory.dense.dt, *rest, end=trajectory.dense.end)
         return trajectory
 
     def backward(
@@ -78,6 +86,9 @@ class _Sweep:
     """The running cotangents of a sweep from the last step to the first."""
 
     def __init__(self, solve: Replayed, t: Tensor, end: Tensor, grad_ys: Tensor, *grad_dense: Tensor) -> None:
+        self.event_times, self.grad_events = solve.event_times, None
+        if self.event_times:
+            self.grad_events, *grad_dense = grad_dense
         self.problem, self.timed = solve.prepared.problem, solve.timed
         self.end, self.same = end, SameAgain(solve.name)  # the state after the step about to be undone
         self.grad_ys, self.grad_dense = grad_ys, grad_dense
@@ -103,7 +114,7 @@ class _Sweep:
         lam = self.lam
         for j in step.ends:
             lam = plus(lam, self.grad_ys[j])
-        complete = bool(step.inside or self.grad_dense)
+        complete = bool(step.inside or step.events or self.grad_dense)
         if lam is None and not complete:
             self.end = y
             return
@@ -138,12 +149,20 @@ class _Sweep:
         bars = list(self.grad_dense[1][k].unbind()) if self.grad_dense else None
         direct = [self.grad_dense[0][k]] if self.grad_dense else []
         t_bar, dt_bar = self.grad_dense[2][k] if self.grad_dense and self.timed else (0.0, 0.0)
-        for j in step.inside:
-            theta = (self.problem.times[j] - step.t) / step.dt
-            given, rise, d_dt = self.problem.method.pull_output(step.dt, parts, theta, self.grad_ys[j], inner)
+        for time, grad, j in self._inside(step):
+            theta = (time - step.t) / step.dt
+            given, rise, d_dt = self.problem.method.pull_output(step.dt, parts, theta, grad, inner)
             bars = given if bars is None else [bar + more for bar, more in zip(bars, given)]
-            direct.append(self.grad_ys[j])
+            direct.append(grad)
             t_bar, dt_bar = t_bar - rise, dt_bar + d_dt
-            if self.grad_t is not None:
+            if self.grad_t is not None and j is not None:
                 self.grad_t[j] += rise
         return bars, direct, t_bar, dt_bar
+
+    def _inside(self, step: Accepted) -> Iterator[tuple[float, Tensor, int | None]]:
+        """The states interpolated in a step: at which time, ∂L/∂(it), and which of the outputs it is, if it is one."""
+        for j in step.inside:
+            yield self.problem.times[j], self.grad_ys[j], j
+        if self.grad_events is not None:
+            for k in step.events:
+                yield self.event_times[k], self.grad_events[k], None

@@ -24,11 +24,12 @@ class Accepted(NamedTuple):
     clock: tuple[Tensor, Tensor] | None = None  # t and dt as tensors, where gradients flow through the times
     ends: tuple[int, ...] = ()  # the outputs that are the end of this step
     inside: tuple[int, ...] = ()  # the outputs that are interpolated inside it
+    events: tuple[int, ...] = ()  # the events that happen in it
 
     @property
     def light(self) -> "Accepted":
         """What is needed to make it again."""
-        return Accepted(self.t, self.dt, self.final, self.stopped, None, None, None, self.ends, self.inside)
+        return self._replace(y=None, step=None, clock=None)
 
 
 class Tape(Generic[Piece, State]):

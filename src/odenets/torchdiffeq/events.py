@@ -23,7 +23,7 @@ from odenets.solution import Failure, Stats, Status
 from odenets.torchdiffeq.call import Call, fit
 from odenets.torchdiffeq.grid import Grid
 from odenets.torchdiffeq.pieces import AdjointOf, states
-from odenets.torchdiffeq.roots import locate
+from odenets.engine.roots import locate
 from odenets.torchdiffeq.scipy_solver import Scipy
 from odenets.torchdiffeq.solvers import Own
 from odenets.torchdiffeq.words import raise_failure

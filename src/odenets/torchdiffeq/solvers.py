@@ -18,7 +18,7 @@ from odenets.methods.tableaus import RK4_38
 from odenets.solution import Failure, Stats, Status
 from odenets.torchdiffeq.call import MOST_STEPS, Call
 from odenets.torchdiffeq.grid import Grid, check_options, grid_points
-from odenets.torchdiffeq.roots import locate
+from odenets.engine.roots import locate
 from odenets.torchdiffeq.watch import CALLBACKS, Watch, nothing
 from odenets.torchdiffeq.words import listed, raise_failure
 from odenets.transforms import all_finite

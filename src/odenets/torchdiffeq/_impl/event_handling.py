@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from odenets.torchdiffeq.events import signs_at_start
-from odenets.torchdiffeq.roots import locate
+from odenets.engine.roots import locate
 
 EventFunction = Callable[[Tensor, Any], Tensor]
 

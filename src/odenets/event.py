@@ -1,0 +1,77 @@
+"""Events: what a solve looks for on its way, and in which form it gets them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from odenets.arguments import count, shown
+
+
+@dataclass(frozen=True)
+class Event:
+    """A condition whose zero ends a solve, changes its state, or is only noted.
+
+    The event is where `condition(t, y)` becomes 0, which it does not begin with: a solve that starts on the surface
+    leaves it first. `Solution.events` has the times and states of all of them, with exact gradients to y0, to the
+    times, to whatever f and the condition reach: those of what the solver computed, by the implicit function theorem.
+
+    When to use: for what happens at a time that nobody knows beforehand: a collision, a threshold, a spike, "until".
+    When not: for what happens at a known time (`jumps=` of `solve`).
+
+    How it is looked for: on the continuous extension of each accepted step, at its ends and at 5 places between; where
+    the values there turn back towards 0 without a change of sign, the turning point is searched too. So a crossing is
+    missed only where the condition turns more than once between two of these places: shorten the steps then, by
+    `PID(dt_max=...)`. It is located to the rounding of the time; its accuracy is that of the continuous extension, as
+    for all states between the ends of steps.
+
+    Args:
+        condition: Called as `condition(t, y, *args)`, as f is; returns one real number as a tensor. It has to be smooth
+            where it is 0, if anything is to be differentiated by the event's time. It is called some ten times as
+            often as there are steps; `Stats.nfe` does not count that.
+        direction: Of the crossings that count, as the solve goes: 1 upward, −1 downward, 0 both.
+        terminal: Whether the first one ends the solve (True), none does (False), or after how many it ends. None: the
+            first one ends it, unless there is a `jump`.
+        jump: Called as `jump(t, y, *args)` at the event; returns the state to go on from, in y0's structure. At an
+            event that ends the solve it is not called.
+
+    Raises:
+        TypeError, ValueError: If an argument is not as described.
+
+    Source: Hairer, Nørsett and Wanner, *Solving Ordinary Differential Equations I* (1993), II.6, event location by
+    dense output; gradients: Chen, Amos and Nickel, "Learning neural event functions", ICLR 2021, equation (6).
+    """
+
+    condition: Callable[..., Tensor]
+    direction: int = 0
+    terminal: bool | int | None = None
+    jump: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.condition) or isinstance(self.condition, type):
+            raise TypeError(f"`condition` must be a function condition(t, y), got {shown(self.condition)}")
+        if self.direction not in (-1, 0, 1) or isinstance(self.direction, bool):
+            raise ValueError(f"`direction` must be 1 (upward), -1 (downward) or 0 (both), got {shown(self.direction)}")
+        if self.jump is not None and not callable(self.jump):
+            raise TypeError(f"`jump` must be a function jump(t, y) that returns a state, got {shown(self.jump)}")
+        if self.terminal is not None and not isinstance(self.terminal, bool):
+            count("terminal", self.terminal)
+
+    @property
+    def limit(self) -> int | None:
+        """The how-manyth ends the solve; None where none does."""
+        if self.terminal is None:
+            return 1 if self.jump is None else None
+        return (1 if self.terminal else None) if isinstance(self.terminal, bool) else self.terminal
+
+
+@dataclass(frozen=True)
+class Watched:
+    """An event in normal form: of one tensor, in the time that f gets, which increases."""
+
+    event: Event
+    value: Callable[[Tensor, Tensor], Tensor]  # of (t, y), 0-dimensional
+    jump: Callable[[Tensor, Tensor], Tensor] | None  # of (t, y), the state to go on from
+    left: int | None  # how many are left until it ends the solve; None: it never does
+    on_surface: bool = False  # whether the solve begins where it has just happened

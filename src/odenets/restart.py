@@ -1,0 +1,262 @@
+"""A solve with events: a chain of solves, each from where a state was changed to the next event that changes it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from odenets import transforms
+from odenets.adjoint import Adjoint
+from odenets.controller import Controller, Fixed
+from odenets.engine.eager import run
+from odenets.engine.engines import Engine
+from odenets.event import Watched
+from odenets.evaluation import CountedField
+from odenets.methods import real_dtype
+from odenets.problem import Extension, Located, Problem, Trajectory
+from odenets.pullback.by_autograd import inner_product
+from odenets.pullback.reached import LostGradientError
+from odenets.solution import Failure, Stats, Status
+
+
+class Happened(NamedTuple):
+    """An event, with what its time and its state depend on."""
+
+    index: int  # which of the problem's events
+    t: Tensor  # 0-dimensional, in the solver's time
+    y: Tensor
+
+
+class Chain:
+    """The solves of a problem so far, joined."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.happened: list[Happened] = []
+        self.end: Happened | None = None  # the event that has ended the whole, if one has
+        self.reached = 0  # how many of the states were reached
+        self._rows: list[Tensor] = []
+        self._extensions: list[Extension] = []
+        self._failure: Failure | None = None
+
+    @staticmethod
+    def solved(problem: Problem, adjoint: Adjoint, engine: Engine) -> "Chain":
+        """Solve to the last time, or until an event ends it."""
+        chain, piece = Chain(problem), problem
+        while piece is not None:
+            piece = chain._add(piece, _until_event(piece, adjoint, engine))
+        return chain
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """All of it; where an event has ended it, the states behind are the one there."""
+        ys = torch.cat(self._rows)
+        if self.end is not None:
+            ys = torch.cat([ys, self.end.y.expand(len(self.problem.times) - len(ys), *ys.shape[1:])])
+        return Trajectory(ys, _joined(self._extensions) if self._extensions else None, self._failure)
+
+    def _add(self, piece: Problem, trajectory: Trajectory) -> Problem | None:
+        """Take up a piece; the one that follows, if one does."""
+        since = piece.origin - self.problem.origin
+        self._rows.append(trajectory.ys[1:] if self._rows else trajectory.ys)
+        self.reached += len(self._rows[-1])
+        if trajectory.dense is not None:
+            self._extensions.append(_later(trajectory.dense, since))
+        failure = trajectory.failure
+        if failure is None and not trajectory.ended and piece.times[-1] == math.inf:
+            failure = Failure(Status.NO_EVENT, piece.times[-1], 0.0, "It has gone as far as times have numbers.")
+        if failure is not None:
+            self._failure = replace(failure, t=since + failure.t)
+            return None
+        happened = [_differentiable(piece, located) for located in trajectory.events]
+        self.happened += [event._replace(t=since + event.t) for event in happened]
+        return self._following(piece, happened, since) if trajectory.ended else None
+
+    def _following(self, piece: Problem, happened: Sequence[Happened], since: float) -> Problem | None:
+        """The piece behind the last of these, which has ended the one before."""
+        left = [_fewer(w, sum(e.index == i for e in happened)) for i, w in enumerate(piece.events)]
+        _, t, y = happened[-1]
+        if any(watched.left == 0 for watched in left):
+            self.end = self.happened[-1]
+        if self.end is not None or self.reached == len(self.problem.times):
+            return None
+        now = _number(t)
+        here = [event.index for event in happened if _number(event.t) == now]
+        for watched in (left[i] for i in here):
+            y = y if watched.jump is None else watched.jump((piece.origin + t).to(real_dtype(y)), y)
+        start = since + now
+        return replace(
+            self.problem,
+            y0=y,
+            t=torch.cat([(t - now)[None], self.problem.t[self.reached :] - start]),
+            times=[0.0, *(time - start for time in self.problem.times[self.reached :])],
+            controller=_as_before(piece),
+            stops=_behind(self.problem.stops, start),
+            jumps=_behind(self.problem.jumps, start),
+            origin=self.problem.origin + start,
+            events=tuple(replace(watched, on_surface=i in here) for i, watched in enumerate(left)),
+        )
+
+
+def _number(t: Tensor) -> float:
+    return float(transforms.unwrapped(t.detach()))
+
+
+def _fewer(watched: Watched, count: int) -> Watched:
+    """With so many fewer left until it ends the solve."""
+    return watched if watched.left is None else replace(watched, left=watched.left - count)
+
+
+def _behind(times: Sequence[float], start: float) -> tuple[float, ...]:
+    return tuple(time - start for time in times if time > start)
+
+
+def _as_before(problem: Problem) -> Controller:
+    """The controller for another interval: fixed steps keep their size."""
+    controller = problem.controller
+    return Fixed(dt=controller.given_step(problem.times[0], problem.times[-1])) if controller.share else controller
+
+
+def _later(extension: Extension, since: float) -> Extension:
+    """The same, counting time from `since` earlier."""
+    return replace(
+        extension,
+        t=[t + since for t in extension.t],
+        clock=None if extension.clock is None else extension.clock + extension.clock.new_tensor([since, 0.0]),
+        end=None if extension.end is None else extension.end + since,
+    )
+
+
+def _joined(extensions: Sequence[Extension]) -> Extension:
+    """One after the other: where one ends inside of its last step, the next begins."""
+    if len(extensions) == 1:
+        return extensions[0]
+    clocks = [x.clock for x in extensions]
+    if any(clock is not None for clock in clocks):
+        device = extensions[0].y.device
+        made = (torch.tensor([x.t, x.dt], dtype=torch.float64, device=device).T for x in extensions)
+        clocks = [known if clock is None else clock for clock, known in zip(clocks, made)]
+    return Extension(
+        [t for x in extensions for t in x.t],
+        [dt for x in extensions for dt in x.dt],
+        torch.cat([x.y for x in extensions]),
+        torch.cat([x.parts for x in extensions]),
+        None if clocks[0] is None else torch.cat([clock for clock in clocks if clock is not None]),
+        extensions[-1].end,
+    )
+
+
+def _until_event(problem: Problem, adjoint: Adjoint, engine: Engine) -> Trajectory:
+    """Solve to the last time, or until an event that ends the solve or changes the state."""
+    if adjoint.interpolates:
+        return adjoint.integrate(problem, engine)
+    stats = Stats()
+    with torch.no_grad():
+        y0 = problem.y0.detach()
+        found = run(replace(problem, y0=y0, stats=stats), y0)
+    problem.stats.nfe += stats.nfe
+    if found.failure is not None or not found.events:
+        return adjoint.integrate(replace(problem, events=()), engine)
+    return _once_more(problem, found, adjoint, engine)
+
+
+def _once_more(problem: Problem, found: Trajectory, adjoint: Adjoint, engine: Engine) -> Trajectory:
+    """The same solve, with the times of its events among its outputs."""
+    outputs = problem.times[: len(found.ys)] if found.ended else problem.times
+    places = sorted([*((t, 0, j) for j, t in enumerate(outputs)), *((e.t, 1, k) for k, e in enumerate(found.events))])
+    t = [problem.t.new_tensor(time) if kind else problem.t[i] for time, kind, i in places]
+    solved = replace(problem, events=(), t=torch.stack(t), times=[time for time, *_ in places])
+    trajectory = adjoint.integrate(replace(solved, controller=_as_before(problem)) if found.ended else solved, engine)
+    rows = trajectory.ys.unbind()
+    f = CountedField(problem.f, problem.stats)
+    events: list[Located] = []
+    for (time, kind, k), y in zip(places, rows):
+        if kind:
+            with torch.no_grad():
+                slope = f(problem.field_time(time), y.detach())
+            events.append(Located(found.events[k].index, time, y, slope))
+    ys = torch.stack([y for (_, kind, _), y in zip(places, rows) if not kind])
+    return replace(trajectory, ys=ys, events=events, ended=found.ended and trajectory.failure is None)
+
+
+def _differentiable(problem: Problem, located: Located) -> Happened:
+    """The event with the derivatives of its time and its state, where there are any.
+
+    Where g(t, y(t)) = 0 defines the time, one step of Newton's method from there has its first derivative, and two
+    have all up to the third.
+    """
+    value = problem.events[located.index].value
+    t = problem.t.detach().new_tensor(located.t)
+    at = located.at or _along(t, located)
+    if not (torch.is_grad_enabled() or transforms.active()):
+        return Happened(located.index, t, located.y)
+    for _ in range(1 if located.at is None else 2):
+        y, slope = at(t)
+        g = value((problem.origin + t).to(real_dtype(y)), y)
+        if not (transforms.is_differentiated(g) or transforms.is_differentiated(y)):
+            break
+        t = _newton(t, g, _rate(problem, value, t, y, slope, again=located.at is not None), y)
+    return Happened(located.index, t, at(t)[0])
+
+
+def _along(t0: Tensor, located: Located) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The state near an event, to first order."""
+    return lambda t: (located.y + (t - t0).to(real_dtype(located.y)) * located.slope, located.slope)
+
+
+def _rate(
+    problem: Problem,
+    value: Callable[[Tensor, Tensor], Tensor],
+    t: Tensor,
+    y: Tensor,
+    slope: Tensor,
+    again: bool,
+) -> Tensor:
+    """The derivative of the condition along the solution; `again` says that it has derivatives itself."""
+    y, t, slope = (y, t, slope) if again else (y.detach(), t.detach(), slope.detach())
+    time = (problem.origin + t).to(real_dtype(y))
+    if transforms.active():
+        g, pull, *_ = torch.func.vjp(value, time, y)
+        time_bar, y_bar = pull(torch.ones_like(g))
+        return time_bar + inner_product(y_bar, slope)
+    with torch.enable_grad():
+        time, y = (x if x.requires_grad else x.detach().requires_grad_() for x in (time, y))
+        g = value(time, y)
+        if not g.requires_grad:
+            return torch.zeros_like(time)
+        bars = torch.autograd.grad(g, (time, y), create_graph=again, allow_unused=True)
+        time_bar, y_bar = (torch.zeros_like(x) if bar is None else bar for x, bar in zip((time, y), bars))
+        return time_bar + inner_product(y_bar, slope)
+
+
+def _newton(t: Tensor, g: Tensor, rate: Tensor, y: Tensor) -> Tensor:
+    """t − g / rate, of the value t."""
+    size = abs(_number(rate))
+    if math.isfinite(size) and size >= torch.finfo(rate.dtype).tiny:
+        return t - ((g - g.detach()) / rate).to(t.dtype)
+    if transforms.active():
+        raise LostGradientError(_FLAT)
+    return _Flat.apply(t, y)
+
+
+_FLAT = (
+    "the derivative of an event's time is wanted, and its `condition` has no slope there that autograd sees: let it go "
+    "through 0 smoothly, without `torch.no_grad()` or `detach`, or detach the time and the state of the event"
+)
+
+
+class _Flat(torch.autograd.Function):
+    """The time of an event as it is; a gradient that arrives there would be lost."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, y: Tensor) -> Tensor:
+        return t.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None]:
+        if bool(grad_outputs[0] != 0):
+            raise LostGradientError(_FLAT)
+        return None, None
