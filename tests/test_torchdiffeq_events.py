@@ -13,8 +13,8 @@ from torch import nn
 
 import odenets.torchdiffeq as ours
 from odenets import SolveError, Status
+from odenets.engine.roots import locate
 from odenets.torchdiffeq import adaptive, grid, schemes, solvers
-from odenets.torchdiffeq.roots import locate
 
 DOUBLE = torch.float64
 ZERO = torch.zeros((), dtype=DOUBLE)

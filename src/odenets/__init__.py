@@ -8,6 +8,7 @@ from odenets.adjoint import Interpolated as Interpolated
 from odenets.adjoint import Reversible as Reversible
 from odenets.controller import PID as PID
 from odenets.controller import Fixed as Fixed
+from odenets.event import Event as Event
 from odenets.methods import METHODS as METHODS
 from odenets.methods import ExplicitRungeKutta as ExplicitRungeKutta
 from odenets.methods import ImplicitRungeKutta as ImplicitRungeKutta

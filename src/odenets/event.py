@@ -1,10 +1,13 @@
 """Events: what a solve looks for on its way, and in which form it gets them."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from odenets.arguments import count, shown
 
@@ -75,3 +78,82 @@ class Watched:
     jump: Callable[[Tensor, Tensor], Tensor] | None  # of (t, y), the state to go on from
     left: int | None  # how many are left until it ends the solve; None: it never does
     on_surface: bool = False  # whether the solve begins where it has just happened
+
+    @staticmethod
+    def of(event: Event, args: tuple, unflatten: Callable[[Tensor], Any], sign: float) -> "Watched":
+        """That of an event, whose condition gets states of the caller's structure, and the time `sign` · t."""
+
+        def value(t: Tensor, y: Tensor) -> Tensor:
+            return _one_number(_called("condition", event.condition, sign * t, unflatten(y), args))
+
+        def jump(t: Tensor, y: Tensor) -> Tensor:
+            state = unflatten(y)
+            return _flat_like(_called("jump", event.jump, sign * t, state, args), state, y)
+
+        return Watched(event, value, None if event.jump is None else jump, event.limit)
+
+
+def events_of(event: Any) -> tuple[Event, ...]:
+    """Those that were given: none, one or a sequence.
+
+    Raises:
+        TypeError: If that is something else.
+    """
+    given = () if event is None else (event,) if isinstance(event, Event) else event
+    if not isinstance(given, Sequence) or not all(isinstance(one, Event) for one in given):
+        raise TypeError(f"`event` must be an Event or a sequence of them, got {shown(event)}: write Event(condition)")
+    return tuple(given)
+
+
+def _called(name: str, function: Any, t: Tensor, y: Any, args: tuple) -> Any:
+    """function(t, y, *args).
+
+    Raises:
+        TypeError: If it does not take that.
+    """
+    try:
+        return function(t, y, *args)
+    except TypeError as error:
+        try:
+            inspect.signature(function).bind(t, y, *args)
+        except ValueError:
+            raise error from None  # a builtin, which has none
+        except TypeError as mismatch:
+            called = f"{name}(t, y{', *args' if args else ''})"
+            raise TypeError(f"`{name}` is called as {called}, which it does not take: {mismatch}") from error
+        raise
+
+
+def _one_number(found: Any) -> Tensor:
+    """What a condition has returned, 0-dimensional.
+
+    Raises:
+        TypeError, ValueError: If it is no real number.
+    """
+    wrong = "`condition` must return one real number as a tensor, returned"
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{wrong} {shown(found)}")
+    if found.numel() != 1:
+        raise ValueError(f"{wrong} shape {tuple(found.shape)}: pass an Event for each, or take the .min() or .max()")
+    if not found.is_floating_point():
+        raise TypeError(f"{wrong} {found.dtype}: return what crosses 0, such as y[0] - threshold")
+    return found.reshape(())
+
+
+def _flat_like(new: Any, state: Any, y: Tensor) -> Tensor:
+    """The state that a jump has returned, as one tensor like y.
+
+    Raises:
+        TypeError, ValueError: If it is not like `state`.
+    """
+    leaves, structure = pytree.tree_flatten(new)
+    wanted, given = pytree.tree_flatten(state)
+    if structure != given or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise TypeError(f"`jump` must return a state of y0's structure, returned {shown(new)}")
+    for leaf, like in zip(leaves, wanted):
+        if leaf.shape != like.shape or leaf.dtype != like.dtype:
+            raise ValueError(
+                f"`jump` must return a state of y0's shapes and dtype, returned {tuple(leaf.shape)} in {leaf.dtype} "
+                f"for {tuple(like.shape)} in {like.dtype}"
+            )
+    return new if isinstance(state, Tensor) else torch.cat([leaf.reshape(-1) for leaf in leaves])

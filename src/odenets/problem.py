@@ -130,7 +130,7 @@ class Extension:
 class Located(NamedTuple):
     """An event that has happened."""
 
-    index: int  # which of the problem's events
+    of: int  # which of the problem's events
     t: float  # when; to derivatives a constant
     y: Tensor  # the state there
     slope: Tensor  # dy/dt there

@@ -13,8 +13,8 @@ from odenets.adjoint import Adjoint
 from odenets.controller import Controller, Fixed
 from odenets.engine.eager import run
 from odenets.engine.engines import Engine
-from odenets.event import Watched
 from odenets.evaluation import CountedField
+from odenets.event import Watched
 from odenets.methods import real_dtype
 from odenets.problem import Extension, Located, Problem, Trajectory
 from odenets.pullback.by_autograd import inner_product
@@ -25,7 +25,7 @@ from odenets.solution import Failure, Stats, Status
 class Happened(NamedTuple):
     """An event, with what its time and its state depend on."""
 
-    index: int  # which of the problem's events
+    of: int  # which of the problem's events
     t: Tensor  # 0-dimensional, in the solver's time
     y: Tensor
 
@@ -42,17 +42,11 @@ class Chain:
         self._extensions: list[Extension] = []
         self._failure: Failure | None = None
 
-    @staticmethod
-    def solved(problem: Problem, adjoint: Adjoint, engine: Engine) -> "Chain":
-        """Solve to the last time, or until an event ends it."""
-        chain, piece = Chain(problem), problem
+    def solved(self, adjoint: Adjoint, engine: Engine) -> Trajectory:
+        """Solve to the last time, or until an event ends it: then the states behind are the one there."""
+        piece: Problem | None = self.problem
         while piece is not None:
-            piece = chain._add(piece, _until_event(piece, adjoint, engine))
-        return chain
-
-    @property
-    def trajectory(self) -> Trajectory:
-        """All of it; where an event has ended it, the states behind are the one there."""
+            piece = self._add(piece, _until_event(piece, adjoint, engine))
         ys = torch.cat(self._rows)
         if self.end is not None:
             ys = torch.cat([ys, self.end.y.expand(len(self.problem.times) - len(ys), *ys.shape[1:])])
@@ -65,11 +59,8 @@ class Chain:
         self.reached += len(self._rows[-1])
         if trajectory.dense is not None:
             self._extensions.append(_later(trajectory.dense, since))
-        failure = trajectory.failure
-        if failure is None and not trajectory.ended and piece.times[-1] == math.inf:
-            failure = Failure(Status.NO_EVENT, piece.times[-1], 0.0, "It has gone as far as times have numbers.")
-        if failure is not None:
-            self._failure = replace(failure, t=since + failure.t)
+        if trajectory.failure is not None:
+            self._failure = replace(trajectory.failure, t=since + trajectory.failure.t)
             return None
         happened = [_differentiable(piece, located) for located in trajectory.events]
         self.happened += [event._replace(t=since + event.t) for event in happened]
@@ -77,14 +68,14 @@ class Chain:
 
     def _following(self, piece: Problem, happened: Sequence[Happened], since: float) -> Problem | None:
         """The piece behind the last of these, which has ended the one before."""
-        left = [_fewer(w, sum(e.index == i for e in happened)) for i, w in enumerate(piece.events)]
+        left = [_fewer(w, sum(e.of == i for e in happened)) for i, w in enumerate(piece.events)]
         _, t, y = happened[-1]
         if any(watched.left == 0 for watched in left):
             self.end = self.happened[-1]
         if self.end is not None or self.reached == len(self.problem.times):
             return None
         now = _number(t)
-        here = [event.index for event in happened if _number(event.t) == now]
+        here = [event.of for event in happened if _number(event.t) == now]
         for watched in (left[i] for i in here):
             y = y if watched.jump is None else watched.jump((piece.origin + t).to(real_dtype(y)), y)
         start = since + now
@@ -152,15 +143,29 @@ def _joined(extensions: Sequence[Extension]) -> Extension:
 def _until_event(problem: Problem, adjoint: Adjoint, engine: Engine) -> Trajectory:
     """Solve to the last time, or until an event that ends the solve or changes the state."""
     if adjoint.interpolates:
-        return adjoint.integrate(problem, engine)
+        return _without_end(problem, adjoint.integrate(problem, engine))
     stats = Stats()
     with torch.no_grad():
         y0 = problem.y0.detach()
         found = run(replace(problem, y0=y0, stats=stats), y0)
     problem.stats.nfe += stats.nfe
-    if found.failure is not None or not found.events:
-        return adjoint.integrate(replace(problem, events=()), engine)
-    return _once_more(problem, found, adjoint, engine)
+    if found.failure is None and found.events:
+        return _once_more(problem, found, adjoint, engine)
+    return _without_end(problem, adjoint.integrate(replace(problem, events=()), engine))
+
+
+def _without_end(problem: Problem, trajectory: Trajectory) -> Trajectory:
+    """The trajectory, which has failed where it was to go on until an event that did not come."""
+    failure = trajectory.failure
+    if problem.times[-1] < math.inf or trajectory.ended:
+        return trajectory
+    if failure is None:
+        furthest = Failure(Status.NO_EVENT, problem.times[-1], 0.0, "It has gone as far as times have numbers.")
+        return replace(trajectory, failure=furthest)
+    if failure.status is Status.MAX_STEPS:
+        detail = "It took `max_steps` steps: a larger `max_steps` goes further."
+        return replace(trajectory, failure=replace(failure, status=Status.NO_EVENT, detail=detail))
+    return trajectory
 
 
 def _once_more(problem: Problem, found: Trajectory, adjoint: Adjoint, engine: Engine) -> Trajectory:
@@ -177,7 +182,7 @@ def _once_more(problem: Problem, found: Trajectory, adjoint: Adjoint, engine: En
         if kind:
             with torch.no_grad():
                 slope = f(problem.field_time(time), y.detach())
-            events.append(Located(found.events[k].index, time, y, slope))
+            events.append(Located(found.events[k].of, time, y, slope))
     ys = torch.stack([y for (_, kind, _), y in zip(places, rows) if not kind])
     return replace(trajectory, ys=ys, events=events, ended=found.ended and trajectory.failure is None)
 
@@ -188,18 +193,18 @@ def _differentiable(problem: Problem, located: Located) -> Happened:
     Where g(t, y(t)) = 0 defines the time, one step of Newton's method from there has its first derivative, and two
     have all up to the third.
     """
-    value = problem.events[located.index].value
+    value = problem.events[located.of].value
     t = problem.t.detach().new_tensor(located.t)
     at = located.at or _along(t, located)
     if not (torch.is_grad_enabled() or transforms.active()):
-        return Happened(located.index, t, located.y)
+        return Happened(located.of, t, located.y)
     for _ in range(1 if located.at is None else 2):
         y, slope = at(t)
         g = value((problem.origin + t).to(real_dtype(y)), y)
         if not (transforms.is_differentiated(g) or transforms.is_differentiated(y)):
             break
         t = _newton(t, g, _rate(problem, value, t, y, slope, again=located.at is not None), y)
-    return Happened(located.index, t, at(t)[0])
+    return Happened(located.of, t, at(t)[0])
 
 
 def _along(t0: Tensor, located: Located) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

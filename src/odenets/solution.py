@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,17 +110,28 @@ class Stats:
         return self.accepted + self.rejected
 
 
+class Occurrences(NamedTuple):
+    """When an event has happened: the times, (n,) in order, and the states there, (n, *y0.shape) in y0's structure.
+
+    Of a state that a `jump` has changed it is the one before.
+    """
+
+    t: Tensor
+    y: Any
+
+
 @dataclass(frozen=True)
 class Solution:
     """The solution of an initial value problem at the times asked for.
 
     Attributes:
-        ts: The times, (T,), as they were given.
+        ts: The times, (T,), as they were given; where an event has ended the solve, its time in place of those behind.
         ys: The states there, (T, *y0.shape), in y0's structure. NaN from a failure on (`on_failure="status"`).
         stats: Counts of evaluations and steps.
-        status: `Status.SUCCESS`, or what went wrong.
+        status: `Status.SUCCESS`, `Status.EVENT` where an event has ended the solve, or what went wrong.
         failure: Where and how it went wrong; None after success.
         statuses: With `per_sample=True`, the status of each sample.
+        events: For each of `event`, its `Occurrences`: t and y.
     """
 
     ts: Tensor
@@ -130,6 +141,7 @@ class Solution:
     failure: Failure | None = None
     interpolant: Callable[[Any], Any] | None = None
     statuses: tuple[Status, ...] | None = None
+    events: tuple[Occurrences, ...] = ()
 
     def __call__(self, t: Any) -> Any:
         """The state at any time of the solved interval: t a number or a tensor of any shape; (*t.shape, *y0.shape).

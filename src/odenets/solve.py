@@ -18,12 +18,14 @@ from odenets.engine.eager import stand_still
 from odenets.engine.engines import Compiled, Eager, Engine, InTensors
 from odenets.engine.inline import Inline
 from odenets.engine.tensors.chunks import constant
+from odenets.event import Event, Watched, events_of
 from odenets.interpolate import DenseOutput
 from odenets.methods import Method, find
 from odenets.path import Path
 from odenets.problem import Problem, Trajectory
 from odenets.resolution import check_field, check_times
-from odenets.solution import Solution, SolveError, Stats, Status
+from odenets.restart import Chain
+from odenets.solution import Occurrences, Solution, SolveError, Stats, Status
 from odenets.state import field_of, flatten_state, same
 
 _FEW_TIMES = 64  # whose copies on a GPU are kept
@@ -44,6 +46,7 @@ def solve(
     dense: bool = False,
     stops: Tensor | Sequence[float] = (),
     jumps: Tensor | Sequence[float] = (),
+    event: Event | Sequence[Event] | None = None,
     max_steps: int = 16_384,
     on_failure: str = "raise",
     compile: bool = False,
@@ -76,6 +79,9 @@ def solve(
         jumps: Such times at which f is discontinuous: a dose, a switch, a pulse however short. Steps before such a time
             get f as it is before it, also at the time itself, and steps behind it begin afresh. The knots and jumps of
             every `odenets.path` among `args` are taken as such times, but inside of somebody else's graph.
+        event: What to look for on the way, or several such: `Event(condition)` ends the solve where its condition
+            becomes 0; other ones change the state there and go on, or are only noted. See `Event`, and
+            `Solution.events`. Then the last time may be infinite.
         max_steps: The most steps, rejected ones included.
         on_failure: "raise" a `SolveError`, or return the partial solution with its "status"; ys is NaN from the
             failure on.
@@ -104,7 +110,8 @@ def solve(
         raise TypeError(f"`args` must be a tuple, got {shown(args)}: write `args=(value,)`")
     if not _is_object_with("integrate", adjoint):
         raise TypeError(f"`adjoint` must be an object such as Checkpointed(), got {shown(adjoint)}")
-    request = support.Request(method, controller, adjoint, per_sample, dense, compile, _place(y0))
+    events = events_of(event)
+    request = support.Request(method, controller, adjoint, per_sample, dense, compile, _place(y0), bool(events))
     if torch.compiler.is_dynamo_compiling() and not support.fits_a_graph(request):
         from odenets.engine.between_graphs import outside  # noqa: PLC0415 — imports PyTorch's compiler
 
@@ -121,6 +128,7 @@ def solve(
             dense=dense,
             stops=stops,
             jumps=jumps,
+            event=event,
             max_steps=max_steps,
             on_failure=on_failure,
             compile=compile,
@@ -128,7 +136,8 @@ def solve(
     flat, unflatten = flatten_state(y0, per_sample)
     if not torch.compiler.is_compiling() and flat.is_inference() and torch.is_grad_enabled():
         flat = flat.clone()  # autograd keeps no tensor that was made in inference mode
-    ts, times = _times(t, flat)
+    endless = controller.share == 0 and any(e.limit is not None for e in events)
+    ts, times = _times(t, flat, endless)
     stands_still = times[0] == times[-1] and request.place is not support.Place.GRAPH
     support.check(request._replace(place=support.Place.PLAIN) if stands_still else request)  # which has no loop
     sign = -1.0 if times[-1] < times[0] else 1.0
@@ -155,16 +164,22 @@ def solve(
         watched=f,
         stops=tuple(sorted({*stops, *jumps})),
         jumps=tuple(sorted({*jumps})),
+        events=tuple(Watched.of(one, args, unflatten, sign) for one in events),
         per_sample=per_sample,
         plain=sign > 0 and unflatten is same,
         stats=Stats(),
     )
     check_field(problem)
+    ts = t if isinstance(t, Tensor) else ts
+    chain = Chain(problem)  # of the solves between events, where there are some
     if stands_still:
         trajectory = stand_still(problem)
-    else:
+    elif not events:
         trajectory = adjoint.integrate(problem, _engine(request))
-    return _solution(problem, trajectory, t if isinstance(t, Tensor) else ts, unflatten, on_failure)
+    else:
+        trajectory = chain.solved(adjoint, _engine(request))
+    solution = _solution(problem, trajectory, ts, unflatten, on_failure)
+    return _with_events(solution, problem, chain, unflatten) if events else solution
 
 
 def _place(y0: Any) -> support.Place:
@@ -208,6 +223,24 @@ def _solution(
         interpolant = DenseOutput(problem.method, trajectory.dense, problem.origin, problem.sign, unflatten)
     status = Status.SUCCESS if failure is None else failure.status
     return Solution(ts, unflatten(ys), problem.stats, status, failure, interpolant, trajectory.statuses)
+
+
+def _with_events(solution: Solution, problem: Problem, chain: Chain, unflatten: Callable[[Tensor], Any]) -> Solution:
+    """The solution, with the events of its problem."""
+
+    def joined(xs: list[Tensor], like: Tensor) -> Tensor:
+        return torch.stack(xs) if xs else like.new_empty((0, *like.shape))
+
+    found: list[Occurrences] = []
+    for i in range(len(problem.events)):
+        mine = [one for one in chain.happened if one.of == i]
+        t = joined([problem.sign * (problem.origin + one.t) for one in mine], problem.t[0].detach())
+        found.append(Occurrences(t, unflatten(joined([one.y for one in mine], problem.y0.detach()))))
+    ts, status, n = solution.ts, solution.status, chain.reached
+    if chain.end is not None:
+        status, end = Status.EVENT, problem.sign * (problem.origin + chain.end.t)
+        ts = torch.cat([ts[:n], end.to(ts).expand(len(ts) - n)])
+    return replace(solution, ts=ts, status=status, events=tuple(found))
 
 
 def _is_object_with(method: str, value: Any) -> bool:
@@ -261,8 +294,8 @@ def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.devi
     return constant(values, dtype, device).clone()
 
 
-def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]]:
-    """The times as a tensor and on the host, checked."""
+def _times(t: Tensor | Sequence[float], y0: Tensor, endless: bool = False) -> tuple[Tensor, list[float]]:
+    """The times as a tensor and on the host, checked; where a solve may be `endless`, the last may be infinite."""
     # MPS has no float64; everywhere else times are kept in it, whatever the state's dtype.
     dtype = torch.float32 if y0.device.type == "mps" else torch.float64
     digits = _digits(t)
@@ -282,7 +315,8 @@ def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]
     else:
         values = [float(value) for value in t]
         ts = _on_device(tuple(values), dtype, y0.device)
-    if not all(math.isfinite(value) for value in values):
+    finite = values[:-1] if endless and len(values) > 1 and math.isinf(values[-1]) else values
+    if not all(math.isfinite(value) for value in finite):
         raise ValueError(f"`t` must be finite, got {next(v for v in values if not math.isfinite(v))}")
     steps = [b - a for a, b in itertools.pairwise(values)]
     if any(d > 0 for d in steps) and any(d < 0 for d in steps):
@@ -292,5 +326,5 @@ def _times(t: Tensor | Sequence[float], y0: Tensor) -> tuple[Tensor, list[float]
             f"`t` must be monotone, increasing or decreasing; t[{i}] = {values[i]!r} is followed by "
             f"{values[i + 1]!r}: sort it"
         )
-    check_times(values, steps, digits)
+    check_times(finite, steps[: len(finite) - 1], digits)
     return ts, values

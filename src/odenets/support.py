@@ -30,6 +30,7 @@ class Request(NamedTuple):
     dense: bool = False
     compile: bool = False
     place: Place = Place.PLAIN
+    event: bool = False
 
     @property
     def backward(self) -> "Request | None":
@@ -82,6 +83,7 @@ OTHER_FAMILY = _method(
 )
 ITERATES = _method(lambda m: m.iterates, "is implicit and iterates", "an implicit method")
 PER_SAMPLE, DENSE, COMPILE = _flag("per_sample"), _flag("dense"), _flag("compile")
+EVENT = Feature(lambda r: "`event`", lambda r: r.event, "`event=Event(...)`")
 ADJOINTS = {kind: _adjoint(kind) for kind in (Checkpointed, Direct, Interpolated, Backsolve, Reversible)}
 BACKWARD_BY_OTHER_FAMILY = Feature(
     lambda r: f"a backward solve by {OTHER_FAMILY.text(r.backward or r)}",
@@ -101,8 +103,8 @@ class Clash(NamedTuple):
 
 
 _TIMES = "pass the times that are wanted in `t`, or leave one out"
-_STEPS = "pass a method such as 'rk4' and `controller=Fixed(steps=n)`, without `compile`"
-_RECORDED = "pass `controller=Fixed(...)` and an explicit method, or use `torch.func.jvp`"
+_STEPS = "pass a method such as 'rk4' and `controller=Fixed(steps=n)`, without `compile` and `event`"
+_RECORDED = "pass `controller=Fixed(...)` and an explicit method without `event`, or use `torch.func.jvp`"
 _EXACT = "pass `adjoint=Checkpointed()` or `Direct()`, or leave {} out"
 _EACH = "leave `per_sample` out, or pass a method such as 'tsit5'"
 CLASHES = (
@@ -120,16 +122,18 @@ CLASHES = (
         Clash(BACKWARD_BY_OTHER_FAMILY, ADJOINTS[kind], "pass `method='tsit5'` to the adjoint")
         for kind in (Interpolated, Backsolve)
     ),
+    Clash(PER_SAMPLE, EVENT, "leave one out"),
     Clash(COMPILE, DENSE, _TIMES),
+    Clash(COMPILE, EVENT, "leave one out"),
     *(Clash(COMPILE, ADJOINTS[kind], _EXACT.format("`compile`")) for kind in (Interpolated, Backsolve, Reversible)),
     Clash(COMPILE, ITERATES, "pass an explicit method, or leave `compile` out"),
     *(Clash(DENSE, ADJOINTS[kind], _EXACT.format("`dense`")) for kind in (Interpolated, Backsolve, Reversible)),
-    *(Clash(feature, RECORDED, _RECORDED, NotImplementedError) for feature in (ADAPTIVE, ITERATES)),
-    *(Clash(feature, CUDA_GRAPH, _STEPS, RuntimeError) for feature in (ADAPTIVE, ITERATES, COMPILE)),
+    *(Clash(feature, RECORDED, _RECORDED, NotImplementedError) for feature in (ADAPTIVE, ITERATES, EVENT)),
+    *(Clash(feature, CUDA_GRAPH, _STEPS, RuntimeError) for feature in (ADAPTIVE, ITERATES, COMPILE, EVENT)),
     Clash(DENSE, GRAPH, "pass the times that are wanted in `t`"),
     *(
         Clash(feature, GRAPH, "leave it to `torch.compile`, which calls the solve between two graphs, or pass another")
-        for feature in (ITERATES, *(ADJOINTS[kind] for kind in (Interpolated, Backsolve, Reversible)))
+        for feature in (ITERATES, EVENT, *(ADJOINTS[kind] for kind in (Interpolated, Backsolve, Reversible)))
     ),
 )
 

@@ -156,7 +156,8 @@ class _Continuous(Outside):
         slopes, extension = dict(zip(self.inside, rest)), rest[len(self.inside) :]
         states = None
         if self.steps is not None:
-            states = DenseOutput(problem.method, Extension(*self.steps, *extension), 0.0, 1.0, lambda y: y)
+            steps = Extension(self.steps[0], self.steps[1], *extension[:2])
+            states = DenseOutput(problem.method, steps, 0.0, 1.0, lambda y: y)
         backward = replace(
             problem,
             method=self.how.method,

@@ -350,11 +350,15 @@ def _located(problem: Problem, taken: Accepted, place: Place) -> Located:
         return method.interpolate(y, dt, step.parts, theta), method.slope(dt, step.parts, theta)
 
     t = taken.t + place.theta * taken.dt
-    there = at(t) if taken.clock is not None else (
-        method.interpolate(y, dt, step.parts, place.theta),
-        method.slope(dt, step.parts, place.theta),
+    there = (
+        at(t)
+        if taken.clock is not None
+        else (
+            method.interpolate(y, dt, step.parts, place.theta),
+            method.slope(dt, step.parts, place.theta),
+        )
     )
-    return Located(place.index, t, *there, at if transforms.is_differentiated(step.y) else None)
+    return Located(place.of, t, *there, at if transforms.is_differentiated(step.y) else None)
 
 
 def extension_of(steps: list[Accepted]) -> Extension:

@@ -23,7 +23,7 @@ class Place(NamedTuple):
     """An event in a step."""
 
     theta: float  # (its time − the step's t) / dt
-    index: int  # which of the problem's events
+    of: int  # which of the problem's events
     direction: float  # 1 upward, −1 downward
 
 
@@ -59,14 +59,14 @@ class Watch:
         """Those up to the first that ends the solve, with those that are at the same time."""
         found, end = [], math.inf
         for place in places:
-            watched = self.problem.events[place.index]
+            watched = self.problem.events[place.of]
             if place.theta > end:
                 break
             if watched.event.direction in (0, place.direction):
                 found.append(place)
-                left = self.left[place.index]
+                left = self.left[place.of]
                 if left is not None:
-                    self.left[place.index] = left = left - 1
+                    self.left[place.of] = left = left - 1
                 if left == 0 or watched.jump is not None:
                     end = min(end, place.theta + _SAME * (taken.t / taken.dt + 1))
         return found, math.isfinite(end)

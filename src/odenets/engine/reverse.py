@@ -55,8 +55,7 @@ class Replayed(Outside):
         """The trajectory, with the tensors that autograd has returned."""
         trajectory = super().finished(ys)
         if trajectory.events:
-            at_events, *rest = rest
-            pairs = zip(trajectory.events, at_events.unbind())
+            pairs, rest = zip(trajectory.events, rest[0].unbind()), rest[1:]
             trajectory.events = [event._replace(y=y, at=None) for event, y in pairs]
         if trajectory.dense is not None:
             trajectory.dense = Extension(trajectory.dense.t, trajectory.dense.dt, *rest, end=trajectory.dense.end)
@@ -88,7 +87,7 @@ class _Sweep:
     def __init__(self, solve: Replayed, t: Tensor, end: Tensor, grad_ys: Tensor, *grad_dense: Tensor) -> None:
         self.event_times, self.grad_events = solve.event_times, None
         if self.event_times:
-            self.grad_events, *grad_dense = grad_dense
+            self.grad_events, grad_dense = grad_dense[0], grad_dense[1:]
         self.problem, self.timed = solve.prepared.problem, solve.timed
         self.end, self.same = end, SameAgain(solve.name)  # the state after the step about to be undone
         self.grad_ys, self.grad_dense = grad_ys, grad_dense

@@ -15,6 +15,7 @@ from odenets.arguments import shown
 from odenets.controller import Fixed
 from odenets.engine.eager import Stepper
 from odenets.engine.failures import locate_non_finite
+from odenets.engine.roots import locate
 from odenets.engine.tape import Accepted
 from odenets.evaluation import CountedField
 from odenets.methods import real_dtype
@@ -23,7 +24,6 @@ from odenets.solution import Failure, Stats, Status
 from odenets.torchdiffeq.call import Call, fit
 from odenets.torchdiffeq.grid import Grid
 from odenets.torchdiffeq.pieces import AdjointOf, states
-from odenets.engine.roots import locate
 from odenets.torchdiffeq.scipy_solver import Scipy
 from odenets.torchdiffeq.solvers import Own
 from odenets.torchdiffeq.words import raise_failure

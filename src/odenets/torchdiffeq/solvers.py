@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from odenets.engine.failures import locate_non_finite
+from odenets.engine.roots import locate
 from odenets.evaluation import CountedField
 from odenets.methods import RungeKutta, combine, real_dtype
 from odenets.methods.tableaus import RK4_38
 from odenets.solution import Failure, Stats, Status
 from odenets.torchdiffeq.call import MOST_STEPS, Call
 from odenets.torchdiffeq.grid import Grid, check_options, grid_points
-from odenets.engine.roots import locate
 from odenets.torchdiffeq.watch import CALLBACKS, Watch, nothing
 from odenets.torchdiffeq.words import listed, raise_failure
 from odenets.transforms import all_finite

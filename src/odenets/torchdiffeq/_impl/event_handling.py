@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.torchdiffeq.events import signs_at_start
 from odenets.engine.roots import locate
+from odenets.torchdiffeq.events import signs_at_start
 
 EventFunction = Callable[[Tensor, Any], Tensor]
 
