@@ -156,7 +156,7 @@ class _Continuous(Outside):
         slopes, extension = dict(zip(self.inside, rest)), rest[len(self.inside) :]
         states = None
         if self.steps is not None:
-            steps = Extension(self.steps[0], self.steps[1], *extension[:2])
+            steps = Extension(*self.steps, extension[0], extension[1])
             states = DenseOutput(problem.method, steps, 0.0, 1.0, lambda y: y)
         backward = replace(
             problem,
