@@ -2,14 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from odenets import transforms
-from odenets.engine.roots import locate
+from odenets.engine.roots import Asking, answered, locating
 from odenets.engine.tape import Accepted
 from odenets.problem import Problem
 
@@ -49,8 +49,9 @@ class Watch:
         places: list[Place] = []
         for i in range(len(self.signs)):
             points = [(0.0, self.values[i]), *zip([*thetas, 1.0], (row[i] for row in values))]
-            search = _Search(lambda theta, i=i: self._read_at(extension, theta, i), self.signs[i])
-            places += [Place(theta, i, direction) for theta, direction in search.among(points)]
+            search = Search(self.signs[i])
+            found = answered(search.among(points), lambda theta, i=i: self._read_at(extension, theta, i))
+            places += [Place(theta, i, direction) for theta, direction in found]
             self.signs[i] = search.sign
         self.values = values[-1]
         return self._until_the_end(sorted(places), taken)
@@ -116,13 +117,13 @@ class _Extension(NamedTuple):
 Point = tuple[float, float]  # θ and the condition there
 
 
-class _Search:
+class Search:
     """Where a condition, of that sign before, changes it among some points of a step."""
 
-    def __init__(self, value: Callable[[float], float], sign: float) -> None:
-        self.value, self.sign = value, sign
+    def __init__(self, sign: float) -> None:
+        self.sign = sign
 
-    def among(self, points: Sequence[Point]) -> list[tuple[float, float]]:
+    def among(self, points: Sequence[Point]) -> Asking[list[tuple[float, float]]]:
         """θ and direction of each change; the sign is then that at the last point."""
         if self.sign == 0:
             points = self._off_the_surface(points)
@@ -133,9 +134,10 @@ class _Search:
                 self.sign, before = _sign(point[1]), [point]
             elif point[1] * self.sign > 0:
                 before.append(point)
-                found += self._turned(*before[-3:]) if len(before) > 2 else ()
+                if len(before) > 2:
+                    found += yield from self._turned(*before[-3:])
             elif not math.isnan(point[1]):
-                found.append((self._zero(before[-1], point, self.sign), -self.sign))
+                found.append(((yield from self._zero(before[-1], point, self.sign)), -self.sign))
                 self.sign = _sign(point[1])
                 before = [point]
         return found
@@ -150,7 +152,7 @@ class _Search:
         self.sign = _sign(points[-1][1]) if abs(points[-1][1]) > noise else 0.0
         return points[-1:]
 
-    def _turned(self, a: Point, b: Point, c: Point) -> list[tuple[float, float]]:
+    def _turned(self, a: Point, b: Point, c: Point) -> Asking[list[tuple[float, float]]]:
         """The two changes around a turning point near b, if it lies beyond 0."""
         for _ in range(_TURNS):
             if not abs(b[1]) < min(abs(a[1]), abs(c[1])):
@@ -158,21 +160,29 @@ class _Search:
             theta, expected = _vertex(a, b, c)
             if abs(theta - b[0]) <= 1e-9 * (c[0] - a[0]):
                 return []
-            point = (theta, self.value(theta))
+            point = (theta, (yield theta))
             if point[1] * self.sign <= 0:
-                there = self._zero(a, point, self.sign)
-                back = there if point[1] == 0 else self._zero(point, c, -self.sign)
-                return [(there, -self.sign)] if point[1] == 0 else [(there, -self.sign), (back, self.sign)]
+                there = yield from self._zero(a, point, self.sign)
+                if point[1] == 0:
+                    return [(there, -self.sign)]
+                back = yield from self._zero(point, c, -self.sign)
+                return [(there, -self.sign), (back, self.sign)]
             if abs(point[1] - expected) < 0.1 * abs(point[1]):  # the parabola is right, and does not reach 0
                 return []
             a, b, c = _narrower(a, b, c, point)
         return []
 
-    def _zero(self, a: Point, b: Point, sign: float) -> float:
+    def _zero(self, a: Point, b: Point, sign: float) -> Asking[float]:
         """Where the condition, of that sign at a, ceases to have it on the way to b."""
         length = b[0] - a[0]
-        share = locate(lambda x: sign * (self.value(a[0] + x * length) if x else a[1]), sign * b[1])
-        return a[0] + share * length
+        locate = locating(sign * a[1], sign * b[1])
+        share = next(locate)
+        while True:
+            value = yield a[0] + share * length
+            try:
+                share = locate.send(sign * value)
+            except StopIteration as end:
+                return a[0] + end.value * length
 
 
 def _vertex(a: Point, b: Point, c: Point) -> Point:
