@@ -30,6 +30,8 @@ class ExplicitRungeKutta(RungeKutta):
             has no embedded partner and so cannot adapt its step.
         dense_correction: s + 1 weights d that lift the cubic Hermite interpolant to
             `hermite(θ) + θ²(1 − θ)² dt Σ_i d_i k_i`; None where the cubic is accurate enough (order ≤ 4).
+        dense_correction_slope: s + 1 weights e that lift it to `hermite(θ) + θ²(1 − θ)² dt Σ_i (d_i + e_i θ) k_i`; None
+            where that is accurate enough (order ≤ 5).
 
     Raises:
         ValueError: If the coefficients contradict each other.

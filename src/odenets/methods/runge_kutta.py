@@ -28,6 +28,7 @@ class RungeKutta(Method):
     c: tuple[float, ...]
     b_error: tuple[float, ...] | None = None
     dense_correction: tuple[float, ...] | None = field(default=None, repr=False)
+    dense_correction_slope: tuple[float, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._check()
@@ -41,7 +42,8 @@ class RungeKutta(Method):
             self._require(len(row) == expected, f"row {i} of `a` must have {expected} entries, has {len(row)}")
             self._require(close(sum(row), self.c[i]), f"row {i} of `a` sums to {sum(row)}, `c` is {self.c[i]}")
         self._require(close(sum(self.b), 1), f"`b` must sum to 1, sums to {sum(self.b)}")
-        for label, weights in (("b_error", self.b_error), ("dense_correction", self.dense_correction)):
+        for label in ("b_error", "dense_correction", "dense_correction_slope"):
+            weights = getattr(self, label)
             if weights is not None:
                 self._require(len(weights) == s + 1, f"`{label}` must have {s + 1} entries, has {len(weights)}")
                 self._require(close(sum(weights), 0), f"`{label}` must sum to 0, sums to {sum(weights)}")
@@ -154,18 +156,19 @@ class RungeKutta(Method):
         return combine(None, dt, self.b_error, parts)
 
     def _dense(self) -> Sequence[Sequence[float]]:
-        """The coefficients of θ, θ², θ³, θ⁴ in b_i(θ): s + 1 rows.
+        """The coefficients of θ, θ², …, θ⁵ in b_i(θ): s + 1 rows.
 
         Cubic Hermite interpolation through y, k_1, y1 and f1 (Hairer, Nørsett and Wanner, II.6), rewritten in
-        the stages, plus the correction. Its error is O(dt⁴) without and O(dt⁵) with the correction.
+        the stages, plus the corrections. Its error is O(dt⁴), O(dt⁵) with the first and O(dt⁶) with both.
         """
-        rows = [[0.0, 3 * b_i, -2 * b_i, 0.0] for b_i in (*self.b, 0.0)]
+        rows = [[0.0, 3 * b_i, -2 * b_i, 0.0, 0.0] for b_i in (*self.b, 0.0)]
         for i, hermite in ((0, (1, -2, 1)), (-1, (0, -1, 1))):
             for power, coefficient in enumerate(hermite):
                 rows[i][power] += coefficient
-        for row, d_i in zip(rows, self.dense_correction or [0.0] * len(rows)):
-            for power, coefficient in enumerate((0, 1, -2, 1)):
-                row[power] += coefficient * d_i
+        for start, weights in ((1, self.dense_correction), (2, self.dense_correction_slope)):
+            for row, weight in zip(rows, weights or ()):
+                for power, coefficient in enumerate((1, -2, 1), start):
+                    row[power] += coefficient * weight
         return rows
 
 
