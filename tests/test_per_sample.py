@@ -1,6 +1,7 @@
 """`per_sample=True`: each sample is solved as if it were alone."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -163,3 +164,14 @@ def test_a_tensor_that_the_first_evaluation_does_not_show_is_not_lost_silently()
     sol = solve(f, torch.ones(2, 1, requires_grad=True), [0.0, 1.0], per_sample=True)
     with pytest.raises(LostGradientError):
         sol.ys.sum().backward()
+
+
+def test_samples_of_one_number_have_their_own_steps_too():
+    y0 = torch.tensor([1.0, 100.0, math.nan], dtype=torch.float64)
+    f = lambda t, y: -y * y  # noqa: E731 — the state is (batch,)
+    together = solve(f, y0, (0.0, 1.0), per_sample=True, on_failure="status")
+    assert together.statuses == (Status.SUCCESS, Status.SUCCESS, Status.NON_FINITE_START)
+    for i in range(2):
+        alone = solve(f, y0[i : i + 1], (0.0, 1.0))
+        assert together.stats.accepted[i] == alone.stats.accepted
+        torch.testing.assert_close(together.ys[:, i], alone.ys[:, 0], rtol=1e-12, atol=0)

@@ -22,6 +22,8 @@ Read = Callable[[Tensor], Any]  # the entries of a tensor as numbers of the loop
 
 def rms(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     """The root mean square, real: over all elements, or over some dimensions, which are kept with size 1."""
+    if dims == ():  # which PyTorch takes for all
+        return x.abs()
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=dims is not None)
     return norm / _root(x.numel() // max(norm.numel(), 1), x)
 
