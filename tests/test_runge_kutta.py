@@ -105,7 +105,7 @@ def test_continuous_extension_meets_the_step_at_both_ends(method):
 @ALL
 @pytest.mark.parametrize("outputs", [2, 8], ids=["at steps", "between steps"])
 def test_measured_order(method, outputs):
-    """The slope of the error against the step size, also where outputs lie between the steps (there at most 5, or 6)."""
+    """The slope of the error against the step size; where outputs lie between the steps at most 5, or 6."""
     t = torch.linspace(0, 1.0 if outputs == 2 else FORCED.t1, outputs, dtype=torch.float64)
     counts = [20, 40, 80] if method.order > 2 else [80, 160, 320]
     if method.order > 5 and outputs == 2:
