@@ -56,8 +56,15 @@ NO_NUMBER += [
 ]
 
 
+@pytest.mark.parametrize("value", [x for x in NO_NUMBER if not hasattr(x, "__len__") or isinstance(x, str)], ids=shown)
+@pytest.mark.parametrize("name", ["rtol", "atol"])
+def test_what_is_no_tolerance_is_refused_by_name(name, value):
+    with pytest.raises(TypeError, match=f"^`{name}` must be .*, got "):
+        PID(**{name: value})
+
+
 @pytest.mark.parametrize("value", NO_NUMBER, ids=shown)
-@pytest.mark.parametrize("name", ["rtol", "atol", "safety", "factor_min", "factor_max", "dt0", "dt_max", "p", "i", "d"])
+@pytest.mark.parametrize("name", ["safety", "factor_min", "factor_max", "dt0", "dt_max", "dt_min", "p", "i", "d"])
 def test_what_is_no_number_is_refused_by_name(name, value):
     with pytest.raises(TypeError, match=f"^`{name}` must be .*, got "):
         PID(**{name: value})
@@ -97,7 +104,7 @@ def test_numbers_out_of_range(make, message):
         (lambda: Fixed(steps=2.5), "`steps` must be an integer ≥ 1, got 2.5$"),
         (lambda: Fixed(steps=3.0), "`steps` must be an integer ≥ 1, got 3.0: write 3"),
         (lambda: PID(rtol="1e-3"), "`rtol` must be a number ≥ 0, got '1e-3': write it without the quotes"),
-        (lambda: PID(atol=[1e-6, 1e-9]), r"`atol` must be a number ≥ 0, got \[1e-06, 1e-09\]: give one number"),
+        (lambda: PID(safety=[0.9, 0.8]), r"`safety` must be in \(0, 1\], got \[0.9, 0.8\]: give one number"),
         (lambda: PID(rtol=torch.ones((), requires_grad=True)), r"`rtol`.* requires grad.*write rtol.item\(\)"),
         (
             lambda: solve(Y0, decay, (0.0, 1.0)),
@@ -209,7 +216,9 @@ def test_no_error_is_long(value):
     assert len(shown(value)) <= 120
     assert "\n" not in shown(value)
     calls = [
-        lambda: PID(rtol=value),
+        lambda: PID(safety=value),
+        lambda: solve(decay, Y0, (0.0, 1.0), rtol=value),
+        lambda: solve(decay, {"a": Y0}, (0.0, 1.0), atol=value),
         lambda: Fixed(steps=value),
         lambda: Backsolve(method=value).integrate(None),
         lambda: solve(value, Y0, (0.0, 1.0)),

@@ -6,12 +6,14 @@ step; the compiled loop and the loop with a step size for each sample decide wit
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from odenets import tolerance
 from odenets.arguments import count, number, shown
 from odenets.methods import Field, combine, stage_times, wide
 
@@ -181,17 +183,29 @@ class PID:
     The first step is chosen as in Hairer, Nørsett and Wanner II.4 and costs one evaluation of f.
 
     Args:
-        rtol, atol: Relative and absolute tolerance of a step's error, in the units of y.
+        rtol, atol: Relative and absolute tolerance of a step's error, in the units of y: numbers; or one for each
+            component, as a tensor that broadcasts against y0 (with `per_sample` too: y0 has the samples along its first
+            axis), or a nest like y0 of numbers and tensors.
         p, i, d: Feedback coefficients. (0, 1, 0) is the classical controller; (0.4, 0.3, 0) smooths the step sizes
             where steps are often rejected.
         safety: Aim below the tolerance by this factor.
         factor_min, factor_max: Bounds of the change from one step to the next.
-        dt0: The first step; None to choose it.
+        dt0: The first step (`first_step` elsewhere); None to choose it.
         dt_max: Bound of the step size.
+        dt_min: The shortest step that is tried, in the units of t. Where the error asks for a shorter one, the solve
+            fails with the status `DT_MIN`; nothing is accepted against its error. Only a step that is cut to end on a
+            stop or on the last time is shorter.
+        norm: The size of the error in units of the tolerance, instead of its root mean square: a function of a state,
+            of y0's structure, that returns a number; such as `lambda e: e.abs().max()`, by which each component keeps
+            its tolerance. With `per_sample` it gets one sample. In `Backsolve`, whose state is y and its adjoint, the
+            larger of the two counts.
+
+    Raises:
+        TypeError, ValueError: If an argument is not as described; in the solve, if a tolerance has not y0's structure.
     """
 
-    rtol: float = 1e-3
-    atol: float = 1e-6
+    rtol: Any = 1e-3
+    atol: Any = 1e-6
     p: float = 0.0
     i: float = 1.0
     d: float = 0.0
@@ -200,15 +214,17 @@ class PID:
     factor_max: float = 10.0
     dt0: float | None = None
     dt_max: float = math.inf
+    dt_min: float = 0.0
+    norm: Callable[[Any], Any] | None = None
 
     adaptive = True
     share = 0.0
-    tunable = ("rtol", "atol", "safety", "factor_min", "factor_max", "dt_max")  # changing these recompiles nothing
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
-            _keep_number(self, name, "a number ≥ 0", lambda x: 0 <= x < math.inf)
-        _keep_number(self, "rtol", "above 0 where `atol` is 0", lambda x: x > 0 or self.atol > 0)
+            object.__setattr__(self, name, tolerance.given(name, getattr(self, name)))
+        if not self.by_component:
+            _keep_number(self, "rtol", "above 0 where `atol` is 0", lambda x: x > 0 or self.atol > 0)
         for name in ("p", "i", "d"):
             _keep_number(self, name, "a finite number", math.isfinite)
         _keep_number(self, "safety", "in (0, 1]", lambda x: 0 < x <= 1)
@@ -217,6 +233,49 @@ class PID:
         if self.dt0 is not None:
             _keep_number(self, "dt0", "None or a number above 0", lambda x: 0 < x < math.inf)
         _keep_number(self, "dt_max", "a number above 0", lambda x: x > 0)
+        most = min(self.dt_max, self.dt0 or math.inf)
+        _keep_number(
+            self, "dt_min", "a number ≥ 0, no larger than `dt_max` and `dt0`", lambda x: 0 <= x <= most and x < math.inf
+        )
+        if self.norm is not None and not callable(self.norm):
+            raise TypeError(f"`norm` must be None or a function of a state, got {shown(self.norm)}")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._values == other._values
+
+    def __hash__(self) -> int:
+        return hash(self._values)
+
+    @property
+    def _values(self) -> tuple[Any, ...]:
+        """What tells one from another: tensors by their numbers."""
+        return tuple(vars(self).values()) if not self.by_component else tuple(map(_comparable, vars(self).values()))
+
+    @property
+    def by_component(self) -> bool:
+        """Whether a tolerance is one for each component."""
+        return not (tolerance.is_one_number(self.rtol) and tolerance.is_one_number(self.atol))
+
+    @property
+    def tunable(self) -> tuple[str, ...]:
+        names = ("rtol", "atol", "safety", "factor_min", "factor_max", "dt_max", "dt_min")
+        return tuple(name for name in names if not isinstance(getattr(self, name), Tensor))
+
+    def of_state(self, y0: Tensor, split: Callable[[Tensor], Any], per_sample: bool) -> "PID":
+        """The same for a state that is one tensor, to which `split` gives the caller's structure.
+
+        Raises:
+            ValueError: If a tolerance has not that structure.
+        """
+        own: dict[str, Any] = {}
+        if self.by_component:
+            rtol, atol = (tolerance.of_components(name, getattr(self, name), y0, split) for name in ("rtol", "atol"))
+            if not bool(torch.as_tensor(rtol + atol > 0).all()):
+                raise ValueError("`rtol` must be above 0 wherever `atol` is 0, and in some component both are 0")
+            own = {"rtol": rtol, "atol": atol}
+        if self.norm is not None:
+            own["norm"] = tolerance.NormOfState(self.norm, split, per_sample)
+        return replace(self, **own) if own else self
 
     @property
     def start(self) -> tuple[float, ...]:
@@ -230,15 +289,17 @@ class PID:
         return min(self.dt0 or math.inf, self.dt_max)
 
     def first_step(self, start: Start) -> FirstStep:
-        scale = self._scale(wide(start.y0).abs())
+        scale = self.scale(wide(start.y0).abs())
         # Without `atol` a component that is 0 has no scale: it says nothing.
-        return choose_first_step(start, torch.where(scale > 0, scale, math.inf), self.dt_max)
+        scale = torch.where(scale > 0, scale, math.inf)
+        dt, size = choose_first_step(start._replace(norm=self.norm or start.norm), scale, self.dt_max)
+        return FirstStep(maximum(dt, self.dt_min), size)
 
     def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = rms) -> Tensor:
-        scale = self._scale(torch.maximum(wide(y).abs(), wide(y1).abs()))
+        scale = self.scale(torch.maximum(wide(y).abs(), wide(y1).abs()))
         if isinstance(self.atol, Tensor) or self.atol == 0:
             scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)  # the error of a component that stays 0 is 0
-        return norm(wide(error) / scale)
+        return (self.norm or norm)(wide(error) / scale)
 
     def decide(self, ratio: Number, dt: Number, memory: tuple[Number, ...], order: int) -> Decision:
         accept = ratio <= 1
@@ -251,22 +312,30 @@ class PID:
         factor = minimum(maximum(factor, self.factor_min), where(accept, self.factor_max, 1.0))
         factor = where(ratio < math.inf, factor, self.factor_min)  # the step led out of f's domain
         memory = tuple(where(accept, new, old) for new, old in zip(ratios, memory))
-        return Decision(accept, minimum(dt * factor, self.dt_max), memory)
+        return Decision(accept, minimum(maximum(dt * factor, self.dt_min), self.dt_max), memory)
 
     def check_resolution(self, size: float, dtype: torch.dtype) -> None:
         """Refuse tolerances below the rounding error of a state of that size (in units of the tolerance)."""
         rounding = torch.finfo(dtype).eps / 2
         if size * rounding > 1:
+            asked = "`rtol` and `atol`" if self.by_component else f"`rtol` = {self.rtol:g} and `atol` = {self.atol:g}"
             raise ValueError(
-                f"`rtol` = {self.rtol:g} and `atol` = {self.atol:g} ask for {size * rounding:.3g} times the accuracy "
+                f"{asked} ask for {size * rounding:.3g} times the accuracy "
                 f"that y's dtype {dtype} can represent: give at least `rtol={4 * rounding:.0e}`, or solve in float64"
             )
 
-    def _scale(self, magnitude: Tensor) -> Tensor:
+    def scale(self, magnitude: Tensor) -> Tensor:
         """The tolerance for a state of that magnitude."""
-        if isinstance(self.rtol, Tensor):  # in a compiled loop, where tolerances are inputs
-            return self.atol.to(magnitude.dtype) + self.rtol.to(magnitude.dtype) * magnitude  # pyright: ignore
-        return magnitude.mul(self.rtol).add_(self.atol)
+        if not isinstance(self.rtol, Tensor) and not isinstance(self.atol, Tensor):
+            return magnitude.mul(self.rtol).add_(self.atol)
+        # One for each component; or in a compiled loop, where tolerances are inputs.
+        rtol, atol = (x.to(magnitude.dtype) if isinstance(x, Tensor) else x for x in (self.rtol, self.atol))
+        return atol + rtol * magnitude
+
+
+def _comparable(value: Any) -> Any:
+    leaves, structure = pytree.tree_flatten(value)
+    return repr(structure), *((x.shape, *x.flatten().tolist()) if isinstance(x, Tensor) else x for x in leaves)
 
 
 @dataclass(frozen=True)

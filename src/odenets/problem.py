@@ -4,15 +4,16 @@ import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from odenets.controller import Controller
+from odenets.controller import PID, Controller
 from odenets.event import Watched
 from odenets.methods import Field, Method, Since, Time, filled
 from odenets.solution import Failure, Stats, Status
+from odenets.state import same
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Problem:
     jumps: tuple[float, ...] = ()  # those of them at which f is discontinuous
     events: tuple[Watched, ...] = ()
     per_sample: bool = False  # a step size for each sample
+    split: Callable[[Tensor], Any] = same  # gives states (..., *y0.shape) the caller's structure
     plain: bool = False  # f is the caller's own, `watched(t, y, *args)`, with nothing around it
     origin: float = 0.0  # the first time, as f gets it
     sign: float = 1.0  # the caller's time is sign · (origin + t)
@@ -67,6 +69,15 @@ class Problem:
         """A time as f gets it: for each sample, where each has its own."""
         shape = sample_shape(self.y0) if self.per_sample else ()
         return filled(shape, self.origin + t, self.y0)
+
+    def of_state(self, controller: Controller) -> Controller:
+        """The controller, as the caller made it, for the state as it is here.
+
+        Raises:
+            ValueError: If a tolerance has not the structure of the caller's y0.
+        """
+        is_pid = isinstance(controller, PID)
+        return controller.of_state(self.y0, self.split, self.per_sample) if is_pid else controller
 
     def at(self, t: float | Tensor) -> Time:
         """A time as a method gets it."""

@@ -38,8 +38,8 @@ def solve(
     args: tuple = (),
     *,
     method: str | Method = "tsit5",
-    rtol: float | None = None,
-    atol: float | None = None,
+    rtol: Any = None,
+    atol: Any = None,
     controller: Controller | None = None,
     adjoint: Adjoint = Checkpointed(),  # noqa: B008 — a frozen object
     per_sample: bool = False,
@@ -66,7 +66,8 @@ def solve(
         args: Extra arguments of f. Tensors among them, in any nest, get their gradients.
         method: How one step is made: a name in `odenets.METHODS`, or an object: `ExplicitRungeKutta` or
             `ImplicitRungeKutta`.
-        rtol, atol: Tolerances of the default controller, `PID`, whose own defaults hold where they are not given.
+        rtol, atol: Tolerances of the default controller, `PID`, whose own defaults hold where they are not given:
+            numbers, or one for each component of y0.
         controller: How steps are chosen, instead of `rtol` and `atol`: `PID(...)` or `Fixed(...)`.
         adjoint: How the solve is differentiated: `Checkpointed()`, `Direct()`, `Interpolated()`, `Backsolve()` or
             `Reversible()`.
@@ -166,9 +167,11 @@ def solve(
         jumps=tuple(sorted({*jumps})),
         events=tuple(Watched.of(one, args, unflatten, sign) for one in events),
         per_sample=per_sample,
+        split=unflatten,
         plain=sign > 0 and unflatten is same,
         stats=Stats(),
     )
+    problem = replace(problem, controller=problem.of_state(controller))
     check_field(problem)
     ts = t if isinstance(t, Tensor) else ts
     chain = Chain(problem)  # of the solves between events, where there are some
@@ -248,7 +251,7 @@ def _is_object_with(method: str, value: Any) -> bool:
     return not isinstance(value, type) and callable(getattr(value, method, None))
 
 
-def _controller(controller: Controller | None, rtol: float | None, atol: float | None) -> Controller:
+def _controller(controller: Controller | None, rtol: Any, atol: Any) -> Controller:
     given = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
     if controller is not None and given:
         raise TypeError(

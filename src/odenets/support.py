@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from odenets.adjoint import Adjoint, Backsolve, Checkpointed, Direct, Interpolated, Reversible
 from odenets.arguments import shown
-from odenets.controller import Controller
+from odenets.controller import PID, Controller
 from odenets.methods import Method, RungeKutta
 
 
@@ -81,6 +81,16 @@ NO_ESTIMATE = _method(lambda m: not m.adaptive, "has no error estimate", "a meth
 OTHER_FAMILY = _method(
     lambda m: not isinstance(m, RungeKutta), "is no Runge–Kutta method", "a method of another family than Runge–Kutta"
 )
+BY_COMPONENT = Feature(
+    lambda r: "`rtol` or `atol` for each component",
+    lambda r: isinstance(r.controller, PID) and r.controller.by_component,
+    "`rtol`, `atol` for each component",
+)
+NORM = Feature(
+    lambda r: f"`norm={shown(getattr(r.controller, 'norm', None))}`",
+    lambda r: isinstance(r.controller, PID) and r.controller.norm is not None,
+    "`norm=...` of `PID`",
+)
 ITERATES = _method(lambda m: m.iterates, "is implicit and iterates", "an implicit method")
 PER_SAMPLE, DENSE, COMPILE = _flag("per_sample"), _flag("dense"), _flag("compile")
 EVENT = Feature(lambda r: "`event`", lambda r: r.event, "`event=Event(...)`")
@@ -107,6 +117,7 @@ _STEPS = "pass a method such as 'rk4' and `controller=Fixed(steps=n)`, without `
 _RECORDED = "pass `controller=Fixed(...)` and an explicit method without `event`, or use `torch.func.jvp`"
 _EXACT = "pass `adjoint=Checkpointed()` or `Direct()`, or leave {} out"
 _EACH = "leave `per_sample` out, or pass a method such as 'tsit5'"
+_INEXACT = (Interpolated, Backsolve, Reversible)
 CLASHES = (
     Clash(PER_SAMPLE, NO_ESTIMATE, _EACH),
     Clash(NO_ESTIMATE, ADAPTIVE, "pass `controller=Fixed(dt=...)` or `Fixed(steps=...)`, or another method"),
@@ -125,15 +136,17 @@ CLASHES = (
     Clash(PER_SAMPLE, EVENT, "leave one out"),
     Clash(COMPILE, DENSE, _TIMES),
     Clash(COMPILE, EVENT, "leave one out"),
-    *(Clash(COMPILE, ADJOINTS[kind], _EXACT.format("`compile`")) for kind in (Interpolated, Backsolve, Reversible)),
+    *(Clash(COMPILE, ADJOINTS[kind], _EXACT.format("`compile`")) for kind in _INEXACT),
     Clash(COMPILE, ITERATES, "pass an explicit method, or leave `compile` out"),
-    *(Clash(DENSE, ADJOINTS[kind], _EXACT.format("`dense`")) for kind in (Interpolated, Backsolve, Reversible)),
+    Clash(COMPILE, BY_COMPONENT, "pass numbers, or leave `compile` out"),
+    Clash(COMPILE, NORM, "leave one out"),
+    *(Clash(DENSE, ADJOINTS[kind], _EXACT.format("`dense`")) for kind in _INEXACT),
     *(Clash(feature, RECORDED, _RECORDED, NotImplementedError) for feature in (ADAPTIVE, ITERATES, EVENT)),
     *(Clash(feature, CUDA_GRAPH, _STEPS, RuntimeError) for feature in (ADAPTIVE, ITERATES, COMPILE, EVENT)),
     Clash(DENSE, GRAPH, "pass the times that are wanted in `t`"),
     *(
         Clash(feature, GRAPH, "leave it to `torch.compile`, which calls the solve between two graphs, or pass another")
-        for feature in (ITERATES, EVENT, *(ADJOINTS[kind] for kind in (Interpolated, Backsolve, Reversible)))
+        for feature in (ITERATES, BY_COMPONENT, NORM, EVENT, *(ADJOINTS[kind] for kind in _INEXACT))
     ),
 )
 

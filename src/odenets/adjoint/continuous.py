@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from odenets.controller import Controller
+from odenets.controller import PID, Controller
 from odenets.engine.eager import Stepper, run
 from odenets.engine.engines import Engine, applied
 from odenets.engine.tape import Accepted
@@ -116,6 +116,8 @@ def _backward(name: str, adjoint: Backsolve | Interpolated, method: Method, cont
 def _integrate(problem: Problem, engine: Engine, how: Backward) -> Trajectory:
     if engine.open:
         return engine.seen(problem)
+    if how.controller is not problem.controller:
+        how = replace(how, controller=problem.of_state(how.controller))
     prepared = prepare(problem)
     if not prepared.differentiable:
         with torch.no_grad():
@@ -162,7 +164,7 @@ class _Continuous(Outside):
             problem,
             method=self.how.method,
             # A controller may remember where it is; another backward pass through the same graph starts anew.
-            controller=copy.copy(self.how.controller),
+            controller=copy.copy(self.how.controller if states is not None else _of_pair(self.how.controller)),
             max_steps=self.how.max_steps or problem.max_steps,
             stats=stats,
         )
@@ -253,6 +255,13 @@ class _AdjointSolve:
                 integrand = self.derivatives.with_integrand(times[i], there)[1]
             self.grads.add(integrand, scale=step.dt * b_i)
         self.derivatives.forget_all_but(stages[len(method.b) :])
+
+
+def _of_pair(controller: Controller) -> Controller:
+    """The controller of the pair (y, its adjoint): a norm of the caller's is of one state, and the larger counts."""
+    if not isinstance(controller, PID) or (norm := controller.norm) is None:
+        return controller
+    return replace(controller, norm=lambda pair: torch.maximum(*map(norm, pair.unbind())))
 
 
 def _differentiate(out: Tensor, by: Sequence[Tensor], a: Tensor) -> Sequence[Tensor | None]:

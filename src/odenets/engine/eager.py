@@ -197,7 +197,8 @@ class Stepper:
     def _fail_in_tiny_step(self, step: Step, dt: float, ratio: float) -> None:
         if step.trouble is not None and not failures.blows_up(self.y, self.derivative(), dt):
             return self._fail_in_step(step, dt)
-        self._fail(failures.of_a_tiny_step(self.y, step.parts or (self.derivative(),), dt, ratio), dt)
+        bounded = failures.stops_at_dt_min(self.controller, self.t)
+        self._fail(failures.of_a_tiny_step(self.y, step.parts or (self.derivative(),), dt, ratio, bounded), dt)
 
     @torch.no_grad()
     def _fail_after_all_steps(self, t_end: float) -> None:
@@ -220,7 +221,7 @@ def escapes(problem: Problem, y: Tensor, t: float, dt: float | None, t_end: floa
     """
     if not problem.controller.adaptive:
         return False
-    atol = problem.controller.atol if isinstance(problem.controller, PID) else 1e-9
+    atol = float(torch.as_tensor(problem.controller.atol).min()) if isinstance(problem.controller, PID) else 1e-9
     loosely = replace(problem, controller=PID(rtol=1e-2, atol=atol), max_steps=sys.maxsize, stats=Stats())
     stepper = Stepper(loosely, y, t)
     stepper.dt = dt

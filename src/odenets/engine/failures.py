@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from odenets.controller import PID, Controller
 from odenets.solution import Status
 from odenets.transforms import all_finite, unwrapped, value_of
 
@@ -30,13 +31,24 @@ def at_start(y: Tensor, f0: Tensor) -> Reason:
     )
 
 
-def of_a_tiny_step(y: Tensor, parts: tuple[Tensor, ...], dt: float, ratio: float) -> Reason:
-    """Why no step from y is short enough: parts and error, in tolerances, are those of the last one, of size dt."""
+def stops_at_dt_min(controller: Controller, t: float) -> bool:
+    """Whether its own bound keeps a controller from trying a shorter step at t, not the digits of the time."""
+    return isinstance(controller, PID) and t + controller.dt_min > t
+
+
+def of_a_tiny_step(y: Tensor, parts: tuple[Tensor, ...], dt: float, ratio: float, bounded: bool = False) -> Reason:
+    """Why no step from y is short enough: parts and error, in tolerances, are those of the last one, of size dt.
+
+    Args:
+        bounded: Whether the controller tries no shorter step.
+    """
     y = unwrapped(y)
     seen = f"The largest |y| is {float(y.abs().max()):.3g}, the last error was {ratio:.3g} tolerances."
     broken = next((k for k in parts if not all_finite(k)), None)
     jumps_off = broken is not None and bool(torch.isnan(unwrapped(broken)).any())  # log, sqrt, 0 / 0
     outgrown = value_of(y.abs().max()) > math.sqrt(torch.finfo(y.dtype).max)
+    if bounded and not outgrown and broken is None:
+        return Reason(Status.DT_MIN, seen)
     if outgrown or (not jumps_off and len(parts) > 0 and blows_up(y, parts[0], dt)):
         return Reason(Status.DIVERGED, f"{seen} Largest at {_position(y, int(y.abs().argmax()))}.")
     if broken is not None:

@@ -33,7 +33,8 @@ def controlled_by_leading(options: dict[str, Any], size: int, why: str) -> dict[
         why: The option that asks for it, for the error.
 
     Raises:
-        TypeError: If the controller is neither `PID` nor one of fixed steps, or stands beside tolerances.
+        TypeError: If the controller is neither `PID` nor one of fixed steps, or has a norm or tolerances for
+            each component.
     """
     controller = options.get("controller")
     given = {name: options[name] for name in ("rtol", "atol") if options.get(name) is not None}
@@ -45,5 +46,7 @@ def controlled_by_leading(options: dict[str, Any], size: int, why: str) -> dict[
         if controller.adaptive:
             raise TypeError(f"`{why}` goes with `PID` and with fixed steps, got `controller` {shown(controller)}")
         return options
+    if controller.by_component or controller.norm is not None:
+        raise TypeError(f"`{why}` needs `rtol` and `atol` that are one number each, and `PID` without `norm`")
     rest = {name: value for name, value in options.items() if name not in ("rtol", "atol", "controller")}
     return {**rest, "controller": OfLeading(**vars(controller), size=size)}

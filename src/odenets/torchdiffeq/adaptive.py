@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from odenets import transforms
-from odenets.controller import Decision, FirstStep, Norm, Number, Start, choose_first_step, rms
+from odenets.controller import PID, Decision, FirstStep, Norm, Number, Start, choose_first_step, rms
 from odenets.methods import RungeKutta
 from odenets.torchdiffeq.call import MOST_STEPS, Call, number
 from odenets.torchdiffeq.stops import Stops
@@ -95,10 +95,6 @@ class Adaptive:
         most = default if self.max_num_steps is None else min(float(self.max_num_steps), 2**31 - 1)
         return int(most) * max(len(t) - 1, 1)
 
-    def scale(self, magnitude: Tensor) -> Tensor:
-        """The tolerance of a state of that magnitude."""
-        return magnitude * self.rtol + self.atol
-
 
 _NEARLY = 1 + 1e-6  # a step is as long as the time resolves
 
@@ -112,6 +108,7 @@ class ErrorControl:
 
     def __init__(self, scheme: Adaptive, stops: Stops, watch: Watch | None, dt: float | None) -> None:
         self.scheme, self.stops, self.watch = scheme, stops, watch
+        self.judge = PID(scheme.rtol, scheme.atol, norm=scheme.norm)
         self.start = stops.begin
         self.planned = dt  # the next step size, before it is cut to end on a stop
         self.given = dt  # and after
@@ -127,12 +124,12 @@ class ErrorControl:
         def f(t: Tensor, y: Tensor) -> Tensor:  # of a state that requires grad where y0 does: f may differentiate by it
             return start.f(t, y if transforms.active() else y.requires_grad_(start.y0.requires_grad))
 
-        scale = self.scheme.scale(start.y0.abs())
+        scale = self.judge.scale(start.y0.abs())
         dt, size = choose_first_step(start._replace(f=f, norm=self.scheme.norm), scale, math.inf, unit=1.0)
         return FirstStep(self._within(self.start, dt), size)
 
     def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = rms) -> Tensor:
-        return self.scheme.norm(error / self.scheme.scale(torch.maximum(y.abs(), y1.abs())))
+        return self.judge.error_ratio(y, y1, error)
 
     def decide(self, ratio: Number, dt: Number, memory: tuple[Number, ...], order: int) -> Decision:
         scheme, place = self.scheme, (memory[0], memory[1])

@@ -3,7 +3,7 @@
 import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from odenets.controller import Norm, rms
-from odenets.methods import real_dtype
 from odenets.resolution import check_time_of, check_times
+from odenets.tolerance import NormOfState, given, of_components
 from odenets.torchdiffeq.watch import Watch, find_watch
 from odenets.torchdiffeq.words import brief
 
@@ -83,8 +83,8 @@ def normalise(
         split=split,
         name="dopri5" if method is None else method,
         norm=_state_norm(options.get("norm"), split),
-        rtol=tolerance("rtol", RTOL if rtol is None else rtol, flat, shapes),
-        atol=tolerance("atol", ATOL if atol is None else atol, flat, shapes),
+        rtol=tolerance("rtol", RTOL if rtol is None else rtol, flat, split),
+        atol=tolerance("atol", ATOL if atol is None else atol, flat, split),
         options=options,
         watch=find_watch(func, lambda t, y, dt: (sign * t, split(y), dt)),
     )
@@ -195,32 +195,21 @@ def fit(out: Any, y: Tensor) -> Tensor:
     raise ValueError(f"`func` must return a tensor of y's shape {tuple(y.shape)}, returned {tuple(out.shape)}")
 
 
-def tolerance(name: str, value: Any, y0: Tensor, shapes: Sequence[torch.Size] | None = None) -> Any:
+def tolerance(name: str, value: Any, y0: Tensor, split: Callable[[Tensor], Any] = same) -> Any:
     """A tolerance as a number, or as a tensor that broadcasts against the flat state.
 
     Raises:
         TypeError, ValueError: If it is neither, requires grad, is negative, or has another length than a tuple y0.
     """
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise ValueError(f"`{name}` must not require grad: write {name}.detach()")
-    dtype = real_dtype(y0)
-    if shapes is not None and (isinstance(value, tuple | list) or (isinstance(value, Tensor) and value.dim() > 0)):
-        if len(value) != len(shapes):
-            raise ValueError(f"`{name}` must have one entry for each tensor of `y0`, {len(shapes)}, got {len(value)}")
-        parts = [torch.as_tensor(v, dtype=dtype, device=y0.device) for v in value]
-        value = torch.cat([v.reshape(-1).expand(shape.numel()) for v, shape in zip(parts, shapes)])
-    if shapes is None and isinstance(value, tuple | list):
-        raise TypeError(f"`{name}` must be a number or a tensor where `y0` is a tensor, got {brief(value)}")
-    if isinstance(value, Tensor) and value.dim() > 0:
-        value = value.to(y0.device, dtype)
-    elif isinstance(value, str) or not hasattr(value, "__float__") or _size(value) != 1:
-        raise TypeError(f"`{name}` must be a number or a tensor, got {brief(value)}: write {name}=1e-3")
-    else:
-        value = float(value)
-    least = float(value.min()) if isinstance(value, Tensor) else value
-    if not least >= 0:
-        raise ValueError(f"`{name}` must be numbers ≥ 0, got {least}")
-    return value
+    state = split(y0)
+    if isinstance(state, tuple):
+        value = tuple(value.unbind()) if isinstance(value, Tensor) and value.dim() > 0 else value
+        if isinstance(value, tuple | list):
+            if len(value) != len(state):
+                wanted = f"one entry for each tensor of `y0`, {len(state)}"
+                raise ValueError(f"`{name}` must have {wanted}, got {len(value)}")
+            value = tuple(v.reshape(y.shape) if _size(v) == y.numel() > 1 else v for v, y in zip(value, state))
+    return of_components(name, given(name, value), y0, split)
 
 
 def _size(value: Any) -> int:
@@ -260,5 +249,4 @@ def _state_norm(norm: Callable[[Any], Any] | None, split: Callable[[Tensor], Any
         return rms
     if norm is not None and not callable(norm):
         raise TypeError(f"`options` 'norm' must be a function of the state, got {brief(norm)}")
-    given = norm if norm is not None else lambda parts: torch.stack([rms(part) for part in parts]).max()
-    return lambda x: torch.as_tensor(given(split(x)), device=x.device).abs()
+    return NormOfState(norm or (lambda parts: torch.stack([rms(part) for part in parts]).max()), split)

@@ -197,6 +197,8 @@ def steps_text(options: dict[str, Any]) -> str:
         return f"steps {controller.steps}" if controller.dt is None else f"dt {controller.dt:g}"
     if not isinstance(controller, PID):
         return type(controller).__name__
+    if controller.by_component:
+        return "tol by component"
     same = controller.rtol == controller.atol
     return f"tol {controller.rtol:g}" + ("" if same else f", {controller.atol:g}")
 
@@ -211,7 +213,7 @@ class OtherSolver(NamedTuple):
 def finer(options: dict[str, Any], dtype: torch.dtype) -> OtherSolver:
     """A hundredth of the tolerances, as far as the dtype can tell it apart; or half the step."""
     controller = controller_of(options)
-    if isinstance(controller, PID):
+    if isinstance(controller, PID) and not controller.by_component:
         least = 16 * torch.finfo(dtype).eps
         found: Any = replace(controller, rtol=max(controller.rtol / 100, least), atol=controller.atol / 100)
     elif isinstance(controller, Fixed):

@@ -85,5 +85,7 @@ def _why(problem: Problem, y: Tensor, rise: Tensor, rise_at_start: Tensor, i: in
         return Status.NON_FINITE_START
     if steps == 0:
         return Status.NON_FINITE_FIELD
+    if failures.stops_at_dt_min(problem.controller, t):
+        return Status.DT_MIN
     shortest = max(t * torch.finfo(torch.float64).eps, 1e-30 * problem.times[-1])
     return Status.DIVERGED if failures.blows_up(y, rise, shortest) else Status.STEP_SIZE_UNDERFLOW
