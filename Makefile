@@ -49,6 +49,7 @@ bench: .venv/bench  ## every peer on every work, scaling, memory, then the table
 	$(BIN)/python benchmarks/bench.py scaling
 	$(BIN)/python benchmarks/bench.py memory
 	$(BIN)/python benchmarks/bench.py gradients
+	$(BIN)/python benchmarks/bench.py multistep
 	$(BIN)/python benchmarks/tables.py
 
 .PHONY: test-slow

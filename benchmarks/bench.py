@@ -2,7 +2,8 @@
 
 Run it:  make bench                                 (all of it, about 25 minutes on one core, and the README's tables)
          python benchmarks/bench.py run --only ecg  (one work, a few minutes; the others in the file stay)
-It needs the extra `bench`. Results go to results/bench.json, bench-scaling.json, bench-memory.json and gradients.json.
+It needs the extra `bench`. Results go to results/: bench.json, bench-scaling.json, bench-memory.json, gradients.json
+and multistep.json.
 """
 
 import json
@@ -17,6 +18,8 @@ from contest import contest, first_step
 from curves import ALL, CURVES, SLOPE, USUAL, curve, memory, overheads
 from gradients import OUTPUTS, costs, equations, errors, evaluations
 from measure import all_versions, in_fresh_process, use_one_core
+from multistep import evaluations as at_equal_errors
+from odenets.experiments.result import versions
 from odenets.files import write_atomically
 from works import METHOD, WORKS
 
@@ -123,6 +126,12 @@ def gradients(rounds: Rounds = 15) -> None:
         **{"outputs": OUTPUTS, "rounds": rounds, "versions": all_versions()},
     }
     write(RESULTS / "gradients.json", report)
+
+
+@app.command()
+def multistep() -> None:
+    """Count what one-step and multistep methods take to the same error, and write results/multistep.json."""
+    write(RESULTS / "multistep.json", {"versions": versions(), **at_equal_errors()})
 
 
 def show(name: str, result: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from odenets.files import write_atomically
-from pages import adjoints, experiments, findings, pictures, speed, together
+from pages import adjoints, experiments, findings, multistep, pictures, speed, together
 from pages.text import ROOT
 
 PAGES = (
@@ -28,6 +28,7 @@ PAGES = (
             "gradients",
             "how-it-works",
             "introduction",
+            "solve",
         )
     ),
 )
@@ -53,6 +54,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cubic": findings.cubic,
     "experiments": experiments.every_result,
     "together": together.pairs,
+    "multistep": multistep.evaluations,
     "gradient-errors": adjoints.errors,
     "gradient-evaluations": adjoints.evaluations,
     "gradient-costs": adjoints.costs,

@@ -56,7 +56,7 @@ def test_the_adjoints_that_compile():
     assert solver_options(Config(compile=True, adjoint="checkpointed"))["adjoint"] == Checkpointed()
     with pytest.raises(ValueError, match=r"`compile` goes with `adjoint` direct or checkpointed, got 'backsolve'"):
         solver_options(Config(compile=True, adjoint="backsolve"))
-    with pytest.raises(ValueError, match=r"`compile` goes with explicit methods, got `method` 'trbdf2'"):
+    with pytest.raises(ValueError, match=r"`compile` goes with explicit Runge–Kutta methods, got `method` 'trbdf2'"):
         solver_options(Config(compile=True, method="trbdf2", dt=0.5))
 
 

@@ -65,8 +65,9 @@ def list_experiments() -> None:
     experiments.add_row("all", "Every experiment in its small form (--small), and one report of all.")
     methods = Grid("method", "order", "steps", "kind", title="--method METHOD", title_justify="left")
     for method in odenets.METHODS.values():
-        kind = "implicit" if method.iterates else "explicit"
-        methods.add_row(method.name, str(method.order), "adaptive" if method.adaptive else "fixed (--dt)", kind)
+        kind = "implicit" if method.iterates else "multistep" if method.remembers else "explicit"
+        order = f"1 to {method.order}" if method.varies else str(method.order)
+        methods.add_row(method.name, order, "adaptive" if method.adaptive else "fixed (--dt)", kind)
     console = Console()
     console.print(experiments)
     console.print(methods)

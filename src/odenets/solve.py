@@ -64,8 +64,8 @@ def solve(
             one, so times far from zero lose nothing but what their own dtype, and y's dtype for an f that depends on t,
             cannot hold; that is refused.
         args: Extra arguments of f. Tensors among them, in any nest, get their gradients.
-        method: How one step is made: a name in `odenets.METHODS`, or an object: `ExplicitRungeKutta` or
-            `ImplicitRungeKutta`.
+        method: How one step is made: a name in `odenets.METHODS`, of a Runge–Kutta method ("tsit5") or a multistep one
+            ("adams", "abm4"), or an object: `ExplicitRungeKutta` or `ImplicitRungeKutta`.
         rtol, atol: Tolerances of the default controller, `PID`, whose own defaults hold where they are not given:
             numbers, or one for each component of y0.
         controller: How steps are chosen, instead of `rtol` and `atol`: `PID(...)` or `Fixed(...)`.

@@ -91,14 +91,21 @@ NORM = Feature(
     lambda r: isinstance(r.controller, PID) and r.controller.norm is not None,
     "`norm=...` of `PID`",
 )
+NO_SUM = _method(
+    lambda m: not (isinstance(m, RungeKutta) or m.remembers),
+    "is neither a Runge–Kutta nor a multistep method",
+    "a method of another family than Runge–Kutta and multistep",
+)
+VARIES = _method(lambda m: m.varies, "chooses its order by its error", "a method of variable order")
+REMEMBERS = _method(lambda m: m.remembers, "is made of the steps before it", "a multistep method")
 ITERATES = _method(lambda m: m.iterates, "is implicit and iterates", "an implicit method")
 PER_SAMPLE, DENSE, COMPILE = _flag("per_sample"), _flag("dense"), _flag("compile")
 EVENT = Feature(lambda r: "`event`", lambda r: r.event, "`event=Event(...)`")
 ADJOINTS = {kind: _adjoint(kind) for kind in (Checkpointed, Direct, Interpolated, Backsolve, Reversible)}
-BACKWARD_BY_OTHER_FAMILY = Feature(
-    lambda r: f"a backward solve by {OTHER_FAMILY.text(r.backward or r)}",
-    lambda r: r.backward is not None and OTHER_FAMILY.asked(r.backward),
-    f"a backward solve by {OTHER_FAMILY.name}",
+BACKWARD_WITHOUT_SUM = Feature(
+    lambda r: f"a backward solve by {NO_SUM.text(r.backward or r)}",
+    lambda r: r.backward is not None and NO_SUM.asked(r.backward),
+    f"a backward solve by {NO_SUM.name}",
 )
 RECORDED, GRAPH, CUDA_GRAPH = map(_place, (Place.RECORDED, Place.GRAPH, Place.CUDA_GRAPH))
 
@@ -121,16 +128,18 @@ _INEXACT = (Interpolated, Backsolve, Reversible)
 CLASHES = (
     Clash(PER_SAMPLE, NO_ESTIMATE, _EACH),
     Clash(NO_ESTIMATE, ADAPTIVE, "pass `controller=Fixed(dt=...)` or `Fixed(steps=...)`, or another method"),
+    Clash(VARIES, FIXED, "pass `controller=PID(...)`, or a method of one order such as 'abm4'"),
     Clash(PER_SAMPLE, FIXED, "fixed steps are the same for all samples: leave it out, or pass `controller=PID(...)`"),
     Clash(PER_SAMPLE, DENSE, _TIMES),
     Clash(PER_SAMPLE, ITERATES, "pass an explicit method, or leave `per_sample` out"),
+    Clash(PER_SAMPLE, REMEMBERS, "pass a Runge–Kutta method such as 'tsit5', or leave `per_sample` out"),
     *(
         Clash(PER_SAMPLE, ADJOINTS[kind], "pass `adjoint=Checkpointed()`, or leave `per_sample` out")
         for kind in (Direct, Interpolated, Backsolve, Reversible)
     ),
     Clash(OTHER_FAMILY, ADJOINTS[Reversible], "pass `adjoint=Checkpointed(memory=...)`, or a method such as 'rk4'"),
     *(
-        Clash(BACKWARD_BY_OTHER_FAMILY, ADJOINTS[kind], "pass `method='tsit5'` to the adjoint")
+        Clash(BACKWARD_WITHOUT_SUM, ADJOINTS[kind], "pass `method='tsit5'` to the adjoint")
         for kind in (Interpolated, Backsolve)
     ),
     Clash(PER_SAMPLE, EVENT, "leave one out"),
@@ -138,6 +147,7 @@ CLASHES = (
     Clash(COMPILE, EVENT, "leave one out"),
     *(Clash(COMPILE, ADJOINTS[kind], _EXACT.format("`compile`")) for kind in _INEXACT),
     Clash(COMPILE, ITERATES, "pass an explicit method, or leave `compile` out"),
+    Clash(COMPILE, REMEMBERS, "pass a Runge–Kutta method such as 'tsit5' or 'rk4', or leave `compile` out"),
     Clash(COMPILE, BY_COMPONENT, "pass numbers, or leave `compile` out"),
     Clash(COMPILE, NORM, "leave one out"),
     *(Clash(DENSE, ADJOINTS[kind], _EXACT.format("`dense`")) for kind in _INEXACT),
@@ -146,7 +156,7 @@ CLASHES = (
     Clash(DENSE, GRAPH, "pass the times that are wanted in `t`"),
     *(
         Clash(feature, GRAPH, "leave it to `torch.compile`, which calls the solve between two graphs, or pass another")
-        for feature in (ITERATES, BY_COMPONENT, NORM, EVENT, *(ADJOINTS[kind] for kind in _INEXACT))
+        for feature in (ITERATES, REMEMBERS, BY_COMPONENT, NORM, EVENT, *(ADJOINTS[kind] for kind in _INEXACT))
     ),
 )
 

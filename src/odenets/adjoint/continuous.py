@@ -239,22 +239,22 @@ class _AdjointSolve:
 
     def _add_quadrature(self, step: Accepted) -> None:
         """Equation (7): ∂L/∂θ = ∫ a ∂f/∂θ ds, by the method's own weights."""
-        method = cast(RungeKutta, self.stepper.method)  # as the table of what goes with what says
         if step.y is None or step.step is None:
             raise RuntimeError("a step came without what it was made of")
+        if self.derivatives.keeps:
+            for derivative, weight in self.stepper.method.quadrature(step.step):
+                if weight:
+                    self.grads.add(self.derivatives.integrand_of(derivative), scale=step.dt * weight)
+            f, *slopes = self.stepper.carry or (None,)
+            past = slopes[0] if self.stepper.method.remembers else ()
+            return self.derivatives.forget_all_but([k for k in (f, *past) if k is not None])
+        method = cast(RungeKutta, self.stepper.method)  # the only ones that iterate
         stages = step.step.parts
-        times = () if self.derivatives.keeps else stage_times(step.t, step.dt, method.c, step.y)
-        for i, b_i in enumerate(method.b):
-            if b_i == 0:
-                continue
-            if self.derivatives.keeps:
-                integrand = self.derivatives.integrand_of(stages[i])
-            else:
+        for i, (b_i, t_i) in enumerate(zip(method.b, stage_times(step.t, step.dt, method.c, step.y))):
+            if b_i:
                 self.problem.stats.nfe += 1
                 there = method.stage_input(i, step.y, step.dt, stages)
-                integrand = self.derivatives.with_integrand(times[i], there)[1]
-            self.grads.add(integrand, scale=step.dt * b_i)
-        self.derivatives.forget_all_but(stages[len(method.b) :])
+                self.grads.add(self.derivatives.with_integrand(t_i, there)[1], scale=step.dt * b_i)
 
 
 def _of_pair(controller: Controller) -> Controller:

@@ -109,8 +109,8 @@ class _Pair(Method):
     def carry_again(self, step: Step, carry: Carry) -> Carry:
         return self.base.carry_again(step, carry)
 
-    def evaluated_at(self, i: int, y: Tensor, dt: float | Tensor, parts: Sequence[Tensor]) -> Tensor:
-        return self.base.evaluated_at(i, y[1], dt, parts)
+    def evaluated_at(self, i: int, y: Tensor, dt: float | Tensor, step: Step) -> Tensor:
+        return self.base.evaluated_at(i, y[1], dt, step)
 
     def error(self, dt: float | Tensor, parts: Sequence[Tensor]) -> Tensor:
         return self.base.error(dt, parts)
@@ -250,11 +250,11 @@ class _Sweep:
         inner = None if self.grad_t is None else inner_product
         back = base.remake(self.tracked, t + dt, self.y, -dt)
         z = self.z + combine(None, -dt, base.b, back.parts)
-        total, t1_bar, back_bar = back.pull(-self.z_bar, None, inner)
+        total, t1_bar, back_bar = back.pull(-self.z_bar, None, inner, ())[:3]
         y1_bar = self.y_bar + total + self.z_bar
         forth = base.remake(self.tracked, t, z, dt)
         y = (self.y - (1 - c) * z - combine(None, dt, base.b, forth.parts)) / c
-        total, t_bar, dt_bar = forth.pull(y1_bar, None, inner)
+        total, t_bar, dt_bar = forth.pull(y1_bar, None, inner, ())[:3]
         self.y, self.z = y, z
         self.y_bar, self.z_bar = c * y1_bar, self.z_bar + total - c * y1_bar
         if self.grad_t is not None:

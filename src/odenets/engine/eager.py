@@ -3,6 +3,7 @@
 import functools
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from odenets.engine.clock import conclude, shortened
 from odenets.engine.events import Place, Watch
 from odenets.engine.tape import Accepted, Tape
 from odenets.evaluation import CountedField, FieldInPieces, evaluate_at_start
-from odenets.methods import Carry, Step, real_dtype, stage_times
+from odenets.methods import Carry, Judged, Step, real_dtype, stage_times
 from odenets.problem import Extension, Located, Problem, Trajectory, count_before
 from odenets.solution import Failure, Stats, Status
 from odenets.transforms import all_finite, value_of, values_of
@@ -60,10 +61,10 @@ class Stepper:
 
     def derivative(self) -> Tensor:
         """f at the present point, evaluated once."""
-        if not self.carry:
+        if not self.carry or self.carry[0] is None:
             t = self.t if self.clock is None else self.clock[0]
             (t,) = stage_times(self.problem.at(t), 0.0, (0.0,), self.y)
-            self.carry = self.method.begin(self.f(t, self.y))
+            self.carry = self.method.begin(self.f(t, self.y), self.carry)
         return self.carry[0]
 
     def jump(self, y: Tensor) -> None:
@@ -80,7 +81,7 @@ class Stepper:
         f0 = self.derivative()
         with torch.no_grad():
             t0, span = self.problem.origin + self.t, t_end - self.t
-            start = Start(self.f, self.y, f0, t0, span, self.method.order, read=values_of)
+            start = Start(self.f, self.y, f0, t0, span, self.method.first_order, read=values_of)
             dt, size = self.controller.first_step(start)
             if not math.isfinite(dt):  # where f0 is not, or where a norm was too large
                 dt, size = self.controller.first_step(start._replace(norm=rms_of_any_size))
@@ -92,9 +93,9 @@ class Stepper:
 
     def advance(self, t_end: float) -> Accepted | None:
         """Take one accepted step towards t_end, which it never passes; None when the solve has failed."""
-        if self.dt is None:
-            self.choose_first_step(t_end)
         goal, stopping = self._goal(t_end)
+        if self.dt is None or (self.method.varies and not self.carry):  # which begins afresh with an order of 1
+            self.choose_first_step(t_end)
         while self.failure is None and self.dt is not None:
             if self.stats.steps >= self.max_steps:
                 return self._fail_after_all_steps(t_end)
@@ -103,10 +104,11 @@ class Stepper:
             step = self.method.step(self.f, self.problem.at(t_in), self.y, dt_in, self.carry)
             if step.trouble is not None and not self._may_be_shorter():
                 return self._fail_in_step(step, dt)
-            step, ratio = self._judge(step, dt)
-            accept, t1, self.dt, self.memory = conclude(
-                self.controller, self.method.order, ratio, self.dt, dt, final, self.t, goal, self.memory
+            step, ratio, order = self._judge(step, dt)
+            accept, t1, following, self.memory = conclude(
+                self.controller, order, ratio, self.dt, dt, final, self.t, goal, self.memory
             )
+            self.dt = self.method.resized(dt, following) if accept else following
             if accept:
                 return self._accept(step, dt, final, stopping, (t_in, dt_in), t1)
             self.stats.rejected += 1
@@ -134,20 +136,24 @@ class Stepper:
         """Whether a shorter step may be made where this one could not be."""
         return self.controller.adaptive and all_finite(self.y)
 
-    def _judge(self, step: Step, dt: float) -> tuple[Step, float]:
+    def _judge(self, step: Step, dt: float) -> Judged:
         """The step, with all that its error needs, and that in tolerances."""
         if not self.controller.adaptive:
-            return step, 0.0
+            return Judged(step, 0.0, self.method.order)
         if step.trouble is not None:
-            return step, math.inf
+            return Judged(step, math.inf, self.method.order)
         if self.method.error_needs_all:
             step = self.method.complete(self.f, step)
         with torch.no_grad():
-            error = self.method.error(dt, step.parts)
-            ratio = value_of(self.controller.error_ratio(self.y, step.y, error))  # the one host read of a step
-            if not math.isfinite(ratio):
-                ratio = value_of(self.controller.error_ratio(self.y, step.y, error, rms_of_any_size))
-        return step, ratio
+            return self.method.judged(step, dt, self._ratios(step, self.method.errors(dt, step)))
+
+    def _ratios(self, step: Step, errors: Sequence[Tensor]) -> Sequence[float]:
+        """These errors in tolerances: the one host read of a step."""
+        found = [self.controller.error_ratio(self.y, step.y, error) for error in errors]
+        ratios = values_of(torch.stack(found)) if len(found) > 1 else [value_of(found[0])]
+        if not math.isfinite(ratios[0]):
+            ratios = [value_of(self.controller.error_ratio(self.y, step.y, e, rms_of_any_size)) for e in errors]
+        return ratios
 
     def _differentiable(self, dt: float, final: bool, stop: float | None) -> tuple[Any, Any]:
         """t and dt as the step gets them: as tensors where gradients flow through the times."""
@@ -163,7 +169,8 @@ class Stepper:
         self, step: Step, dt: float, final: bool, stopping: bool, times: tuple[Any, Any], t1: float
     ) -> Accepted:
         clock = None if self.clock is None else times
-        accepted = Accepted(self.t, dt, final and not stopping, final and stopping, self.y, step, clock)
+        carry = self.method.kept(self.carry)
+        accepted = Accepted(self.t, dt, final and not stopping, final and stopping, self.y, step, clock, carry=carry)
         self.stats.accepted += 1
         self.t = t1
         self.y = step.y
@@ -248,7 +255,7 @@ def failure_of_fixed_steps(problem: Problem, y0: Tensor, y_end: Tensor) -> Failu
             usual = value_of(taken.step.y.abs().max())
         for i, k in enumerate(taken.step.parts):
             if not all_finite(k):
-                there = problem.method.evaluated_at(i, taken.y, taken.dt, taken.step.parts)
+                there = problem.method.evaluated_at(i, taken.y, taken.dt, taken.step)
                 is_tame = value_of(there.abs().max()) <= 1e6 * usual
                 status = Status.NON_FINITE_FIELD if is_tame else Status.NON_FINITE_STATE
                 return Failure(status, taken.t, taken.dt, f"f: {failures.locate_non_finite(k)}.")
@@ -281,7 +288,7 @@ def run(
     y0: Tensor,
     f0: Tensor | None = None,
     *,
-    tape: Tape[Accepted, Tensor] | None = None,
+    tape: Tape[Accepted, tuple[Tensor, ...]] | None = None,
     clock: Tensor | None = None,
     timed: bool = False,
     read: bool = True,
@@ -326,10 +333,9 @@ def run(
             theta = {j: (times[j] - taken.t) / taken.dt for j in taken.inside}
             slopes |= {j: problem.method.slope(taken.dt, taken.step.parts, x) for j, x in theta.items()}
         if tape is not None and taken.y is not None:
-            kept = taken.light
-            tape.add(kept, taken.y)
+            tape.add(taken.light, taken.state)
     if tape is not None:
-        tape.end = stepper.y
+        tape.end = (stepper.y,)
     failure = stepper.failure
     if failure is None and read and not problem.controller.adaptive:
         failure = failure_of_fixed_steps(problem, y0, stepper.y if problem.events else ys[-1])
@@ -365,7 +371,10 @@ def _located(problem: Problem, taken: Accepted, place: Place) -> Located:
 def extension_of(steps: list[Accepted]) -> Extension:
     """The continuous extension of these steps, which are complete."""
     y = torch.stack([step.y for step in steps if step.y is not None])
-    parts = torch.stack([torch.stack(step.step.parts) for step in steps if step.step is not None])
+    each = [step.step.parts for step in steps if step.step is not None]
+    most = max(map(len, each))
+    none = torch.zeros_like(y[0])  # in the place of parts that a step of lower order has not
+    parts = torch.stack([torch.stack([*parts, *[none] * (most - len(parts))]) for parts in each])
     clock = None
     if steps[0].clock is not None:
         as_time = functools.partial(torch.as_tensor, dtype=torch.float64, device=y.device)

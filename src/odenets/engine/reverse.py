@@ -1,5 +1,6 @@
 """The solve in numbers as one function of autograd: the loop with its tape, and the one sweep back over that."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from odenets.engine.clock import TimeBars, stretch
 from odenets.engine.eager import run
 from odenets.engine.tape import Accepted, Tape, reversal
 from odenets.evaluation import FieldInPieces
+from odenets.methods import slopes_of
 from odenets.problem import Extension, Trajectory
 from odenets.pullback.by_autograd import ByAutograd, GradientSum, Summed, Wanted, inner_product, plus
 from odenets.pullback.function import Around, Outside, Prepared
@@ -36,11 +38,15 @@ class Replayed(Outside):
 
     def forward(self, y0: Tensor, t: Tensor, tensors: Sequence[Tensor], timed: bool) -> tuple[Tensor, ...]:
         # Half of them: the other half makes the states between them again.
-        tape: Tape[Accepted, Tensor] = Tape(None if self.states is None else self.states // 2)
+        room = None if self.states is None else self.states // 2 // self._tensors
+        tape: Tape[Accepted, tuple[Tensor, ...]] = Tape(room)
         trajectory = run(self.prepared.problem, y0, self.prepared.f0, tape=tape, timed=timed)
         self.prepared.f0, self.timed = None, timed
-        self._trajectory, self.steps, self.places = trajectory, tape.steps, list(tape.states)
-        self._kept = [y for y in (tape.end, *tape.states.values()) if y is not None]
+        self._trajectory, self.steps = trajectory, tape.steps
+        shared = {id(x): x for state in (tape.end or (), *tape.states.values()) for x in state}
+        place = {key: i for i, key in enumerate(shared)}
+        self.places = {k: [place[id(x)] for x in state] for k, state in tape.states.items()}
+        self._kept = list(shared.values())
         dense, out = trajectory.dense, [trajectory.ys]
         self.event_times = [event.t for event in trajectory.events]
         if self.event_times:
@@ -64,21 +70,27 @@ class Replayed(Outside):
     def backward(
         self, t: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor], bars: Sequence[Tensor]
     ) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
-        end, *states = kept
-        by_place = dict(zip(self.places, states))
-        sweep = _Sweep(self, t, end, *bars)
-        free = 0 if self.states is None else self.states - (len(by_place) - 1)  # without a bound every state is there
-        passing = end  # from the first move on the state that it has reached
-        for start, there, keep in reversal(len(self.steps), self.places, free):
-            y = by_place.get(start, passing)
+        by_place = {k: tuple(kept[i] for i in places) for k, places in self.places.items()}
+        sweep = _Sweep(self, t, kept[0], *bars)
+        # Without a bound every state is there.
+        free = 0 if self.states is None else self.states // self._tensors - (len(by_place) - 1)
+        passing = kept[:1]  # from the first move on the state that it has reached
+        for start, there, keep in reversal(len(self.steps), list(self.places), free):
+            state = by_place.get(start, passing)
             if start == there:
-                sweep.undo(start, self.steps[start], y)
+                sweep.undo(start, self.steps[start], *state)
                 by_place.pop(start, None)
                 continue
-            passing = sweep.replay(self.steps[start:there], y)
+            passing = sweep.replay(self.steps[start:there], *state)
             if keep:
                 by_place[there] = passing
         return sweep.finish(), sweep.grad_t, sweep.grads.values
+
+    @property
+    def _tensors(self) -> int:
+        """How many tensors a state is: with a method that remembers, f where steps before it began, too."""
+        method = self.prepared.problem.method
+        return method.order if method.remembers else 1
 
 
 class _Sweep:
@@ -92,6 +104,8 @@ class _Sweep:
         self.end, self.same = end, SameAgain(solve.name)  # the state after the step about to be undone
         self.grad_ys, self.grad_dense = grad_ys, grad_dense
         self.lam: Tensor | None = None  # ∂L/∂y there
+        self.slope_bars: Sequence[Tensor | None] = ()  # ∂L/∂(f where steps before began), the newest first
+        self.step_bars: Sequence[Any] = ()  # ∂L/∂(the size of the step about to be undone, and of those before it)
         self.times = TimeBars()
         self.grads = GradientSum(len(solve.wanted.tensors))
         self.grad_t = torch.zeros_like(t) if self.timed else None
@@ -101,14 +115,16 @@ class _Sweep:
         self.tracked = Summed(pullback, self.grads)
 
     @torch.no_grad()
-    def replay(self, steps: Sequence[Accepted], y: Tensor) -> Tensor:
+    def replay(self, steps: Sequence[Accepted], y: Tensor, *slopes: Tensor) -> tuple[Tensor, ...]:
         """The state after these steps."""
+        method = self.problem.method
         for step in steps:
             self.f.enter(step.t)
-            y = self.problem.method.step(self.f, self.problem.at(step.t), y, step.dt, ()).y
-        return y
+            made = method.step(self.f, self.problem.at(step.t), y, step.dt, step.carried(slopes))
+            y, slopes = made.y, slopes_of(method, made)
+        return y, *slopes
 
-    def undo(self, k: int, step: Accepted, y: Tensor) -> None:
+    def undo(self, k: int, step: Accepted, y: Tensor, *slopes: Tensor) -> None:
         """Pull the cotangents back through step k, which starts at y."""
         lam = self.lam
         for j in step.ends:
@@ -119,16 +135,19 @@ class _Sweep:
             return
         self.f.enter(step.t)
         method, t, dt = self.problem.method, self.problem.at(step.t), step.dt
-        remade = method.remake(self.tracked, t, y, dt, complete=complete)
+        remade = method.remake(self.tracked, t, y, dt, complete=complete, carry=step.carried(slopes))
         self.same.check(remade.y, self.end, y)
         inner = inner_product if self.timed else None
         part_bars, direct, t_bar, dt_bar = self._outputs(k, step, remade.parts, inner)
-        lam, d_t, d_dt = remade.pull(torch.zeros_like(y) if lam is None else lam, part_bars, inner)
+        lam = torch.zeros_like(y) if lam is None else lam
+        lam, d_t, d_dt, self.slope_bars, before = remade.pull(lam, part_bars, inner, self.slope_bars)
         for bar in direct:
             lam = lam + bar
         self.lam, self.end = lam, y
         if self.timed:
-            self.times = self.times.before(t_bar + d_t, dt_bar + d_dt, step.final, step.stopped)
+            own, *others = self.step_bars or (0.0,)
+            self.step_bars = [a + b for a, b in itertools.zip_longest(others, before, fillvalue=0.0)]
+            self.times = self.times.before(t_bar + d_t, dt_bar + d_dt + own, step.final, step.stopped)
 
     def finish(self) -> Tensor:
         """∂L/∂y0, with the outputs that are y0 itself."""

@@ -6,7 +6,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from odenets.methods import Step
+from odenets.methods import Carry, Past, Step
 
 Piece = TypeVar("Piece")  # what a tape keeps of each step
 State = TypeVar("State")  # and what it starts from
@@ -25,11 +25,25 @@ class Accepted(NamedTuple):
     ends: tuple[int, ...] = ()  # the outputs that are the end of this step
     inside: tuple[int, ...] = ()  # the outputs that are interpolated inside it
     events: tuple[int, ...] = ()  # the events that happen in it
+    carry: Carry = ()  # what it was made of beside y, where its method has a memory
 
     @property
     def light(self) -> "Accepted":
-        """What is needed to make it again."""
-        return self._replace(y=None, step=None, clock=None)
+        """What is needed to make it again, but for tensors."""
+        carry = self.carry and Past(*self.carry)._replace(slopes=())
+        return self._replace(y=None, step=None, clock=None, carry=carry)
+
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """The tensors that are needed to make it again: the state at t, and f where the steps before began."""
+        return (() if self.y is None else (self.y,)) + Past(*self.carry).slopes
+
+    def carried(self, slopes: Sequence[Tensor]) -> Carry:
+        """What it was made of beside y, where it is light itself."""
+        if not self.carry:
+            return ()
+        past = Past(*self.carry)
+        return past._replace(slopes=tuple(slopes[: len(past.steps)]))
 
 
 class Tape(Generic[Piece, State]):

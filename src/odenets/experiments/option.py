@@ -70,11 +70,12 @@ def _check_compiled(method: str, adjoint: str) -> None:
     """Refuse what does not compile, naming what does."""
 
     def goes(method: str, adjoint: str) -> bool:
-        request = support.Request(METHODS[method], Fixed(steps=1), ADJOINTS[adjoint], compile=True)
+        controller = PID() if METHODS[method].varies else Fixed(steps=1)
+        request = support.Request(METHODS[method], controller, ADJOINTS[adjoint], compile=True)
         return next(support.clashes(request), None) is None
 
     adjoints = [name for name in ADJOINTS if goes("euler", name)]
     if adjoint not in adjoints:
         raise ValueError(f"`compile` goes with `adjoint` {' or '.join(adjoints)}, got {adjoint!r}")
     if not goes(method, adjoint):
-        raise ValueError(f"`compile` goes with explicit methods, got `method` {method!r}")
+        raise ValueError(f"`compile` goes with explicit Runge–Kutta methods, got `method` {method!r}")

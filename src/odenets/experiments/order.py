@@ -51,7 +51,7 @@ from odenets.experiments.result import INTRODUCTION, Result
 from odenets.methods import METHODS
 
 SMALL = {"seeds": 1, "epochs": 1, "most": 23, "most_implicit": 6, "tightest": 5}
-ADAPTIVE = tuple(name for name, method in METHODS.items() if method.adaptive)
+ADAPTIVE = tuple(name for name, method in METHODS.items() if method.adaptive and not method.remembers)
 TRAINED = ("euler", "rk4", "dopri5", *ADAMS)
 NEAR = 0.3  # what a measured order may be off
 

@@ -5,8 +5,10 @@ from odenets.methods.base import Bars as Bars
 from odenets.methods.base import Carry as Carry
 from odenets.methods.base import Differentiable as Differentiable
 from odenets.methods.base import Field as Field
+from odenets.methods.base import Judged as Judged
 from odenets.methods.base import Method as Method
 from odenets.methods.base import NotConverged as NotConverged
+from odenets.methods.base import Past as Past
 from odenets.methods.base import Pull as Pull
 from odenets.methods.base import Remade as Remade
 from odenets.methods.base import Since as Since
@@ -15,15 +17,19 @@ from odenets.methods.base import Time as Time
 from odenets.methods.base import combine as combine
 from odenets.methods.base import filled as filled
 from odenets.methods.base import real_dtype as real_dtype
+from odenets.methods.base import slopes_of as slopes_of
 from odenets.methods.base import stage_times as stage_times
 from odenets.methods.explicit import ExplicitRungeKutta as ExplicitRungeKutta
 from odenets.methods.implicit import ImplicitRungeKutta as ImplicitRungeKutta
+from odenets.methods.multistep import MULTISTEP
+from odenets.methods.multistep import Adams as Adams
+from odenets.methods.multistep import VariableAdams as VariableAdams
 from odenets.methods.newton import rounding_of as rounding_of
 from odenets.methods.newton import wide as wide
 from odenets.methods.runge_kutta import RungeKutta as RungeKutta
 from odenets.methods.tableaus import EXPLICIT, IMPLICIT
 
-METHODS: dict[str, Method] = {method.name: method for method in (*EXPLICIT, *IMPLICIT)}
+METHODS: dict[str, Method] = {method.name: method for method in (*EXPLICIT, *IMPLICIT, *MULTISTEP)}
 
 
 def find(method: str | Method, wanted: str = "`method` must be one of") -> Method:

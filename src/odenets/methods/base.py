@@ -61,9 +61,9 @@ class Differentiable(Protocol):
         ...
 
     def through(
-        self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor
+        self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor, carry: "Carry" = ()
     ) -> tuple[Sequence[Tensor], Callable[[Sequence[Tensor | None]], "Bars"]]:
-        """step(f, t, y, dt), several tensors, and its pullback, from ∂L/∂(each), None for 0; f's tensors as in `at`."""
+        """step(f, t, y, dt, carry), several tensors; and its pullback, from ∂L/∂(each), None for 0."""
         ...
 
 
@@ -78,7 +78,17 @@ class NotConverged(RuntimeError):
         self.undefined = undefined
 
 
-Carry = tuple[Tensor, ...]  # what a method hands from a step to the next; () where it has nothing
+class Past(NamedTuple):
+    """The carry of a method with memory. Numbers are floats, or float64 tensors where gradients flow through them."""
+
+    f: Tensor | None = None  # f where the step begins; None where it has yet to be evaluated
+    slopes: tuple[Tensor, ...] = ()  # f where the steps before that began, the newest first
+    steps: tuple[float | Tensor, ...] = ()  # the sizes of these steps
+    policy: Any = None  # what the method itself remembers, no tensors: of which order the step is to be, and why
+
+
+# What a method hands from a step to the next: () where it has nothing, (f where that begins,), or a `Past`.
+Carry = tuple[Any, ...]
 
 
 class Step(NamedTuple):
@@ -89,6 +99,7 @@ class Step(NamedTuple):
     t1: Tensor  # t + dt as f receives it
     complete: bool = False  # whether all parts are there
     trouble: NotConverged | None = None  # why there is no such step; y is then of no meaning
+    memory: Any = None  # what else a method with memory knows of it
 
 
 class Bars(NamedTuple):
@@ -97,6 +108,8 @@ class Bars(NamedTuple):
     y: Tensor  # ∂L/∂(the state where it begins)
     t: Any  # ∂L/∂t and ∂L/∂dt; zeros where they are not asked for
     dt: Any
+    slopes: Sequence[Tensor | None] = ()  # ∂L/∂(those of the `Past` that it was handed)
+    steps: Sequence[Any] = ()  # and ∂L/∂(the sizes of the steps before), as ∂L/∂dt
 
 
 class Remade(NamedTuple):
@@ -104,8 +117,17 @@ class Remade(NamedTuple):
 
     y: Tensor  # where it leads
     parts: Sequence[Tensor]
-    # pull(∂L/∂y1, ∂L/∂(each part) or None, the inner product that gradients to the times are made with or None)
-    pull: Callable[[Tensor, Sequence[Tensor] | None, Inner | None], Bars]
+    # pull(∂L/∂y1, ∂L/∂(each part) or None, the inner product that gradients to the times are made with or None,
+    # ∂L/∂(the slopes of the `Past` that it hands on))
+    pull: Callable[[Tensor, Sequence[Tensor] | None, Inner | None, Sequence[Tensor | None]], Bars]
+
+
+class Judged(NamedTuple):
+    """A step with its error."""
+
+    step: Step
+    ratio: float  # the error in tolerances: the step is accepted where it is at most 1
+    order: int  # it is O(dt^order)
 
 
 @dataclass(frozen=True)
@@ -129,6 +151,8 @@ class Method:
         return ()
 
     iterates = False  # whether a step goes on until values that it reads are small enough
+    remembers = False  # whether a step is made of those before it: its carry is a `Past`
+    varies = False  # whether the method chooses its order by its error, step by step
 
     @property
     def adaptive(self) -> bool:
@@ -136,9 +160,19 @@ class Method:
         raise NotImplementedError
 
     @property
+    def first_order(self) -> int:
+        """The error of the first step is O(dt^first_order)."""
+        return self.order
+
+    @property
     def parts(self) -> int:
-        """How many parts a complete step has."""
+        """How many parts a complete step has, at most."""
         raise NotImplementedError
+
+    @property
+    def evaluations(self) -> int:
+        """How many evaluations of f a step takes, at least."""
+        return self.parts - 1
 
     @property
     def error_needs_all(self) -> bool:
@@ -149,9 +183,13 @@ class Method:
         """The step from y(t) to y(t + dt), with what the step before has handed over."""
         raise NotImplementedError
 
-    def begin(self, f0: Tensor) -> Carry:
-        """The carry at the start of a solve, where f is f0. The first tensor of a carry is f where the step begins."""
+    def begin(self, f0: Tensor, carry: Carry = ()) -> Carry:
+        """The carry at the start of a solve, where f is f0, or `carry` with that f, which is the first of a carry."""
         return (f0,)
+
+    def kept(self, carry: Carry) -> Carry:
+        """What of the carry a step was made of, but for the f where it begins."""
+        return ()
 
     def complete(self, f: Field, step: Step) -> Step:
         """The step with all its parts."""
@@ -159,6 +197,10 @@ class Method:
 
     def carry(self, step: Step) -> Carry:
         """What the step hands to the next one."""
+        raise NotImplementedError
+
+    def quadrature(self, step: Step) -> Sequence[tuple[Tensor, float]]:
+        """The derivatives of which the step, made in numbers, is y + dt Σ_i b_i k_i, and their weights b_i."""
         raise NotImplementedError
 
     def carry_again(self, step: Step, carry: Carry) -> Carry:
@@ -174,6 +216,7 @@ class Method:
         *,
         complete: bool = False,
         known: Sequence[Tensor] | None = None,
+        carry: Carry = (),
     ) -> Remade:
         """The step once more; `complete` with all its parts, made from `known` ones where those were kept.
 
@@ -181,35 +224,56 @@ class Method:
         does better.
         """
 
-        def made(f: Field, t: Time, y: Tensor, dt: float | Tensor) -> Sequence[Tensor]:
-            step = self.step(f, t, y, dt, ())
+        count = 0  # of the parts
+
+        def made(f: Field, t: Time, y: Tensor, dt: float | Tensor, carry: Carry) -> Sequence[Tensor]:
+            nonlocal count
+            step = self.step(f, t, y, dt, carry)
             if step.trouble is not None:
                 raise step.trouble
             step = self.complete(f, step) if complete else step
-            return step.y, *step.parts
+            count = len(step.parts)
+            return step.y, *step.parts, *slopes_of(self, step)
 
-        (y1, *parts), pull = tracked.through(made, t, y, dt)
+        (y1, *rest), pull = tracked.through(made, t, y, dt, carry)
 
-        def pulled(y_bar: Tensor, part_bars: Sequence[Tensor] | None, inner: Inner | None) -> Bars:
-            return pull([y_bar, *(part_bars or [None] * len(parts))])
+        def pulled(
+            y_bar: Tensor,
+            part_bars: Sequence[Tensor] | None,
+            inner: Inner | None,
+            slope_bars: Sequence[Tensor | None] = (),
+        ) -> Bars:
+            return pull([y_bar, *(part_bars or [None] * count)[:count], *slope_bars])
 
-        return Remade(y1, parts, pulled)
+        return Remade(y1, rest[:count], pulled)
 
-    def evaluated_at(self, i: int, y: Tensor, dt: float | Tensor, parts: Sequence[Tensor]) -> Tensor:
-        """The state at which part i is f."""
+    def evaluated_at(self, i: int, y: Tensor, dt: float | Tensor, step: Step) -> Tensor:
+        """The state at which part i of a step, that of y, dt and not more parts than it needs, is f."""
         raise NotImplementedError
 
     def error(self, dt: float | Tensor, parts: Sequence[Tensor]) -> Tensor:
         """The estimate of the step's local error, of y's shape."""
         raise NotImplementedError
 
+    def errors(self, dt: float | Tensor, step: Step) -> Sequence[Tensor]:
+        """That estimate, and those by which a method chooses its next order."""
+        return (self.error(dt, step.parts),)
+
+    def judged(self, step: Step, dt: float, ratios: Sequence[float]) -> Judged:
+        """The step, where `ratios` are its errors in tolerances, and what the next step size is chosen by."""
+        return Judged(step, ratios[0], self.order)
+
+    def resized(self, dt: float, proposed: float) -> float:
+        """The size of the step after one of size dt that was accepted, where a controller proposes one."""
+        return proposed
+
     def interpolate(self, y: Tensor, dt: float | Tensor, parts: Sequence[Tensor], theta: float | Tensor) -> Tensor:
         """y(t + θ dt) for 0 ≤ θ ≤ 1 in a complete step from y, of y's shape (with θ's axes where they broadcast)."""
-        return combine(y, dt, self.dense_weights(theta), parts)
+        return combine(y, dt, self.dense_weights(theta)[: len(parts)], parts)
 
     def slope(self, dt: float | Tensor, parts: Sequence[Tensor], theta: float | Tensor) -> Tensor:
         """The derivative of the continuous extension, dy/dt at t + θ dt."""
-        return combine(None, 1.0, self.dense_slopes(theta), parts)
+        return combine(None, 1.0, self.dense_slopes(theta)[: len(parts)], parts)
 
     def pull_output(
         self,
@@ -223,7 +287,7 @@ class Method:
 
         ∂L/∂y is the cotangent itself. The times' gradients are zeros where `inner` is not given.
         """
-        weights = self.dense_weights(theta)
+        weights = self.dense_weights(theta)[: len(parts)]
         scales = [dt * w for w in weights]
         bars = [cotangent * (c.to(cotangent.dtype) if isinstance(c, Tensor) else c) for c in scales]
         if inner is None:
@@ -253,6 +317,11 @@ def _polynomial(row: Sequence[float], x: float | Tensor) -> float | Tensor:
     for c in row[-2::-1]:
         value = c + x * value if c else x * value
     return value
+
+
+def slopes_of(method: Method, step: Step) -> tuple[Tensor, ...]:
+    """What a step hands to the next one of f where steps before that began."""
+    return method.carry(step)[1] if method.remembers else ()
 
 
 def stage_times(t: Time, dt: float | Tensor, nodes: Sequence[float], y: Tensor) -> Sequence[Tensor]:

@@ -80,11 +80,14 @@ class RungeKutta(Method):
     def carry(self, step: Step) -> Carry:
         return (step.parts[-1],) if step.complete else ()
 
+    def quadrature(self, step: Step) -> Sequence[tuple[Tensor, float]]:
+        return list(zip(step.parts, self.b))
+
     def carry_again(self, step: Step, carry: Carry) -> Carry:
         return carry or (step.parts[0],)
 
-    def evaluated_at(self, i: int, y: Tensor, dt: float | Tensor, parts: Sequence[Tensor]) -> Tensor:
-        return self.stage_input(i, y, dt, parts)
+    def evaluated_at(self, i: int, y: Tensor, dt: float | Tensor, step: Step) -> Tensor:
+        return self.stage_input(i, y, dt, step.parts)
 
     def stage_input(self, i: int, y: Tensor, dt: float | Tensor, stages: Sequence[Tensor]) -> Tensor:
         """The state at which stage i is f: y + dt Σ_j a_ij k_j; for i = s the end of the step."""
@@ -100,11 +103,17 @@ class RungeKutta(Method):
         *,
         complete: bool = False,
         known: Sequence[Tensor] | None = None,
+        carry: Carry = (),
     ) -> Remade:
         stages = self.solved_stages(tracked.f, t, y, dt) if known is None else known
         stages, pulls = self.linearize(tracked, t, y, dt, with_f1=complete, stages=stages)
 
-        def pull(y_bar: Tensor, part_bars: Sequence[Tensor] | None, inner: Inner | None) -> Bars:
+        def pull(
+            y_bar: Tensor,
+            part_bars: Sequence[Tensor] | None,
+            inner: Inner | None,
+            slope_bars: Sequence[Tensor | None] = (),
+        ) -> Bars:
             return Bars(*self.pullback(pulls, y, dt, stages, y_bar, part_bars, inner))
 
         return Remade(self.stage_input(len(self.b), y, dt, stages), stages, pull)

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from odenets.evaluation import CountedField
-from odenets.methods import Bars, Pull, Since, Time
+from odenets.methods import Bars, Carry, Past, Pull, Since, Time
 from odenets.pullback.reached import Reached, check_reached, sequence_number
 
 
@@ -72,20 +72,17 @@ class Summed:
         return k, pull
 
     def through(
-        self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor
+        self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor, carry: Carry = ()
     ) -> tuple[Sequence[Tensor], Callable[[Sequence[Tensor | None]], Bars]]:
-        out, pullback = self.by_autograd.through(step, t, y, dt)
+        out, pullback = self.by_autograd.through(step, t, y, dt, carry)
 
         def pull(bars: Sequence[Tensor | None]) -> Bars:
-            (y_bar, t_bar, dt_bar), of_tensors = pullback(bars)
+            y_bar, slope_bars, time_bars, of_tensors = pullback(bars)
             self.grads.add(of_tensors)
-            return Bars(torch.zeros_like(y) if y_bar is None else y_bar, _or_zero(t_bar), _or_zero(dt_bar))
+            t_bar, dt_bar, *step_bars = (0.0 if bar is None else bar for bar in time_bars)
+            return Bars(torch.zeros_like(y) if y_bar is None else y_bar, t_bar, dt_bar, slope_bars, step_bars)
 
         return out, pull
-
-
-def _or_zero(x: Tensor | None) -> Any:
-    return 0.0 if x is None else x
 
 
 class ByAutograd:
@@ -123,34 +120,47 @@ class ByAutograd:
 
         return out.detach(), pullback
 
-    def through(self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor) -> tuple[Any, Any]:
-        """step(f, t, y, dt), and its pullback to (y, t, dt) and to the tensors."""
-        origin, t = (t.origin, t.t) if isinstance(t, Since) else (0.0, t)
-        with self.wanted.enable_grad():
-            y = y.detach().requires_grad_()
-            times = [torch.as_tensor(x, dtype=torch.float64, device=y.device).detach() for x in (t, dt)]
-            times = [x.clone().requires_grad_(self.timed) for x in times]
-            out = step(self.f, Since(origin, times[0]), y, times[1])
-        own = (y, *times, *self.wanted.places.values())
-        if self.unchecked:
-            again = functools.partial(self._step_once_more, step, Since(origin, times[0]), y, times[1])
-            check_reached(out[0], self.started, self.reached, own, again)
-        wrt = (y, *(times if self.timed else ()), *self.wanted.tensors)
+    def through(
+        self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor, carry: Carry = ()
+    ) -> tuple[Any, Any]:
+        """step(f, t, y, dt, carry), and its pullback to y, to the carry's slopes, to the times and to the tensors.
 
-        def pullback(bars: Sequence[Tensor | None]) -> tuple[tuple[Any, ...], Sequence[Tensor | None]]:
+        The times are t, dt and the carry's steps.
+        """
+        origin, t = (t.origin, t.t) if isinstance(t, Since) else (0.0, t)
+        past = Past(*carry)
+        times: list[Any] = [t, dt, *past.steps]
+        with self.wanted.enable_grad():
+            y, *slopes = (x.detach().requires_grad_() for x in (y, *past.slopes))
+            if self.timed:
+                times = [torch.as_tensor(x, dtype=torch.float64, device=y.device).detach().clone() for x in times]
+                times = [x.requires_grad_() for x in times]
+            carry = carry and past._replace(slopes=tuple(slopes), steps=tuple(times[2:]))
+            given = Since(origin, times[0]), y, times[1], carry
+            out = step(self.f, *given)
+        own = (y, *slopes, *(times if self.timed else ()))
+        if self.unchecked:
+            again = functools.partial(self._step_once_more, step, *given)
+            check_reached(out[0], self.started, self.reached, (*own, *self.wanted.places.values()), again)
+        wrt = (*own, *self.wanted.tensors)
+
+        def pullback(bars: Sequence[Tensor | None]) -> tuple[Any, ...]:
             self.unchecked = False
             pairs = [(x, bar) for x, bar in zip(out, bars) if bar is not None and x.requires_grad]
             grads: Sequence[Tensor | None] = [None] * len(wrt)
             if pairs:
                 grads = torch.autograd.grad([x for x, _ in pairs], wrt, [bar for _, bar in pairs], allow_unused=True)
-            y_bar, *rest = grads
-            return (y_bar, *(rest[:2] if self.timed else (None, None))), rest[2:] if self.timed else rest
+            (y_bar, *slope_bars), rest = grads[: len(slopes) + 1], grads[len(slopes) + 1 :]
+            time_bars = rest[: len(times)] if self.timed else [None] * len(times)
+            return y_bar, slope_bars, time_bars, grads[len(own) :]
 
         return [x.detach() for x in out], pullback
 
-    def _step_once_more(self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: Tensor) -> Tensor:
+    def _step_once_more(
+        self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor, carry: Carry
+    ) -> Tensor:
         with self.wanted.enable_grad(), torch.random.fork_rng([y.device] if y.is_cuda else []):
-            return step(self.f.f, t, y, dt)[0]
+            return step(self.f.f, t, y, dt, carry)[0]
 
     def _once_more(self, t: Tensor, y: Tensor) -> Tensor:
         with self.wanted.enable_grad(), torch.random.fork_rng([y.device] if y.is_cuda else []):

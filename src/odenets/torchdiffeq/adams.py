@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from odenets.methods import combine, real_dtype
-from odenets.methods.multistep import adams_weights, step_nodes
+from odenets.methods.divided import adams_weights, step_nodes
 from odenets.torchdiffeq.call import count, number
 from odenets.torchdiffeq.solvers import RK4_38, FixedGridODESolver, Perturb, tableau_increment
 from odenets.torchdiffeq.words import brief

@@ -388,7 +388,7 @@ class _Bench:
     def _try(self, options: dict[str, Any], budget: int | None = None) -> Row:
         """The errors of a candidate, given up where it takes more evaluations of f than its budget."""
         allowed = self.lab.others.get("max_steps", DEFAULTS["max_steps"])
-        evaluations = find(value_of(options, "method")).parts - 1  # of a step, at least
+        evaluations = find(value_of(options, "method")).evaluations
         steps = allowed if budget is None else min(allowed, max(1, budget // evaluations))
         self.state.rewind()
         try:

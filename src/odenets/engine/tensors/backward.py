@@ -12,7 +12,7 @@ from odenets.engine.clock import TimeBars
 from odenets.engine.tensors.outputs import Bars, product, take_up_outputs
 from odenets.engine.tensors.plan import BackClock, Buffers, Plan, Stops, While
 from odenets.methods import Bars as Gradients
-from odenets.methods import Pull, Since, Time
+from odenets.methods import Carry, Pull, Since, Time
 from odenets.pullback.bound import Vjp
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ class _Undo:
         if self.bars is not None:
             y_bar, part_bars, time_bars = self.bars.read(row)
         inner = self._inner if self.plan.timed else None
-        lam, t_bar, dt_bar = remade.pull(lam, part_bars, inner)
+        lam, t_bar, dt_bar, *_ = remade.pull(lam, part_bars, inner, ())
         if y_bar is not None and time_bars is not None:
             lam, t_bar, dt_bar = lam + y_bar, t_bar + time_bars[0], dt_bar + time_bars[1]
         clock = self._clock(back, t_bar, dt_bar, cut) if self.plan.timed else clock.clone()
@@ -120,7 +120,7 @@ class _Undo:
         return self._finite(k), pull
 
     def through(
-        self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor
+        self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor, carry: Carry = ()
     ) -> tuple[Sequence[Tensor], Callable[[Sequence[Tensor | None]], Gradients]]:
         origin, t = (t.origin, t.t) if isinstance(t, Since) else (0.0, t)
 
@@ -129,7 +129,7 @@ class _Undo:
                 self.nfe += 1
                 return self._finite(f(self.inside(at), y))
 
-            return tuple(step(counted, Since(origin, t), y, dt))
+            return tuple(step(counted, Since(origin, t), y, dt, carry))
 
         out, pullback = self.vjp.through(self.tensors, of_field, torch.as_tensor(t), y, torch.as_tensor(dt))
 

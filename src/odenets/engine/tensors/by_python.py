@@ -70,12 +70,12 @@ class _ByAutograd:
         return k, pull
 
     def through(self, tensors: Any, step: Any, t: Tensor, y: Tensor, dt: Tensor) -> Any:
-        made = lambda f, t, y, dt: step(f, t.t, y, dt)  # noqa: E731 — which gives the time its origin itself
+        made = lambda f, t, y, dt, _: step(f, t.t, y, dt)  # noqa: E731 — which gives the time its origin itself
         out, pullback = self.of_f.through(made, t, y, dt)
         like = (t, y, dt, *self.of_f.wanted.tensors)
 
         def pull(bars: Sequence[Tensor]) -> list[Tensor]:
-            (y_bar, t_bar, dt_bar), of_tensors = pullback(bars)
+            y_bar, _, (t_bar, dt_bar), of_tensors = pullback(bars)
             return _with_zeros((t_bar, y_bar, dt_bar, *of_tensors), like)
 
         return out, pull

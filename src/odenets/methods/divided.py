@@ -1,0 +1,99 @@
+"""Polynomials through values at nodes of any spacing, and their integrals: what Adams methods are made of.
+
+Numbers are Python's, or 0-dimensional tensors where gradients flow through the times.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Number = Any  # a Python float, or a 0-dimensional float64 tensor
+Row = Sequence[Number]
+
+
+class Polynomial(NamedTuple):
+    """Newton's form of the polynomial through values at some nodes x_0, x_1, …, in units of a step from 0 to 1.
+
+    It is Σ_q f[x_0, …, x_q] N_q(x), with N_q(x) = (x − x_0) … (x − x_(q−1)) and f[x_0, …, x_q] = Σ_i divided[q][i] f_i.
+    """
+
+    nodes: Row
+    divided: Sequence[Row]
+    products: Sequence[Row]  # the coefficients of 1, x, x², … in N_q, for q up to the number of nodes
+
+    @staticmethod
+    def through(nodes: Row) -> "Polynomial":
+        if any(isinstance(x, Tensor) for x in nodes):
+            return _through(tuple(nodes))
+        # Steps of one size differ by rounding errors of the time; a node that is off by 1e-12 changes nothing.
+        return _through_known(tuple(round(x * 2.0**40) * 2.0**-40 for x in nodes))
+
+    def at_end(self, q: int) -> Number:
+        """N_q(1)."""
+        return math.prod(1.0 - x for x in self.nodes[:q])
+
+    def primitive(self, q: int) -> Row:
+        """The coefficients of θ, θ², … in the integral of N_q from 0 to θ."""
+        return [c / n for n, c in enumerate(self.products[q], 1)]
+
+    def integral(self, q: int) -> Number:
+        """That from 0 to 1."""
+        return sum(self.primitive(q))
+
+    def combined(self, values: Sequence[Number]) -> Row:
+        """The weight of each f_i in Σ_q values[q] f[x_0, …, x_q]."""
+        rows = self.divided[: len(values)]
+        return [sum(v * row[i] for v, row in zip(values[i:], rows[i:])) for i in range(len(rows))]
+
+    def weights(self, count: int) -> Row:
+        """Those of the first f_i, so many, in the integral from 0 to 1 of the polynomial through them."""
+        return self.combined([self.integral(q) for q in range(count)])
+
+    def coefficients(self, count: int) -> Sequence[Row]:
+        """Those in each coefficient of θ, θ², … of the integral from 0 to θ."""
+        primitives = [[*self.primitive(q), *[0.0] * (count - 1 - q)] for q in range(count)]
+        return [self.combined([primitive[power] for primitive in primitives]) for power in range(count)]
+
+
+def _through(nodes: tuple[Number, ...]) -> Polynomial:
+    divided: list[list[Number]] = [[1.0]]
+    products: list[list[Number]] = [[1.0]]
+    for q, x in enumerate(nodes):
+        if q:
+            gaps = [node - x for node in nodes[:q]]
+            divided.append([*(w / gap for w, gap in zip(divided[-1], gaps)), 1 / math.prod(-gap for gap in gaps)])
+        last = products[-1]
+        products.append([a - x * b for a, b in zip([0.0, *last], [*last, 0.0])])
+    return Polynomial(nodes, divided, products)
+
+
+_through_known = functools.lru_cache(maxsize=256)(_through)
+
+
+@functools.lru_cache(maxsize=4096)
+def adams_weights(nodes: tuple[Fraction, ...]) -> tuple[float, ...]:
+    """The weights w with ∫ p(x) dx from 0 to 1 = Σ w_i p(x_i) for each polynomial p through the nodes x_i.
+
+    Nodes 0, −1, −2, … give the explicit methods (Adams–Bashforth), nodes 1, 0, −1, … the implicit ones
+    (Adams–Moulton). Computed in rational numbers, so they are exact before they are rounded once.
+    """
+    weights = []
+    for i, node in enumerate(nodes):
+        polynomial = [Fraction(1)]  # coefficients of 1, x, x², …: the one that is 1 at this node and 0 at the others
+        for other in (*nodes[:i], *nodes[i + 1 :]):
+            scale = 1 / (node - other)
+            shifted = [Fraction(0), *polynomial]
+            polynomial = [scale * (a - other * b) for a, b in zip(shifted, [*polynomial, Fraction(0)])]
+        weights.append(float(sum(c / (power + 1) for power, c in enumerate(polynomial))))
+    return tuple(weights)
+
+
+def step_nodes(times: Sequence[float], t: float, dt: float, rounding: float) -> tuple[Fraction, ...]:
+    """Times in units of the step from t to t + dt; whole numbers where they are, up to the rounding error of times."""
+    nodes = [(time - t) / dt for time in times]
+    slack = 16 * rounding * max(abs(time) for time in (*times, t + dt)) / abs(dt)
+    return tuple(Fraction(round(x)) if abs(x - round(x)) <= slack else Fraction(x) for x in nodes)
