@@ -69,6 +69,9 @@ def minimum(a: Number, b: Number) -> Number:
     return a if a <= b or a != a else b
 
 
+_FINER = 16.0  # times the rounding error of half precision that tolerances may be
+
+
 class Decision(NamedTuple):
     """What the controller makes of a step that was tried."""
 
@@ -315,13 +318,17 @@ class PID:
         return Decision(accept, minimum(maximum(dt * factor, self.dt_min), self.dt_max), memory)
 
     def check_resolution(self, size: float, dtype: torch.dtype) -> None:
-        """Refuse tolerances below the rounding error of a state of that size (in units of the tolerance)."""
+        """Refuse tolerances below the rounding error of a state of that size (in units of the tolerance).
+
+        Half precision is f's alone, and its rounding errors weigh the less the shorter the steps are.
+        """
+        half = torch.finfo(dtype).bits == 16
         rounding = torch.finfo(dtype).eps / 2
-        if size * rounding > 1:
+        if size * rounding > (_FINER if half else 1):
             asked = "`rtol` and `atol`" if self.by_component else f"`rtol` = {self.rtol:g} and `atol` = {self.atol:g}"
             raise ValueError(
-                f"{asked} ask for {size * rounding:.3g} times the accuracy "
-                f"that y's dtype {dtype} can represent: give at least `rtol={4 * rounding:.0e}`, or solve in float64"
+                f"{asked} ask for {size * rounding:.3g} times the accuracy that y's dtype {dtype} can represent: give "
+                f"at least `rtol={rounding if half else 4 * rounding:.0e}`, or solve in float64"
             )
 
     def scale(self, magnitude: Tensor) -> Tensor:

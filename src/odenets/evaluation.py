@@ -7,7 +7,7 @@ from torch import Tensor
 
 from odenets.methods import Field
 from odenets.problem import Problem
-from odenets.returned import refuse_shape
+from odenets.returned import in_dtype_of, refuse_shape
 from odenets.solution import Stats
 from odenets.transforms import is_recorded, is_wrapped
 
@@ -84,13 +84,7 @@ def checked(out: Tensor, t: Tensor, y: Tensor) -> Tensor:
         refuse_shape(out, t, y)
     if out.device != y.device:
         raise ValueError(f"`f` must return a tensor on y's device {y.device}, returned one on {out.device}")
-    if out.dtype != y.dtype:
-        if not torch.is_autocast_enabled(y.device.type):
-            raise TypeError(
-                f"`f` must return y's dtype {y.dtype}, returned {out.dtype}; cast inside `f`, or give `y0` that dtype"
-            )
-        out = out.to(y.dtype)  # mixed precision inside f; state and error stay in y's dtype
-    return out
+    return in_dtype_of(y, out)
 
 
 def _version(y: Tensor) -> int:

@@ -156,4 +156,5 @@ def _flat_like(new: Any, state: Any, y: Tensor) -> Tensor:
                 f"`jump` must return a state of y0's shapes and dtype, returned {tuple(leaf.shape)} in {leaf.dtype} "
                 f"for {tuple(like.shape)} in {like.dtype}"
             )
-    return new if isinstance(state, Tensor) else torch.cat([leaf.reshape(-1) for leaf in leaves])
+    flat = new if isinstance(state, Tensor) else torch.cat([leaf.reshape(-1) for leaf in leaves])
+    return flat.to(y.dtype)

@@ -13,7 +13,7 @@ from odenets.controller import PID, Controller
 from odenets.event import Watched
 from odenets.methods import Field, Method, Since, Time, filled
 from odenets.solution import Failure, Stats, Status
-from odenets.state import same
+from odenets.state import Narrowed, same
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Problem:
     origin: float = 0.0  # the first time, as f gets it
     sign: float = 1.0  # the caller's time is sign · (origin + t)
     stats: Stats = field(default_factory=Stats)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the state as f gets it."""
+        return self.split.dtype if isinstance(self.split, Narrowed) else self.y0.dtype
 
     @property
     def at_start(self) -> int:

@@ -49,7 +49,9 @@ def check_field(problem: Problem) -> None:
     span = problem.times[-1]
     if torch.compiler.is_compiling() or span == 0 or getattr(problem.watched, "resolved", False):
         return
-    check_time_of(problem.f, problem.y0, problem.origin, span, problem.sign, problem.field_time(0.0).shape)
+    check_time_of(
+        problem.f, problem.y0.to(problem.dtype), problem.origin, span, problem.sign, problem.field_time(0.0).shape
+    )
 
 
 def check_time_of(

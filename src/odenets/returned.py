@@ -39,6 +39,21 @@ def _named(out: Any) -> str:
     return type(out).__name__ if out is None else f"{type(out).__name__} {shown(out)}"
 
 
+def in_dtype_of(y: Tensor, out: Tensor) -> Tensor:
+    """What f returned in y's dtype; another is f's own affair under autocast alone.
+
+    Raises:
+        TypeError: With what to write.
+    """
+    if out.dtype == y.dtype:
+        return out
+    if not torch.is_autocast_enabled(y.device.type):
+        raise TypeError(
+            f"`f` must return y's dtype {y.dtype}, returned {out.dtype}; cast inside `f`, or give `y0` that dtype"
+        )
+    return out.to(y.dtype)  # mixed precision inside f; state and error stay in y's dtype
+
+
 def leaves_like(out: Any, state: Any) -> list[Tensor]:
     """The tensors that f returned, in the order of y's, and each of the shape of y's.
 

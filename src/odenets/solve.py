@@ -134,7 +134,7 @@ def solve(
             on_failure=on_failure,
             compile=compile,
         )
-    flat, unflatten = flatten_state(y0, per_sample)
+    flat, unflatten = flatten_state(y0, per_sample, widen=not method.iterates)
     if not torch.compiler.is_compiling() and flat.is_inference() and torch.is_grad_enabled():
         flat = flat.clone()  # autograd keeps no tensor that was made in inference mode
     endless = controller.share == 0 and any(e.limit is not None for e in events)

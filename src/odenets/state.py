@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,12 +10,33 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odenets.arguments import shown
-from odenets.methods import Field
-from odenets.returned import as_tensor, explain, leaves_like
+from odenets.methods import Field, real_dtype, wide
+from odenets.returned import as_tensor, explain, in_dtype_of, leaves_like
 
 
-def flatten_state(y0: Any, per_sample: bool) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    """The state as one tensor, and the way back for states (..., *shape); with `per_sample` the batch stays apart."""
+@dataclass(frozen=True)
+class Narrowed:
+    """From states that are solved for in a wider dtype to the caller's."""
+
+    split: Callable[[Tensor], Any]
+    dtype: torch.dtype
+
+    def __call__(self, y: Tensor) -> Any:
+        return self.split(y.to(self.dtype))
+
+
+def flatten_state(y0: Any, per_sample: bool, widen: bool) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """The state as one tensor, and the way back for states (..., *shape); with `per_sample` the batch stays apart.
+
+    To `widen` a state in half precision is to solve for it in float32, where f gets it in its own dtype: what a short
+    step adds would be lost in rounding. A method that iterates knows half precision itself, and when to end.
+    """
+    flat, unflatten = _flattened(y0, per_sample)
+    wider = wide(flat) if widen else flat
+    return wider, unflatten if wider.dtype == flat.dtype else Narrowed(unflatten, flat.dtype)
+
+
+def _flattened(y0: Any, per_sample: bool) -> tuple[Tensor, Callable[[Tensor], Any]]:
     if isinstance(y0, Tensor):
         _check_leaf(y0, "")
         if per_sample and y0.dim() == 0:
@@ -67,6 +89,8 @@ def same(y: Tensor) -> Tensor:
 
 def field_of(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], Any], sign: float) -> Field:
     """f in normal form: of one tensor, in increasing time."""
+    if isinstance(unflatten, Narrowed):
+        return _of_wide(field_of(f, args, unflatten.split, sign), unflatten.dtype)
 
     def called(t: Tensor, y: Any) -> Any:
         try:
@@ -90,3 +114,13 @@ def field_of(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], A
     if sign > 0:
         return field
     return lambda t, y: -field(-t, y)
+
+
+def _of_wide(f: Field, dtype: torch.dtype) -> Field:
+    """f, which takes and returns states in that dtype, of states in a wider one."""
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        given = y.to(dtype)
+        return in_dtype_of(given, f(t.to(real_dtype(given)), given)).to(y.dtype)
+
+    return field

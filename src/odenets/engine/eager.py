@@ -89,7 +89,7 @@ class Stepper:
             if not math.isfinite(dt):
                 self._fail(failures.at_start(self.y, f0), 0.0)
             elif isinstance(self.controller, PID):
-                self.controller.check_resolution(size, self.y.dtype)
+                self.controller.check_resolution(size, self.problem.dtype)
 
     def advance(self, t_end: float) -> Accepted | None:
         """Take one accepted step towards t_end, which it never passes; None when the solve has failed."""

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from odenets.evaluation import CountedField
-from odenets.methods import Bars, Carry, Past, Pull, Since, Time
+from odenets.methods import Bars, Carry, Past, Pull, Since, Time, wide
 from odenets.pullback.reached import Reached, check_reached, sequence_number
 
 
@@ -179,7 +179,7 @@ class GradientSum:
                 continue
             old = self.values[i]
             if old is None:
-                self.values[i] = grad * scale  # a copy: autograd may hand out one tensor twice
+                self.values[i] = wide(grad) * scale  # a copy: autograd may hand out one tensor twice
             else:
                 old.add_(grad, alpha=scale)
 

@@ -325,4 +325,4 @@ def _times_gradient(first: Chunk | None, grad_times: Tensor, back: BackClock, gr
 def check_size(problem: Problem, size: float) -> None:
     """Refuse tolerances that are too small for y0, whose size in tolerances this is."""
     if isinstance(problem.controller, PID) and math.isfinite(size):
-        problem.controller.check_resolution(size, problem.y0.dtype)
+        problem.controller.check_resolution(size, problem.dtype)
