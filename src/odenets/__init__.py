@@ -12,6 +12,7 @@ from odenets.event import Event as Event
 from odenets.methods import METHODS as METHODS
 from odenets.methods import ExplicitRungeKutta as ExplicitRungeKutta
 from odenets.methods import ImplicitRungeKutta as ImplicitRungeKutta
+from odenets.methods import Splitting as Splitting
 from odenets.pullback.reached import LostGradientError as LostGradientError
 from odenets.pullback.replay import ReplayError as ReplayError
 from odenets.solution import Solution as Solution

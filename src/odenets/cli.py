@@ -16,6 +16,7 @@ import torch
 
 import odenets
 from odenets.extra import experiments_extra
+from odenets.methods import ANY_SYSTEM, find
 
 with experiments_extra("the command `odenets`"):
     import typer
@@ -64,7 +65,7 @@ def list_experiments() -> None:
         experiments.add_row(experiment.name, experiment.summary)
     experiments.add_row("all", "Every experiment in its small form (--small), and one report of all.")
     methods = Grid("method", "order", "steps", "kind", title="--method METHOD", title_justify="left")
-    for method in odenets.METHODS.values():
+    for method in map(find, ANY_SYSTEM):
         kind = "implicit" if method.iterates else "multistep" if method.remembers else "explicit"
         order = f"1 to {method.order}" if method.varies else str(method.order)
         methods.add_row(method.name, order, "adaptive" if method.adaptive else "fixed (--dt)", kind)

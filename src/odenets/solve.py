@@ -65,7 +65,7 @@ def solve(
             cannot hold; that is refused.
         args: Extra arguments of f. Tensors among them, in any nest, get their gradients.
         method: How one step is made: a name in `odenets.METHODS`, of a Runge–Kutta method ("tsit5") or a multistep one
-            ("adams", "abm4"), or an object: `ExplicitRungeKutta` or `ImplicitRungeKutta`.
+            ("adams", "abm4"), or an object: `ExplicitRungeKutta`, `ImplicitRungeKutta` or `Splitting`.
         rtol, atol: Tolerances of the default controller, `PID`, whose own defaults hold where they are not given:
             numbers, or one for each component of y0.
         controller: How steps are chosen, instead of `rtol` and `atol`: `PID(...)` or `Fixed(...)`.
@@ -135,6 +135,7 @@ def solve(
             compile=compile,
         )
     flat, unflatten = flatten_state(y0, per_sample, widen=not method.iterates)
+    method.check_state(y0)
     if not torch.compiler.is_compiling() and flat.is_inference() and torch.is_grad_enabled():
         flat = flat.clone()  # autograd keeps no tensor that was made in inference mode
     endless = controller.share == 0 and any(e.limit is not None for e in events)

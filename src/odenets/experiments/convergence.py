@@ -19,7 +19,7 @@ from odenets.solve import solve
 D = torch.float64
 FLOOR = 1e-12  # of the error, relative: below a few thousand roundings of float64 a slope is that of noise
 ADAMS = ("explicit_adams", "implicit_adams")
-ONE_STEP = {name: method for name, method in METHODS.items() if not method.remembers}
+ONE_STEP = {name: method for name, method in METHODS.items() if not (method.remembers or method.halves)}  # for any f
 NOMINAL = {**{name: method.order for name, method in ONE_STEP.items()}, "explicit_adams": 4, "implicit_adams": 5}
 
 Field = Callable[[Tensor, Tensor], Tensor]

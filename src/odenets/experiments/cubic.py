@@ -19,7 +19,7 @@ from odenets.experiments.driver import MEAN_AND_RANGE, Row, Trained, groups, his
 from odenets.experiments.flow import learned_flow
 from odenets.experiments.option import ADJOINTS, check_at_least, check_choices, option, solver_options
 from odenets.experiments.result import INTRODUCTION, Picture, Result, Section, Table
-from odenets.methods import METHODS
+from odenets.methods import ANY_SYSTEM
 from odenets.nn.block import ODEBlock
 from odenets.nn.field import ACTIVATIONS, MLPField
 from odenets.nn.models import FieldSteps, count_parameters
@@ -60,7 +60,7 @@ class Config:
     activation: str = option("tanh", "Activation.", ACTIVATIONS)
     depth: int = option(3, "Layers of the ResNet, which share one field.")
     noise: float = option(1.0, "Standard deviation of the noise.")
-    method: str = option("dopri5", "Solver of the ODE-Net.", METHODS)
+    method: str = option("dopri5", "Solver of the ODE-Net.", ANY_SYSTEM)
     rtol: float = option(1e-3, "Relative tolerance of the solver.")
     atol: float = option(1e-4, "Absolute tolerance of the solver.")
     dt: float | None = option(None, "Fixed step of the solver, in place of the tolerances.")

@@ -24,7 +24,7 @@ from odenets.experiments.planes import DATA, draw, true_log_density
 from odenets.experiments.result import Picture, Result, Section
 from odenets.experiments.training import step
 from odenets.extra import experiments_extra
-from odenets.methods import METHODS
+from odenets.methods import ANY_SYSTEM
 from odenets.nn import CNF, ConcatSquashField, count_parameters
 from odenets.solution import SolveError
 from odenets.solve import solve
@@ -53,7 +53,7 @@ class Config:
     lr: float = option(1e-2, "Learning rate at the start; it falls to 0 along a half cosine.")
     width: int = option(64, "Neurons of each hidden layer.")
     depth: int = option(3, "Hidden layers.")
-    method: str = option("tsit5", "Solver.", METHODS)
+    method: str = option("tsit5", "Solver.", ANY_SYSTEM)
     rtol: float = option(1e-3, "Relative tolerance in training.")
     atol: float = option(1e-3, "Absolute tolerance in training.")
     dt: float | None = option(None, "Fixed step, in place of the tolerances.")

@@ -26,7 +26,7 @@ from odenets.experiments.ecg_tables import ALWAYS, NEIGHBOUR
 from odenets.experiments.option import ADJOINTS, check_at_least, check_choices, option, solver_options
 from odenets.experiments.result import Result
 from odenets.extra import experiments_extra
-from odenets.methods import METHODS
+from odenets.methods import ANY_SYSTEM
 from odenets.nn.models import count_parameters, twins
 from odenets.progress import no_progress, progress_bar, say
 from odenets.train import TrainConfig, evaluate, fit
@@ -52,7 +52,7 @@ class Config:
     momentum: float = option(0.9, "Its momentum.")
     width: int = option(64, "Width of the networks.")
     depth: int = option(6, "Residual blocks of the ResNet.")
-    method: str = option("dopri5", "Solver of the ODE-Net.", METHODS)
+    method: str = option("dopri5", "Solver of the ODE-Net.", ANY_SYSTEM)
     rtol: float = option(1e-3, "Relative tolerance of the solver.")
     atol: float = option(1e-3, "Absolute tolerance of the solver.")
     dt: float | None = option(None, "Fixed step of the solver, in place of the tolerances.")

@@ -32,7 +32,7 @@ from odenets.experiments.nested import (
 )
 from odenets.experiments.option import ADJOINTS, check_at_least, check_choices, option, solver_options
 from odenets.experiments.result import Picture, Result, Section
-from odenets.methods import METHODS
+from odenets.methods import ANY_SYSTEM
 from odenets.nn import ACTIVATIONS, count_parameters
 from odenets.solution import SolveError
 
@@ -59,7 +59,7 @@ class Config:
     hidden: int = option(32, "Neurons of the two hidden layers of the ODE-Net; the others are made as large.")
     activation: str = option("relu", "Activation.", ACTIVATIONS)
     augment: int = option(1, "Extra dimensions of the augmented ODE-Net: one is enough.")
-    method: str = option("dopri5", "Solver.", METHODS)
+    method: str = option("dopri5", "Solver.", ANY_SYSTEM)
     rtol: float = option(1e-3, "Relative tolerance.")
     atol: float = option(1e-3, "Absolute tolerance.")
     dt: float | None = option(None, "Fixed step, in place of the tolerances.")

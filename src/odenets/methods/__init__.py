@@ -27,9 +27,12 @@ from odenets.methods.multistep import VariableAdams as VariableAdams
 from odenets.methods.newton import rounding_of as rounding_of
 from odenets.methods.newton import wide as wide
 from odenets.methods.runge_kutta import RungeKutta as RungeKutta
+from odenets.methods.symplectic import SYMPLECTIC
+from odenets.methods.symplectic import Splitting as Splitting
 from odenets.methods.tableaus import EXPLICIT, IMPLICIT
 
-METHODS: dict[str, Method] = {method.name: method for method in (*EXPLICIT, *IMPLICIT, *MULTISTEP)}
+METHODS: dict[str, Method] = {method.name: method for method in (*EXPLICIT, *IMPLICIT, *MULTISTEP, *SYMPLECTIC)}
+ANY_SYSTEM = tuple(name for name, method in METHODS.items() if not method.halves)  # those that solve whatever f is
 
 
 def find(method: str | Method, wanted: str = "`method` must be one of") -> Method:

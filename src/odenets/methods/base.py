@@ -87,7 +87,7 @@ class Past(NamedTuple):
     policy: Any = None  # what the method itself remembers, no tensors: of which order the step is to be, and why
 
 
-# What a method hands from a step to the next: () where it has nothing, (f where that begins,), or a `Past`.
+# What a method hands from a step to the next: () where it has nothing, (f where that begins or None, …), or a `Past`.
 Carry = tuple[Any, ...]
 
 
@@ -100,6 +100,7 @@ class Step(NamedTuple):
     complete: bool = False  # whether all parts are there
     trouble: NotConverged | None = None  # why there is no such step; y is then of no meaning
     memory: Any = None  # what else a method with memory knows of it
+    start: tuple[Tensor, Tensor] | None = None  # t and y where it begins, where f is not known there and may be wanted
 
 
 class Bars(NamedTuple):
@@ -153,6 +154,16 @@ class Method:
     iterates = False  # whether a step goes on until values that it reads are small enough
     remembers = False  # whether a step is made of those before it: its carry is a `Past`
     varies = False  # whether the method chooses its order by its error, step by step
+    halves = False  # whether it makes steps of systems alone whose two halves move each other
+    hands_on = False  # whether a step that is not complete hands something to the next, too
+    reuses = False  # whether `remake` makes use of known parts
+
+    def check_state(self, y0: Any) -> None:
+        """Refuse a state, a tensor or a nest of them, of whose shapes the method can make no step.
+
+        Raises:
+            ValueError: With what to pass instead.
+        """
 
     @property
     def adaptive(self) -> bool:

@@ -30,6 +30,8 @@ class RungeKutta(Method):
     dense_correction: tuple[float, ...] | None = field(default=None, repr=False)
     dense_correction_slope: tuple[float, ...] | None = field(default=None, repr=False)
 
+    reuses = True
+
     def __post_init__(self) -> None:
         self._check()
         super().__post_init__()

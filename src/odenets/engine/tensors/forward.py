@@ -133,7 +133,7 @@ def _begin(
     size = torch.zeros_like(t0)
     controller = tuned(plan.controller, numbers)
     f.within(stops, t0, given.origin)
-    begun = (f((given.origin + t0).to(real_dtype(y)), y), *f.kept[0]) if plan.completes else ()
+    begun = (f((given.origin + t0).to(real_dtype(y)), y), *f.kept[0]) if plan.begins else ()
     if begun and controller.chooses_first_step:
         t_start, span = given.origin + t0, given.t_end - t0
         step: FirstStep = controller.first_step(
@@ -168,12 +168,13 @@ def _advance(plan: Plan, f: _Evaluations, stops: Stops, numbers: Tensor, buffers
     accept = accept & alive
     t1 = torch.where(accept, t1, now.t)
     if buffers is not None:
-        parts = step.parts if step.complete else (*step.parts, torch.zeros_like(now.y))
+        none = torch.zeros_like(now.y)
+        parts = (*step.parts, *[none] * (plan.method.parts - len(step.parts)))
         cut = torch.where(final, torch.where(goal < given.t_end, 2.0, 1.0).to(t1.dtype), 0.0)
         times = (now.t, torch.where(accept, dt, 0.0), t1, cut)
         kept = (now.carry[1:], *f.kept) if now.carry else f.kept
         buffers.write(now.row, times, now.y, parts, kept[: plan.pulled])
-    following = (*plan.method.carry(step), *f.kept[-1]) if plan.carries else ()
+    following = (*plan.method.carry(step)[-1:], *f.kept[-1]) if plan.carries else ()
     return Now(
         t1,
         torch.where(alive, dt_next, now.dt),

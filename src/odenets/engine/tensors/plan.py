@@ -60,9 +60,14 @@ class Plan:
         return self.controller.adaptive or self.outputs
 
     @property
+    def begins(self) -> bool:
+        """Whether f at the start is evaluated before the first step."""
+        return self.completes or self.method.hands_on
+
+    @property
     def carries(self) -> bool:
-        """Whether it is handed to the next step. Where f jumps, it is that of the step alone."""
-        return self.completes and not self.jumps
+        """Whether f is handed from a step to the next. Where f jumps, it is that of the step alone."""
+        return self.begins and not self.jumps
 
     @property
     def carried(self) -> int:
