@@ -19,6 +19,7 @@ ORDER = [
     ("problem",),
     ("evaluation", "interpolate", "path"),
     ("pullback", "resolution"),
+    ("own_times",),
     ("engine",),
     ("adjoint",),
     ("restart", "support"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from odenets import Fixed, solve
+from odenets import PID, Fixed, solve
 from odenets.engine.compile import told, trace
 from odenets.nn import MLPField
 
@@ -177,6 +177,19 @@ def test_made_once_for_a_kind_of_solve(programs):
         with torch.set_grad_enabled(options.get("grad", True)):
             found = counts(programs, [a_call(make(), y0, times) for y0 in batches((20, 2, 1), **options)])
         assert found[1:] == [0, 0, 0], options
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [2, 20])
+def test_made_once_for_rows_of_times(width, programs):
+    """Others, in another number, of another batch."""
+    options: dict[str, Any] = {"method": "heun", "controller": PID(), "per_sample": True}
+    rows = [[0.0, 0.3, 1.0], [2.0, 2.0, 5.0], [1e6, 1e6 + 1, 1e6 + 2]]
+    calls = [
+        a_call(lambda t, y: -y, state((len(t), width)), torch.tensor(t, dtype=torch.float64), **options)
+        for t in (rows, [[x, *row] for x, row in zip((-1.0, 1.0, 0.0), rows)], rows[:2])
+    ]
+    assert counts(programs, calls) == [2, 0, 0]
 
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -96,44 +96,87 @@ def refuse_class(name: str, f: object) -> None:
         raise TypeError(f"`{name}` must be a module or a function, got the class {f.__name__}: write {f.__name__}(...)")
 
 
-def given_times(t: Any) -> Tensor | list[Any]:
+def given_times(t: Any, rows: str = "") -> Tensor | list[Any]:
     """Times as a real 1-D tensor, or as a list of floats and of real 0-dimensional tensors.
+
+    Args:
+        rows: What is to be written where each sample shall have its own times, if there is such a thing.
 
     Raises:
         TypeError, ValueError: If they are none.
     """
     if isinstance(t, Tensor):
-        return _tensor_of_times(t)
+        return _tensor_of_times(t, rows)
     if getattr(t, "ndim", 0) > 1:  # of NumPy or pandas
-        raise ValueError(f"`t` must be 1-D, got {shown(t)}: take one column")
+        raise ValueError(f"`t` must be 1-D, got {shown(t)}: take one column{rows}")
     if str(getattr(t, "dtype", "")).startswith(("datetime", "timedelta")):
         _refuse_moments(t)
     if not isinstance(t, list | tuple | range) and not _is_sequence(t):
         _refuse_times(t)
     if len(t) == 0:
         raise ValueError("`t` must be 1-D with at least one time, got none: write t=(0.0, 1.0)")
-    return [value if type(value) is float else _time(value, i, t) for i, value in enumerate(t)]
+    return [value if type(value) is float else _time(value, i, t, rows) for i, value in enumerate(t)]
 
 
-def _tensor_of_times(t: Tensor) -> Tensor:
+def has_rows(t: Any) -> bool:
+    """Whether these are times in rows: 2-D, or a sequence of sequences."""
+    if not isinstance(t, list | tuple):
+        return getattr(t, "ndim", 0) == 2
+    return len(t) > 0 and all(isinstance(row, list | tuple | range) or getattr(row, "ndim", 0) == 1 for row in t)
+
+
+def given_rows(t: Any) -> Tensor:
+    """Times in rows as a real tensor (rows, times).
+
+    Raises:
+        TypeError, ValueError: If they are none.
+    """
+    if isinstance(t, list | tuple):
+        lengths = [len(row) for row in t]
+        i = next((i for i, n in enumerate(lengths) if n != lengths[0]), None)
+        if i is not None:
+            raise ValueError(
+                f"`t` must have rows of one length, row 0 has {lengths[0]} times and row {i} has {lengths[i]}: repeat "
+                "the last time of the shorter ones"
+            )
+        rows = [given_times(row) for row in t]
+        return torch.stack([row if isinstance(row, Tensor) else _stacked(row) for row in rows])
+    if str(getattr(t, "dtype", "")).startswith(("datetime", "timedelta")):
+        _refuse_moments(t)
+    t = t if isinstance(t, Tensor) else torch.as_tensor(t.__array__())
+    if t.shape[1] == 0:
+        raise ValueError(f"`t` must have at least one time in each row, got shape {tuple(t.shape)}")
+    _check_numbers(t)
+    return t
+
+
+def _stacked(times: list[Any]) -> Tensor:
+    return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in times])
+
+
+def _check_numbers(t: Tensor) -> None:
     if t.dtype.is_complex or t.dtype == torch.bool:
         raise TypeError(f"`t` must be real numbers, got dtype {t.dtype}: write the times in float64")
+    if not t.dtype.is_floating_point and t.numel():
+        # `.abs()` of the least integer is negative
+        largest = max(abs(int(t.max())), abs(int(t.min())))
+        if largest > _EXACT:
+            raise ValueError(f"`t` must be integers up to 2**53, got {largest}: count them from the first, t - t[0]")
+
+
+def _tensor_of_times(t: Tensor, rows: str) -> Tensor:
     if t.dim() == 0:
         raise ValueError("`t` must be 1-D with at least one time, got shape (): write (0.0, t), the start and the end")
     if t.dim() != 1 or t.numel() == 0:
         raise ValueError(
             f"`t` must be 1-D with at least one time, got shape {tuple(t.shape)}: write t.flatten() where these are "
-            "the times of one solve"
+            f"the times of one solve{rows}"
         )
-    if not t.dtype.is_floating_point:
-        # `.abs()` of the least integer is negative
-        largest = max(abs(int(t.max())), abs(int(t.min())))
-        if largest > _EXACT:
-            raise ValueError(f"`t` must be integers up to 2**53, got {largest}: count them from the first, t - t[0]")
+    _check_numbers(t)
     return t
 
 
-def _time(value: Any, i: int, t: Any) -> Any:
+def _time(value: Any, i: int, t: Any, rows: str) -> Any:
     name = f"t[{i}]"
     if isinstance(value, Tensor):
         if value.dim() != 0 or value.dtype.is_complex or value.dtype == torch.bool:
@@ -144,7 +187,7 @@ def _time(value: Any, i: int, t: Any) -> Any:
     if _is_moment(value):
         _refuse_moments(t)
     if isinstance(value, list | tuple):
-        raise ValueError(f"`t` must be 1-D, got {shown(value)} as t[{i}]: write one number a time")
+        raise ValueError(f"`t` must be 1-D, got {shown(value)} as t[{i}]: write one number a time{rows}")
     if isinstance(value, numbers.Integral) and abs(int(value)) > _EXACT:
         raise ValueError(f"`t` must be integers up to 2**53, got {value}: count them from the first, x - t[0]")
     return float(number(name, value, "a number", lambda _: True))

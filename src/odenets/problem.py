@@ -11,9 +11,20 @@ from torch import Tensor
 
 from odenets.controller import PID, Controller
 from odenets.event import Watched
-from odenets.methods import Field, Method, Since, Time, filled
+from odenets.methods import Field, Method, Since, Time, filled, real_dtype
 from odenets.solution import Failure, Stats, Status
 from odenets.state import Narrowed, same
+
+
+@dataclass(frozen=True)
+class Own:
+    """What is each sample's own, where each has its own times; tensors in float64."""
+
+    origin: Tensor  # (batch,): its first time, as f gets it
+    at_start: Tensor  # (batch,): how many of its times are that one
+    most_at_start: int
+    stops: Tensor  # (stops, batch), increasing; infinite where a sample has fewer inside of its interval
+    jumps: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,8 +38,8 @@ class Problem:
     args: tuple
     f: Field  # bind(args), or with other tensors in their place
     y0: Tensor
-    t: Tensor  # (T,), increasing from 0; may require grad
-    times: list[float]  # the same times on the host
+    t: Tensor  # (T,), increasing from 0; may require grad; (batch, T) where each sample has its own times
+    times: list[float]  # the same times on the host; the latest of all samples where each has its own
     method: Method
     controller: Controller
     max_steps: int
@@ -42,6 +53,7 @@ class Problem:
     plain: bool = False  # f is the caller's own, `watched(t, y, *args)`, with nothing around it
     origin: float = 0.0  # the first time, as f gets it
     sign: float = 1.0  # the caller's time is sign · (origin + t)
+    own: Own | None = None  # where each sample has its own times: then `origin` is 0, and no stops stand here
     stats: Stats = field(default_factory=Stats)
 
     @property
@@ -51,13 +63,28 @@ class Problem:
 
     @property
     def at_start(self) -> int:
-        """How many of the times are the first one."""
+        """How many of the times are the first one, of every sample."""
         return self.times.count(self.times[0])
+
+    @property
+    def most_at_start(self) -> int:
+        """The same of the sample that has most of them."""
+        return self.at_start if self.own is None else self.own.most_at_start
 
     @property
     def has_outputs(self) -> bool:
         """Whether states are wanted between the first and the last time."""
         return len(self.times) > 1 + self.at_start
+
+    @property
+    def origins(self) -> float | Tensor:
+        """The time of f at time 0: a number, or each sample's, (batch,)."""
+        return self.origin if self.own is None else self.own.origin
+
+    @property
+    def ends(self) -> float | Tensor:
+        """The last time: a number, or each sample's, (batch,)."""
+        return self.times[-1] if self.own is None else self.t.detach()[:, -1]
 
     def piece(self, t: float, backward: bool = False) -> int:
         """Which of the pieces between two jumps a step that begins at t lies in."""
@@ -73,7 +100,9 @@ class Problem:
     def field_time(self, t: float) -> Tensor:
         """A time as f gets it: for each sample, where each has its own."""
         shape = sample_shape(self.y0) if self.per_sample else ()
-        return filled(shape, self.origin + t, self.y0)
+        if self.own is None:
+            return filled(shape, self.origin + t, self.y0)
+        return (self.own.origin + t).to(real_dtype(self.y0)).reshape(shape)
 
     def of_state(self, controller: Controller) -> Controller:
         """The controller, as the caller made it, for the state as it is here.
@@ -88,9 +117,10 @@ class Problem:
         """A time as a method gets it."""
         return Since(self.origin, t) if self.origin else t
 
-    def caller_time(self, t: float) -> float:
-        """The caller's own name for a time."""
-        return caller_time(t, self.origin, self.sign)
+    def caller_time(self, t: float, sample: int | None = None) -> float:
+        """The caller's own name for a time, of that sample where each has its own."""
+        origin = self.origin if self.own is None or sample is None else float(self.own.origin[sample])
+        return caller_time(t, origin, self.sign)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Can the numbers carry the times that are asked for? Said before solving, since a solve would not notice."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -40,18 +41,34 @@ def check_times(values: Sequence[float], steps: Sequence[float], dtype: torch.dt
         )
 
 
+def check_rows(rows: Tensor, dtype: torch.dtype) -> None:
+    """The same of rows of times, (rows, T) in float64, each of which its last time may pad."""
+    eps, steps, size = torch.finfo(dtype).eps, rows.diff(dim=1), rows.abs()
+    near = (steps != 0) & (steps.abs() <= 2 * eps * torch.maximum(size[:, 1:], size[:, :-1]))
+    doubtful = near.any(1) | (eps * size.amax(1) > _PART * (rows[:, -1] - rows[:, 0]).abs())
+    for i in doubtful.nonzero().flatten().tolist():
+        row = rows[i].tolist()
+        while len(row) > 2 and row[-1] == row[-2]:
+            row.pop()
+        check_times(row, [b - a for a, b in itertools.pairwise(row)], dtype, f"t[{i}]")
+
+
 def check_field(problem: Problem) -> None:
     """Refuse an f that depends on t where y's dtype, in which it gets t, cannot resolve the interval.
 
     Raises:
         ValueError: With what to write instead.
     """
-    span = problem.times[-1]
+    origin, span = problem.origin, problem.times[-1]
     if torch.compiler.is_compiling() or span == 0 or getattr(problem.watched, "resolved", False):
         return
-    check_time_of(
-        problem.f, problem.y0.to(problem.dtype), problem.origin, span, problem.sign, problem.field_time(0.0).shape
-    )
+    if problem.own is not None:  # that of the sample for which it is hardest
+        origins, spans = problem.own.origin, problem.t.detach()[:, -1]
+        largest = torch.maximum(origins.abs(), (origins + spans).abs())
+        i = torch.where(spans > 0, largest / spans, -1.0).argmax()
+        origin, span = torch.stack([origins[i], spans[i]]).tolist()
+    shape = problem.field_time(0.0).shape
+    check_time_of(problem.f, problem.y0.to(problem.dtype), origin, span, problem.sign, shape)
 
 
 def check_time_of(

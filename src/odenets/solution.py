@@ -63,6 +63,7 @@ class Failure:
     t: float  # the last time reached
     dt: float  # the step size that was tried there
     detail: str  # what was seen, with sample and component where that is known
+    sample: int | None = None  # with `per_sample=True` the first that failed
 
 
 class SolveError(RuntimeError):
@@ -130,7 +131,8 @@ class Solution:
     """The solution of an initial value problem at the times asked for.
 
     Attributes:
-        ts: The times, (T,), as they were given; where an event has ended the solve, its time in place of those behind.
+        ts: The times as they were given, (T,), or (batch, T) where each sample has its own. Where an event has ended
+            the solve, its time in place of those behind.
         ys: The states there, (T, *y0.shape), in y0's structure. NaN from a failure on (`on_failure="status"`).
         stats: Counts of evaluations and steps.
         status: `Status.SUCCESS`, `Status.EVENT` where an event has ended the solve, or what went wrong.

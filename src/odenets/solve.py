@@ -1,5 +1,6 @@
 """`solve`: check, bring into normal form once, hand to the adjoint, return a `Solution` or raise."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odenets import support, transforms
+from odenets import own_times, support, transforms
 from odenets.adjoint import Adjoint, Checkpointed
-from odenets.arguments import count, given_times, number, refuse_class, shown
+from odenets.arguments import count, given_times, has_rows, number, refuse_class, shown
 from odenets.controller import PID, Controller
 from odenets.engine.eager import stand_still
 from odenets.engine.engines import Compiled, Eager, Engine, InTensors
@@ -29,6 +30,9 @@ from odenets.solution import Occurrences, Solution, SolveError, Stats, Status
 from odenets.state import field_of, flatten_state, same
 
 _FEW_TIMES = 64  # whose copies on a GPU are kept
+
+
+_ROWS = "; where each sample of `y0` has its own times, a row each, pass `per_sample=True`"
 
 
 def solve(
@@ -62,7 +66,8 @@ def solve(
             decreasing; repeated times are allowed, and where all are one, y0 is the state at each. A tensor (which may
             require grad), or numbers and 0-dimensional tensors (which may too). The solver counts time from the first
             one, so times far from zero lose nothing but what their own dtype, and y's dtype for an f that depends on t,
-            cannot hold; that is refused.
+            cannot hold; that is refused. With `per_sample=True` also (batch, T): each sample its own start, outputs
+            and end, all in one direction; a row with fewer times repeats its last one.
         args: Extra arguments of f. Tensors among them, in any nest, get their gradients.
         method: How one step is made: a name in `odenets.METHODS`, of a Runge–Kutta method ("tsit5") or a multistep one
             ("adams", "abm4"), or an object: `ExplicitRungeKutta`, `ImplicitRungeKutta` or `Splitting`.
@@ -76,7 +81,7 @@ def solve(
             (batch, 1, …, 1), with as many axes as y. See `Stats` and `Solution.statuses`.
         dense: Keep what `solution(t)` needs at any t: s + 1 states a step.
         stops: Times that no step passes: a step ends on each that lies inside of the interval. For an f that changes
-            fast or has a kink there, and for what no step may jump over.
+            fast or has a kink there, and for what no step may jump over. The same for all samples.
         jumps: Such times at which f is discontinuous: a dose, a switch, a pulse however short. Steps before such a time
             get f as it is before it, also at the time itself, and steps behind it begin afresh. The knots and jumps of
             every `odenets.path` among `args` are taken as such times, but inside of somebody else's graph.
@@ -92,7 +97,7 @@ def solve(
             and with explicit methods.
 
     Returns:
-        A `Solution`. `ys` has shape (len(t), *y0.shape), in y0's structure.
+        A `Solution`. `ys` has shape (T, *y0.shape), in y0's structure.
 
     Raises:
         SolveError: If the solve does not reach its last time.
@@ -111,8 +116,9 @@ def solve(
         raise TypeError(f"`args` must be a tuple, got {shown(args)}: write `args=(value,)`")
     if not _is_object_with("integrate", adjoint):
         raise TypeError(f"`adjoint` must be an object such as Checkpointed(), got {shown(adjoint)}")
-    events = events_of(event)
-    request = support.Request(method, controller, adjoint, per_sample, dense, compile, _place(y0), bool(events))
+    events, own = events_of(event), per_sample is True and has_rows(t)
+    place = _place(y0)
+    request = support.Request(method, controller, adjoint, per_sample, dense, compile, place, bool(events), own)
     if torch.compiler.is_dynamo_compiling() and not support.fits_a_graph(request):
         from odenets.engine.between_graphs import outside  # noqa: PLC0415 — imports PyTorch's compiler
 
@@ -138,24 +144,28 @@ def solve(
     method.check_state(y0)
     if not torch.compiler.is_compiling() and flat.is_inference() and torch.is_grad_enabled():
         flat = flat.clone()  # autograd keeps no tensor that was made in inference mode
+    if place is support.Place.GRAPH:
+        support.check(request)  # before values are read
     endless = controller.share == 0 and any(e.limit is not None for e in events)
-    ts, times = _times(t, flat, endless)
-    stands_still = times[0] == times[-1] and request.place is not support.Place.GRAPH
+    rows = own_times.read(t, flat) if own else None
+    ts, times = _times(t, flat, endless) if rows is None else (rows.ts, rows.latest)
+    stands_still = times[0] == times[-1] and place is not support.Place.GRAPH
     support.check(request._replace(place=support.Place.PLAIN) if stands_still else request)  # which has no loop
     sign = -1.0 if times[-1] < times[0] else 1.0
     origin = times[0]
     span = sign * (times[-1] - origin)
-    jumps = _inside("jumps", jumps, sign, origin, span)
-    stops = _inside("stops", stops, sign, origin, span)
+    jumps, stops = _absolute("jumps", jumps), _absolute("stops", stops)
     for path in _paths(args):
-        jumps += _inside("jumps", path.jumps, sign, origin, span)
-        stops += _inside("stops", path.knots, sign, origin, span)
+        jumps += _absolute("jumps", path.jumps)
+        stops += _absolute("stops", path.knots)
+    stops += jumps
+    inside = functools.partial(_inside, sign=sign, origin=origin, span=span)
     problem = Problem(
         bind=lambda args: field_of(f, args, unflatten, sign),
         args=args,
         f=field_of(f, args, unflatten, sign),
         y0=flat.clone() if dense else flat,  # dense output is made later, when the caller may have changed y0
-        t=sign * (ts - origin) if origin or sign < 0 else ts,
+        t=rows.counted if rows else sign * (ts - origin) if origin or sign < 0 else ts,
         times=[sign * (value - origin) for value in times],
         origin=sign * origin,
         sign=sign,
@@ -164,8 +174,9 @@ def solve(
         max_steps=max_steps,
         dense=dense,
         watched=f,
-        stops=tuple(sorted({*stops, *jumps})),
-        jumps=tuple(sorted({*jumps})),
+        stops=() if rows else inside(stops),
+        jumps=() if rows else inside(jumps),
+        own=rows.own(stops, jumps) if rows else None,
         events=tuple(Watched.of(one, args, unflatten, sign) for one in events),
         per_sample=per_sample,
         split=unflatten,
@@ -217,7 +228,7 @@ def _solution(
 ) -> Solution:
     ys, failure = trajectory.ys, trajectory.failure
     if failure is not None:
-        failure = replace(failure, t=problem.caller_time(failure.t), dt=problem.sign * failure.dt)
+        failure = replace(failure, t=problem.caller_time(failure.t, failure.sample), dt=problem.sign * failure.dt)
         if on_failure == "raise":
             raise SolveError(failure, problem.stats)
         missing = len(problem.times) - len(ys)  # none with `per_sample`, where the missing states are NaN already
@@ -272,17 +283,21 @@ def _paths(args: tuple) -> list[Path]:
     return [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Path)]
 
 
-def _inside(name: str, times: Tensor | Sequence[float], sign: float, origin: float, span: float) -> tuple[float, ...]:
+def _inside(times: Sequence[float], sign: float, origin: float, span: float) -> tuple[float, ...]:
     """Those of the times that lie inside of the interval, in the solver's own time, in order."""
+    own = {sign * (value - origin) for value in times}
+    return tuple(sorted(value for value in own if 0 < value < span))
+
+
+def _absolute(name: str, times: Tensor | Sequence[float]) -> list[float]:
+    """The times of an argument, as numbers."""
     if isinstance(times, Tensor) and times.requires_grad:
         raise ValueError(f"`{name}` get no gradient: write {name}.detach()")
     given: Any = times
     given = given.tolist() if hasattr(given, "tolist") else given
     if not isinstance(given, list | tuple | range):
         raise TypeError(f"`{name}` must be a sequence of times, got {shown(times)}: write `{name}=(time,)`")
-    values = [float(number(name, value, "finite times", math.isfinite)) for value in given]
-    own = {sign * (value - origin) for value in values}
-    return tuple(sorted(value for value in own if 0 < value < span))
+    return [float(number(name, value, "finite times", math.isfinite)) for value in given]
 
 
 def _digits(t: Any) -> torch.dtype:
@@ -303,7 +318,7 @@ def _times(t: Tensor | Sequence[float], y0: Tensor, endless: bool = False) -> tu
     # MPS has no float64; everywhere else times are kept in it, whatever the state's dtype.
     dtype = torch.float32 if y0.device.type == "mps" else torch.float64
     digits = _digits(t)
-    t = given_times(t)
+    t = given_times(t, _ROWS)
     if not isinstance(t, Tensor) and any(isinstance(value, Tensor) for value in t):
         t = torch.stack([torch.as_tensor(value, dtype=dtype, device=y0.device) for value in t])
     if isinstance(t, Tensor):

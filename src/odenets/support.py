@@ -31,6 +31,7 @@ class Request(NamedTuple):
     compile: bool = False
     place: Place = Place.PLAIN
     event: bool = False
+    own_times: bool = False  # each sample its own
 
     @property
     def backward(self) -> "Request | None":
@@ -99,6 +100,7 @@ NO_SUM = _method(
 VARIES = _method(lambda m: m.varies, "chooses its order by its error", "a method of variable order")
 REMEMBERS = _method(lambda m: m.remembers, "is made of the steps before it", "a multistep method")
 ITERATES = _method(lambda m: m.iterates, "is implicit and iterates", "an implicit method")
+OWN_TIMES = Feature(lambda r: "`t` of shape (batch, T)", lambda r: r.own_times, "`t` of shape (batch, T)")
 PER_SAMPLE, DENSE, COMPILE = _flag("per_sample"), _flag("dense"), _flag("compile")
 EVENT = Feature(lambda r: "`event`", lambda r: r.event, "`event=Event(...)`")
 ADJOINTS = {kind: _adjoint(kind) for kind in (Checkpointed, Direct, Interpolated, Backsolve, Reversible)}
@@ -156,7 +158,7 @@ CLASHES = (
     Clash(DENSE, GRAPH, "pass the times that are wanted in `t`"),
     *(
         Clash(feature, GRAPH, "leave it to `torch.compile`, which calls the solve between two graphs, or pass another")
-        for feature in (ITERATES, REMEMBERS, BY_COMPONENT, NORM, EVENT, *(ADJOINTS[kind] for kind in _INEXACT))
+        for feature in (OWN_TIMES, ITERATES, REMEMBERS, BY_COMPONENT, NORM, EVENT, *(ADJOINTS[k] for k in _INEXACT))
     ),
 )
 

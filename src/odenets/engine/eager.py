@@ -270,8 +270,9 @@ def stand_still(problem: Problem) -> Trajectory:
     """
     y0 = problem.y0
     f0 = evaluate_at_start(problem, y0)
-    past = (problem.t - problem.t[0]).to(real_dtype(y0))
-    ys = y0 + past.reshape(-1, *(1,) * y0.dim()) * f0
+    t = problem.t if problem.own is None else problem.t.T
+    past = (t - t[0]).to(real_dtype(y0))
+    ys = y0 + past.reshape(*past.shape, *(1,) * (y0.dim() - past.dim() + 1)) * f0
     failure = None
     if not all_finite(ys[-1]):
         reason = failures.at_start(y0.detach(), f0.detach())

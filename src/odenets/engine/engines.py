@@ -167,7 +167,7 @@ def _by_loops(
 ) -> Trajectory:
     timed = differentiable and problem.t.requires_grad
     # The gradient to a time that is t0 once more needs f there.
-    outputs = problem.has_outputs or (timed and problem.at_start > 1)
+    outputs = problem.has_outputs or (timed and problem.most_at_start > 1)
     parts = differentiable and problem.method.reuses and _step_bytes(problem, ()) <= keep.step_bytes
     activations = loops.activations() if parts and not problem.per_sample else None
     if activations is not None and _step_bytes(problem, activations) > keep.step_bytes:

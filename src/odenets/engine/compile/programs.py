@@ -127,15 +127,20 @@ class _Fakes:
             return [self.state(), *kept]
 
     def numbers(self) -> Tensor:
-        return self.constant(torch.zeros(Numbers.length(self.plan.controller), dtype=torch.float64))
+        length = Numbers.length(self.plan.controller)
+        if self.plan.own:
+            return self.clock(length)
+        return self.constant(torch.zeros(length, dtype=torch.float64))
 
-    def clock(self, rows: int = 0) -> Tensor:
-        rows = rows or Clock.length(self.plan.controller)
+    def clock(self, rows: Any = None) -> Tensor:
+        rows = Clock.length(self.plan.controller) if rows is None else rows
         with self.mode:
             shape = (rows, *self.plan.time_shape(self.y))
             return torch.empty(shape, dtype=torch.float64, device=self.y.device)
 
     def times(self) -> Tensor:
+        if self.plan.own:
+            return self.clock(self._size("times") if self.plan.outputs else 1)
         if not self.plan.outputs:
             return self.constant(torch.zeros(1, dtype=torch.float64))
         with self.mode:
@@ -143,6 +148,8 @@ class _Fakes:
 
     def stops(self) -> list[Tensor]:
         wanted = [name for name in ("stops", "jumps") if getattr(self.plan, name)]
+        if self.plan.own:
+            return [self.clock(self._size(name)) for name in wanted]
         with self.mode:
             return [torch.empty(self._size(n), dtype=torch.float64, device=self.y.device) for n in wanted]
 

@@ -147,8 +147,8 @@ class _Undo:
 
     def _inner(self, a: Tensor, b: Tensor) -> Tensor:
         """The real inner product, of shape S."""
-        each = product(a, b)
-        return each.sum(self.plan.within(a), keepdim=True) if self.plan.per_sample else each.sum()
+        axes = self.plan.within(a) if self.plan.per_sample else tuple(range(a.dim()))
+        return product(a, b, axes).reshape(self.plan.time_shape(a))
 
     def _clock(self, back: BackClock, t_bar: Tensor, dt_bar: Tensor, cut: Tensor) -> Tensor:
         """The clock at the start of the step."""

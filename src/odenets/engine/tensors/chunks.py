@@ -14,6 +14,7 @@ from odenets import transforms
 from odenets.controller import PID
 from odenets.engine.clock import stretch
 from odenets.engine.tape import Tape, reversal
+from odenets.engine.tensors.outputs import product
 from odenets.engine.tensors.plan import BackClock, Buffers, Clock, Numbers, Plan, Report, Stops
 from odenets.problem import Problem
 from odenets.pullback.bound import Activation
@@ -86,7 +87,8 @@ class _Forward:
 
     def __init__(self, problem: Problem, plan: Plan, loops: Loops, tensors: Sequence[Tensor]) -> None:
         self.problem, self.plan, self.tensors = problem, plan, tensors
-        self.times = problem.t.detach() if plan.outputs else problem.t.detach()[:1]
+        self.times = times_of(problem, plan)
+        self.end = plan.each(problem.ends, plan.arranged(problem.y0))
         self.program, self.stops = loops.forward(plan), Stops.given(plan, problem)
 
     def begin(self) -> Entry:
@@ -102,15 +104,31 @@ class _Forward:
         self, entry: Entry, first: bool, ys: Tensor | None, buffers: Buffers | None
     ) -> tuple[Report, list[float], Entry]:
         """The report, the clock that follows it, and where the next chunk begins."""
-        problem = self.problem
-        values = Numbers.of(problem, problem.times[0], problem.times[-1], first)
-        numbers = constant(values, torch.float64, problem.y0.device)
+        numbers = self._numbers(entry.y, first)
         written = (*(() if ys is None else (ys,)), *(buffers.tensors if buffers else ()))
         where = (numbers, self.times, entry.clock, entry.y, *self.stops)
         report_, clock, y, *carry = self.program(*where, *entry.carry, *written, *self.tensors)
         report = transforms.values_of(report_)  # the one host read of a chunk
         count = len(Report._fields)
         return Report(*report[:count]), report[count:], Entry(clock, y, tuple(carry))
+
+    def _numbers(self, y: Tensor, first: bool) -> Tensor:
+        problem, own = self.problem, self.problem.own
+        values = Numbers.of(problem, problem.times[0], problem.times[-1], first)
+        numbers = constant(values, torch.float64, y.device)
+        if own is None:
+            return numbers
+        each = Numbers(*numbers[: len(Numbers._fields)].unbind())
+        each = each._replace(t_end=problem.ends, at_start=own.at_start, origin=own.origin)
+        rest = numbers[len(each) :].unbind()
+        return self.plan.each(torch.stack([x.expand(len(own.origin)) for x in (*each, *rest)]), y)
+
+
+def times_of(problem: Problem, plan: Plan) -> Tensor:
+    """The times as a loop gets them, (T,) or (T, *S); without outputs it asks for none."""
+    times = problem.t.detach()
+    times = plan.each(times.T, plan.arranged(problem.y0)) if plan.own else times
+    return times if plan.outputs else times[:1]
 
 
 def solve_by_chunks(
@@ -126,7 +144,7 @@ def solve_by_chunks(
     ys = None
     if plan.outputs:
         ys = entry.y.new_empty((len(problem.times), *entry.y.shape))
-        ys[: problem.at_start] = entry.y
+        ys[: problem.most_at_start] = entry.y
     chunks, going = [], True
     tape: Tape[int, Entry] = Tape(0 if states is None else _shares(plan, states).saved)
     shared: list[float] = []
@@ -146,7 +164,7 @@ def solve_by_chunks(
         entry = end
     clock, y = entry.clock, entry.y
     now = Clock.read(clock) if plan.per_sample else Clock(*shared)
-    reached = now.t >= problem.times[-1]
+    reached = now.t >= forward.end
     if ys is None:
         ys = torch.stack([*[plan.arranged(problem.y0)] * problem.at_start, y])
     else:
@@ -270,14 +288,15 @@ class InChunks(Outside):
         problem, plan, wanted = self.problem, self.plan, self.loops.wanted
         grad_ys = plan.arranged(grad_ys, axis=1).contiguous()
         lam, state = _at_the_end(problem, plan, clock, grad_ys)
-        grad_times, sums = torch.zeros_like(t) if plan.timed else t, []
-        times = t.detach() if plan.outputs else t.detach()[:1]
+        times = times_of(problem, plan)
+        grad_times, sums = times.new_zeros((len(problem.times), *times.shape[1:])), []
         with_outputs = (grad_ys,) if plan.outputs else ()
         counts, first, stops = [], None, Stops.given(plan, problem)
         for chunk in chunks:
+            first = chunk
             if chunk.rows == 0:
                 continue
-            rows, first = constant((chunk.rows,), torch.int64, t.device), chunk
+            rows = constant((chunk.rows,), torch.int64, t.device)
             given = (*stops, *with_outputs, *chunk.buffers.tensors, *tensors)
             state, lam, nfe, *rest = self.reverse(rows, times, state, lam, *given)
             if plan.outputs:
@@ -286,12 +305,12 @@ class InChunks(Outside):
             sums = [a + b for a, b in zip(sums, rest)] if sums else rest
             counts.append(nfe)
         problem.stats.add_backward(int(sum(counts)))
-        at_start = problem.at_start
-        grad_y0 = lam + (grad_ys[0] if at_start == 1 else grad_ys[:at_start].sum(0))
-        back = BackClock(*state.unbind())
-        grad_t = _times_gradient(first, grad_times, back, grad_ys[:at_start]) if plan.timed else None
-        if grad_t is not None:
-            stretch(grad_t, back.span.sum(), problem.controller)
+        at_start = _grad_at_start(problem, plan, grad_ys)
+        # The last output is the end, also of a sample that stands still: it is in `lam`.
+        grad_y0 = lam + (at_start[0] if len(at_start) == 1 else at_start[: len(grad_ys) - 1].sum(0))
+        grad_t = None
+        if plan.timed:
+            grad_t = _times_gradient(problem, plan, first, grad_times, BackClock(*state.unbind()), at_start)
         by_index = dict(zip(wanted, sums or [torch.zeros_like(tensors[i]) for i in wanted]))
         return plan.restored(grad_y0), grad_t, [by_index.get(i) for i in range(len(tensors))]
 
@@ -302,24 +321,42 @@ def _at_the_end(problem: Problem, plan: Plan, clock: Tensor, grad_ys: Tensor) ->
     if not plan.per_sample:
         return grad_ys[-1], constant(BackClock(last, 0.0, 0.0, 0.0, problem.origin), torch.float64, grad_ys.device)
     now = Clock.read(clock)
-    reached = now.t >= problem.times[-1]
+    end, origin = (plan.each(x, grad_ys[0]) for x in (problem.ends, problem.origins))
+    reached = now.t >= end
     output = torch.where(reached, last, now.output - 1)
     zero = torch.zeros_like(output)
-    back = torch.stack([*BackClock(output, zero, zero, zero, zero + problem.origin)])
+    back = torch.stack([*BackClock(output, zero, zero, zero, zero + origin)])
     return torch.where(reached, grad_ys[-1], 0.0), back
 
 
-def _times_gradient(first: Chunk | None, grad_times: Tensor, back: BackClock, grad_at_start: Tensor) -> Tensor:
+def _grad_at_start(problem: Problem, plan: Plan, grad_ys: Tensor) -> Tensor:
+    """∂L/∂(the outputs that are y0 itself), 0 where that of a sample is none."""
+    grad = grad_ys[: problem.most_at_start]
+    if problem.own is None:
+        return grad
+    count = plan.each(problem.own.at_start, grad_ys[0])
+    place = torch.arange(len(grad), device=grad.device).reshape(-1, *(1,) * (grad.dim() - 1))
+    return torch.where(place < count, grad, 0.0)
+
+
+def _times_gradient(
+    problem: Problem, plan: Plan, first: Chunk | None, grad_times: Tensor, back: BackClock, grad_at_start: Tensor
+) -> Tensor:
+    def total(x: Tensor) -> Tensor:
+        return x if plan.own else x.sum()
+
     grad_t = grad_times.clone()
-    grad_t[-1] += back.end.sum()
-    grad_t[0] += back.t.sum()
+    grad_t[-1] += total(back.end)
+    grad_t[0] += total(back.t)
     parts = None if first is None else first.buffers.parts
-    if len(grad_at_start) > 1 and parts is not None:  # outputs at the first time: dy/dt_out = f(t0, y0) = −dy/dt0
-        for j in range(1, len(grad_at_start)):
-            rise = (grad_at_start[j].conj() * parts[0]).sum().real
+    if parts is not None:
+        for j, grad in list(enumerate(grad_at_start))[1:]:  # outputs at the first time: dy/dt_out = f(t0, y0) = −dy/dt0
+            f0 = torch.where(grad != 0, parts[0], 0.0)
+            rise = total(product(grad, f0, plan.within(f0)))
             grad_t[j] += rise
             grad_t[0] -= rise
-    return grad_t
+    stretch(grad_t, back.span.sum(), problem.controller)
+    return grad_t.flatten(1).T if plan.own else grad_t
 
 
 def check_size(problem: Problem, size: float) -> None:

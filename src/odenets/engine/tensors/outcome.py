@@ -1,5 +1,6 @@
 """What the caller gets to know of a solve in tensors."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -43,7 +44,7 @@ def of_each_sample(problem: Problem, ys: Tensor, ended: Ended) -> Trajectory:
         bad = problem.y0[i] if statuses[i] is Status.NON_FINITE_START else ended.y[i]
         if not bool(torch.isfinite(bad).all()):
             detail += f"; y: {failures.locate_non_finite(bad[None])}"
-        failure = Failure(statuses[i], float(now.t[i]), float(now.dt[i].nan_to_num()), detail + ".")
+        failure = Failure(statuses[i], float(now.t[i]), float(now.dt[i].nan_to_num()), detail + ".", i)
     return Trajectory(ys, failure=failure, statuses=tuple(statuses))
 
 
@@ -51,16 +52,18 @@ def of_each_sample(problem: Problem, ys: Tensor, ended: Ended) -> Trajectory:
 def _statuses(problem: Problem, ended: Ended, now: Clock) -> list[Status]:
     """How each sample ended."""
     t, steps = now.t.tolist(), (now.accepted + now.rejected).tolist()
+    ends = torch.as_tensor(problem.ends).expand(len(t)).tolist()
     rises = rises_at_start = ended.y
-    if any(x < problem.times[-1] for x in t):
-        at = (problem.origin + now.t).reshape(sample_shape(ended.y)).to(real_dtype(ended.y))
+    ends = [end if end > 0 or bool(torch.isfinite(y).all()) else math.inf for y, end in zip(ended.y, ends)]
+    if any(x < end for x, end in zip(t, ends)):
+        at = (problem.origins + now.t).reshape(sample_shape(ended.y)).to(real_dtype(ended.y))
         rises = CountedField(problem.f, problem.stats)(at, ended.y)
         rises_at_start = evaluate_at_start(problem, problem.y0)
     return [
         Status.SUCCESS
-        if t[i] >= problem.times[-1]
-        else _why(problem, ended.y[i], rises[i], rises_at_start[i], i, t[i], int(steps[i]))
-        for i in range(len(t))
+        if t[i] >= end
+        else _why(_alone(problem, i), ended.y[i], rises[i], rises_at_start[i], t[i], int(steps[i]))
+        for i, end in enumerate(ends)
     ]
 
 
@@ -72,20 +75,27 @@ def _alone(problem: Problem, i: int) -> Problem:
         ys[i] = y[0]
         return problem.f(t.expand(sample_shape(ys)), ys)[i : i + 1]
 
-    return replace(problem, f=f, y0=problem.y0[i : i + 1].detach(), per_sample=False)
+    alone = replace(problem, f=f, y0=problem.y0[i : i + 1].detach(), per_sample=False)
+    if problem.own is None:
+        return alone
+    stops, jumps = (tuple(times[:, i].tolist()) for times in (problem.own.stops, problem.own.jumps))
+    times = problem.t.detach()[i]
+    origin = float(problem.own.origin[i])
+    return replace(alone, t=times, times=times.tolist(), origin=origin, own=None, stops=stops, jumps=jumps)
 
 
-def _why(problem: Problem, y: Tensor, rise: Tensor, rise_at_start: Tensor, i: int, t: float, steps: int) -> Status:
-    """Why sample i, which stands at y at t, got no further."""
-    if steps >= problem.max_steps:
-        away = failures.runs_away(y, rise, problem.y0[i], rise_at_start, t, problem.times[-1] - t)
-        away = away and escapes(_alone(problem, i), y[None], t, None, problem.times[-1])
+def _why(alone: Problem, y: Tensor, rise: Tensor, rise_at_start: Tensor, t: float, steps: int) -> Status:
+    """Why a sample, which stands at y at t, got no further."""
+    (y0,), t_end = alone.y0, alone.times[-1]
+    if steps >= alone.max_steps:
+        away = failures.runs_away(y, rise, y0, rise_at_start, t, t_end - t)
+        away = away and escapes(alone, y[None], t, None, t_end)
         return Status.DIVERGED if away else Status.MAX_STEPS
-    if not bool(torch.isfinite(problem.y0[i]).all()):
+    if not bool(torch.isfinite(y0).all()):
         return Status.NON_FINITE_START
     if steps == 0:
         return Status.NON_FINITE_FIELD
-    if failures.stops_at_dt_min(problem.controller, t):
+    if failures.stops_at_dt_min(alone.controller, t):
         return Status.DT_MIN
-    shortest = max(t * torch.finfo(torch.float64).eps, 1e-30 * problem.times[-1])
+    shortest = max(t * torch.finfo(torch.float64).eps, 1e-30 * t_end)
     return Status.DIVERGED if failures.blows_up(y, rise, shortest) else Status.STEP_SIZE_UNDERFLOW

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from odenets.engine.tensors.plan import Buffers, Plan, While, rows_of
+from odenets.engine.tensors.plan import Buffers, Plan, While, pick, rows_of
 
 
 def read_outputs(
@@ -17,16 +17,16 @@ def read_outputs(
     most = times.shape[0] - 1  # the last output is the state at the end itself
 
     def pending(index: Tensor, t: Tensor, times: Tensor) -> Tensor:
-        return (index < most) & (_entry(times, index.clamp(max=most)) <= t)
+        return (index < most) & (pick(times, index.clamp(max=most)) <= t)
 
     def condition(output: Tensor, rounds: Tensor, t: Tensor, times: Tensor, *_: Tensor) -> Tensor:
-        return pending(output, t, times).any() | (rounds == 0)
+        return pending(output[None], t, times).any() | (rounds == 0)
 
     def body(output: Tensor, rounds: Tensor, t: Tensor, times: Tensor, ys: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
         index = output + outputs.places
         taken = pending(index, t, times)
         index = index.clamp(max=most)
-        step = outputs.step(Buffers.of(plan, kept), _entry(times, index))
+        step = outputs.step(Buffers.of(plan, kept), pick(times, index))
         states = plan.method.interpolate(step.y, step.dt, step.parts, step.theta)
         outputs.put(ys, index, torch.where(taken, states, outputs.at(ys, index)))
         return output + taken.sum(0), rounds + 1
@@ -95,17 +95,13 @@ class _Outputs:
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
         """The real inner product of each output, of shape (outputs, *self.shape)."""
-        return product(a, b).sum(self.axes, keepdim=True)
+        return product(a, b, self.axes)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """The real part of conj(a) · b, entry by entry, in float64."""
-    return ((a.conj() * b).real if a.is_complex() else a * b).to(torch.float64)
-
-
-def _entry(times: Tensor, index: Tensor) -> Tensor:
-    """times[index], without reading the index back."""
-    return times.index_select(0, index.reshape(-1)).reshape(index.shape)
+def product(a: Tensor, b: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The real inner product over these axes, which are kept with size 1, in float64."""
+    each = ((a.conj() * b).real if a.is_complex() else a * b).to(torch.float64)
+    return each.sum(axes, keepdim=True) if axes else each  # PyTorch takes no axis for all
 
 
 class Bars(NamedTuple):
@@ -134,17 +130,17 @@ def take_up_outputs(
     begin = buffers.times[0].reshape(outputs.shape).clone()
 
     def pending(index: Tensor, begin: Tensor, times: Tensor) -> Tensor:
-        return (index >= 0) & (_entry(times, index.clamp(min=0)) > begin)
+        return (index >= 0) & (pick(times, index.clamp(min=0)) > begin)
 
     def condition(output: Tensor, rounds: Tensor, grad_times: Tensor, *constants: Tensor) -> Tensor:
-        return pending(output, constants[0], constants[1]).any() | (rounds == 0)
+        return pending(output[None], constants[0], constants[1]).any() | (rounds == 0)
 
     def body(output: Tensor, rounds: Tensor, grad_times: Tensor, *constants: Tensor) -> tuple[Tensor, ...]:
         begin, times, grad_ys, steps, step_times, *kept = constants
         index = output - outputs.places
         taken = pending(index, begin, times)
         index = index.clamp(min=0)
-        step = outputs.step(Buffers.of(plan, kept), _entry(times, index))
+        step = outputs.step(Buffers.of(plan, kept), pick(times, index))
         grad = torch.where(taken, outputs.at(grad_ys, index), 0.0)
         theta = torch.where(taken, step.theta, 0.0)
         inner = outputs.inner if plan.timed else None
@@ -155,7 +151,10 @@ def take_up_outputs(
             rise = torch.where(taken, rise, 0.0)
             for i, bar in enumerate((-rise, torch.where(taken, dt_bar, 0.0))):
                 outputs.add(step_times, step.row * 2 + i, bar)
-            grad_times = grad_times.index_add(0, index.flatten(), rise.flatten())
+            if plan.own:
+                grad_times = grad_times.scatter_add(0, index, rise)
+            else:
+                grad_times = grad_times.index_add(0, index.flatten(), rise.flatten())
         return output - taken.sum(0), rounds + 1, grad_times.clone()
 
     rounds = torch.zeros((), dtype=torch.int64, device=output.device)

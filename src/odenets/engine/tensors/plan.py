@@ -32,6 +32,7 @@ class Plan:
     outputs: bool  # states are wanted between the first and the last time
     parts: bool  # keep the parts of each step, so that the backward pass need not make them again
     timed: bool  # gradients to the times are wanted
+    own: bool = False  # each sample has its own times
     stops: bool = False  # there are times that a step has to end on
     jumps: bool = False  # at some of them f is discontinuous
     batch_last: bool = False  # the samples lie along the last axis of y, so that small states make long loops
@@ -41,8 +42,9 @@ class Plan:
     @staticmethod
     def of(problem: Problem, **rest: Any) -> "Plan":
         """That of a problem; the other fields by name."""
-        stops, jumps = bool(problem.stops), bool(problem.jumps)
-        return Plan(problem.method, problem.controller, problem.per_sample, stops=stops, jumps=jumps, **rest)
+        where = problem.own or problem
+        given = {"own": problem.own is not None, "stops": len(where.stops) > 0, "jumps": len(where.jumps) > 0}
+        return Plan(problem.method, problem.controller, problem.per_sample, **given, **rest)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -99,6 +101,11 @@ class Plan:
             return ()
         return (*(1,) * (y.dim() - 1), y.shape[-1]) if self.batch_last else sample_shape(y)
 
+    def each(self, x: Any, y: Tensor) -> Any:
+        """What each sample has of its own, (…, batch), of shape (…, *S); what the batch has in common as it is."""
+        own = isinstance(x, Tensor) and self.own
+        return x.reshape(*x.shape[:-1], *self.time_shape(y)).contiguous() if own else x
+
     def within(self, y: Tensor) -> tuple[int, ...]:
         """The axes within a sample."""
         return tuple(range(y.dim() - 1)) if self.batch_last else tuple(range(1, y.dim()))
@@ -131,16 +138,15 @@ class Plan:
 class Stops(NamedTuple):
     """The times that a step has to end on, after the numbers and the times; as tensors in float64."""
 
-    stops: Tensor | None  # increasing, the last infinite
-    jumps: Tensor | None  # increasing, the first and the last infinite
+    stops: Tensor | None  # (stops,) or (stops, *S), increasing, the last infinite
+    jumps: Tensor | None  # the same, and the first infinite too
 
     @staticmethod
     def given(plan: Plan, problem: Problem) -> tuple[Tensor, ...]:
         """Those of a problem."""
-        values = ((*problem.stops, math.inf), (-math.inf, *problem.jumps, math.inf))
-        wanted = (plan.stops, plan.jumps)
-        device = problem.y0.device
-        return tuple(torch.tensor(v, dtype=torch.float64, device=device) for v, w in zip(values, wanted) if w)
+        where, y = problem.own or problem, plan.arranged(problem.y0)
+        given = ((where.stops, ()), (where.jumps, (-math.inf,)))
+        return tuple(plan.each(_bounded(times, before, y), y) for times, before in given if len(times))
 
     @staticmethod
     def split(plan: Plan, items: Sequence[Tensor]) -> "tuple[Stops, tuple[Tensor, ...]]":
@@ -156,29 +162,45 @@ class Stops(NamedTuple):
 
     def goal(self, t: Tensor, t_end: Tensor) -> Tensor:
         """The time that a step from t may not pass."""
-        return t_end if self.stops is None else torch.minimum(_next(self.stops, t), t_end)
+        if self.stops is None:
+            return t_end
+        return torch.minimum(pick(self.stops, _count(self.stops, t)[None])[0], t_end)
 
     def inside(self, t: Tensor, origin: Tensor) -> Callable[[Tensor], Tensor]:
         """What moves the times of f to where they are inside of the piece, between two jumps, of a step from t."""
         if self.jumps is None:
             return lambda at: at
-        low = self.jumps.index_select(0, _count(self.jumps, t).reshape(-1) - 1).reshape(t.shape)
-        high = _next(self.jumps, t)
+        after = _count(self.jumps, t)
+        low, high = pick(self.jumps, torch.stack([after - 1, after])).unbind()
         return lambda at: inside(at, origin + low, origin + high)
 
 
-def _next(times: Tensor, t: Tensor) -> Tensor:
-    """The first of the times after t."""
-    return times.index_select(0, _count(times, t).reshape(-1)).reshape(t.shape)
+def _bounded(times: Any, before: tuple[float, ...], y: Tensor) -> Tensor:
+    """The times as a tensor, with infinity behind them."""
+    if not isinstance(times, Tensor):
+        return torch.tensor((*before, *times, math.inf), dtype=torch.float64, device=y.device)
+    ends = [torch.full_like(times[:1], x) for x in (*before, math.inf)]
+    return torch.cat([*ends[:-1], times, ends[-1]])
 
 
 def _count(times: Tensor, t: Tensor) -> Tensor:
     """How many of the times are not after t."""
-    return (times.reshape(-1, *(1,) * t.dim()) <= t).sum(0)
+    times = times if times.dim() > 1 else times.reshape(-1, *(1,) * t.dim())
+    return (times <= t).sum(0)
+
+
+def pick(times: Tensor, index: Tensor) -> Tensor:
+    """times[index] of shape (n, *S), without reading the index back: of the batch's times (T,), or of (T, *S)."""
+    if times.dim() > 1:
+        return times.gather(0, index)
+    return times.index_select(0, index.reshape(-1)).reshape(index.shape)
 
 
 class Numbers(NamedTuple):
-    """The numbers that a chunk gets; as a tensor, the controller's tunable ones follow."""
+    """The numbers that a chunk gets; as a tensor, the controller's tunable ones follow.
+
+    Where each sample has its own times, the tensor has all of them for each: (numbers, *S).
+    """
 
     t0: Any
     t_end: Any
