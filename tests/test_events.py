@@ -311,8 +311,8 @@ def test_what_is_no_event_is_refused():
             solve(wave, torch.zeros(2), (0, 1.0), event=Event(condition))
     with pytest.raises(ValueError, match="`jump` must return a state of y0's shapes"):
         solve(ball, torch.tensor([1.0, 0.0]), (0, 9.0), event=Event(lambda t, y: y[0], jump=lambda t, y: y[0]))
-    with pytest.raises(TypeError, match="`per_sample=True` does not go with `event`"):
-        solve(wave, torch.zeros(2), (0, 1.0), event=FLOOR, per_sample=True)
+    with pytest.raises(TypeError, match="`compile=True` does not go with `event`"):
+        solve(wave, torch.zeros(2), (0, 1.0), event=FLOOR, compile=True)
 
 
 def test_fields_that_fail_on_the_way_say_so():

@@ -1,6 +1,7 @@
 """Events: what a solve looks for on its way, and in which form it gets them."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,15 +81,26 @@ class Watched:
     on_surface: bool = False  # whether the solve begins where it has just happened
 
     @staticmethod
-    def of(event: Event, args: tuple, unflatten: Callable[[Tensor], Any], sign: float) -> "Watched":
-        """That of an event, whose condition gets states of the caller's structure, and the time `sign` · t."""
+    def of(
+        event: Event, args: tuple, unflatten: Callable[[Tensor], Any], sign: float, batch: int | None = None
+    ) -> "Watched":
+        """That of an event, whose condition gets states of the caller's structure, and the time `sign` · t.
+
+        With a `batch` of samples that have their own steps, of (t, y) with a time for each, and (batch,).
+        """
+
+        def given(t: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+            state = unflatten(y)
+            if batch is not None:
+                t = t.reshape(-1, *(1,) * (pytree.tree_leaves(state)[0].dim() - 1))
+            return sign * t, state
 
         def value(t: Tensor, y: Tensor) -> Tensor:
-            return _one_number(_called("condition", event.condition, sign * t, unflatten(y), args))
+            return _numbers(_called("condition", event.condition, *given(t, y), args), batch)
 
         def jump(t: Tensor, y: Tensor) -> Tensor:
-            state = unflatten(y)
-            return _flat_like(_called("jump", event.jump, sign * t, state, args), state, y)
+            at, state = given(t, y)
+            return _flat_like(_called("jump", event.jump, at, state, args), state, y)
 
         return Watched(event, value, None if event.jump is None else jump, event.limit)
 
@@ -124,20 +136,21 @@ def _called(name: str, function: Any, t: Tensor, y: Any, args: tuple) -> Any:
         raise
 
 
-def _one_number(found: Any) -> Tensor:
-    """What a condition has returned, 0-dimensional.
+def _numbers(found: Any, batch: int | None) -> Tensor:
+    """What a condition has returned: 0-dimensional, or (batch,).
 
     Raises:
-        TypeError, ValueError: If it is no real number.
+        TypeError, ValueError: If it is no real number, or not one for each sample.
     """
-    wrong = "`condition` must return one real number as a tensor, returned"
+    each = "" if batch is None else f" for each of {batch} samples"
+    wrong = f"`condition` must return one real number{each} as a tensor, returned"
     if not isinstance(found, Tensor):
         raise TypeError(f"{wrong} {shown(found)}")
-    if found.numel() != 1:
+    if found.numel() != (1 if batch is None else batch):
         raise ValueError(f"{wrong} shape {tuple(found.shape)}: pass an Event for each, or take the .min() or .max()")
     if not found.is_floating_point():
-        raise TypeError(f"{wrong} {found.dtype}: return what crosses 0, such as y[0] - threshold")
-    return found.reshape(())
+        raise TypeError(f"{wrong} {found.dtype}: return what crosses 0, such as y[..., 0] - threshold")
+    return found.reshape(() if batch is None else (batch,))
 
 
 def _flat_like(new: Any, state: Any, y: Tensor) -> Tensor:
@@ -156,5 +169,11 @@ def _flat_like(new: Any, state: Any, y: Tensor) -> Tensor:
                 f"`jump` must return a state of y0's shapes and dtype, returned {tuple(leaf.shape)} in {leaf.dtype} "
                 f"for {tuple(like.shape)} in {like.dtype}"
             )
-    flat = new if isinstance(state, Tensor) else torch.cat([leaf.reshape(-1) for leaf in leaves])
+    flat = new if isinstance(state, Tensor) else torch.cat([_beside(leaf, y) for leaf in leaves], -1)
     return flat.to(y.dtype)
+
+
+def _beside(leaf: Tensor, y: Tensor) -> Tensor:
+    """A tensor of a state, with y's axes."""
+    batch = y.shape[:-1]
+    return leaf.reshape((*batch, math.prod(leaf.shape[len(batch) :])))

@@ -81,6 +81,10 @@ class Problem:
         """The time of f at time 0: a number, or each sample's, (batch,)."""
         return self.origin if self.own is None else self.own.origin
 
+    def origin_of(self, sample: int | None) -> float | Tensor:
+        """The time of f at time 0, of that sample where each has its own."""
+        return self.origin if self.own is None else self.own.origin[sample]
+
     @property
     def ends(self) -> float | Tensor:
         """The last time: a number, or each sample's, (batch,)."""

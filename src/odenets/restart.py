@@ -28,6 +28,7 @@ class Happened(NamedTuple):
     of: int  # which of the problem's events
     t: Tensor  # 0-dimensional, in the solver's time
     y: Tensor
+    sample: int | None = None  # whose it is, where each has its own steps
 
 
 class Chain:
@@ -52,6 +53,18 @@ class Chain:
             ys = torch.cat([ys, self.end.y.expand(len(self.problem.times) - len(ys), *ys.shape[1:])])
         return Trajectory(ys, _joined(self._extensions) if self._extensions else None, self._failure)
 
+    @property
+    def ended(self) -> bool:
+        """Whether an event has ended the solve."""
+        return self.end is not None
+
+    def times(self, ts: Tensor) -> Tensor:
+        """The caller's times, with that of the end in place of those behind it."""
+        if self.end is None:
+            return ts
+        end = self.problem.sign * (self.problem.origin + self.end.t)
+        return torch.cat([ts[: self.reached], end.to(ts).expand(len(ts) - self.reached)])
+
     def _add(self, piece: Problem, trajectory: Trajectory) -> Problem | None:
         """Take up a piece; the one that follows, if one does."""
         since = piece.origin - self.problem.origin
@@ -69,7 +82,7 @@ class Chain:
     def _following(self, piece: Problem, happened: Sequence[Happened], since: float) -> Problem | None:
         """The piece behind the last of these, which has ended the one before."""
         left = [_fewer(w, sum(e.of == i for e in happened)) for i, w in enumerate(piece.events)]
-        _, t, y = happened[-1]
+        t, y = happened[-1].t, happened[-1].y
         if any(watched.left == 0 for watched in left):
             self.end = self.happened[-1]
         if self.end is not None or self.reached == len(self.problem.times):
@@ -244,7 +257,7 @@ def _newton(t: Tensor, g: Tensor, rate: Tensor, y: Tensor) -> Tensor:
         return t - ((g - g.detach()) / rate).to(t.dtype)
     if transforms.active():
         raise LostGradientError(_FLAT)
-    return _Flat.apply(t, y)
+    return Flat.apply(t, y)
 
 
 _FLAT = (
@@ -253,7 +266,7 @@ _FLAT = (
 )
 
 
-class _Flat(torch.autograd.Function):
+class Flat(torch.autograd.Function):
     """The time of an event as it is; a gradient that arrives there would be lost."""
 
     @staticmethod
@@ -262,6 +275,6 @@ class _Flat(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None]:
-        if bool(grad_outputs[0] != 0):
+        if bool((grad_outputs[0] != 0).any()):
             raise LostGradientError(_FLAT)
         return None, None

@@ -119,11 +119,13 @@ class Stats:
 class Occurrences(NamedTuple):
     """When an event has happened: the times, (n,) in order, and the states there, (n, *y0.shape) in y0's structure.
 
-    Of a state that a `jump` has changed it is the one before.
+    Of a state that a `jump` has changed it is the one before. With `per_sample=True` those of one sample after the other;
+    `sample`, (n,), is whose each is, and a state is that of one sample, (n, *y0.shape[1:]).
     """
 
     t: Tensor
     y: Any
+    sample: Tensor | None = None
 
 
 @dataclass(frozen=True)

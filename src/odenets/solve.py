@@ -22,10 +22,11 @@ from odenets.engine.tensors.chunks import constant
 from odenets.event import Event, Watched, events_of
 from odenets.interpolate import DenseOutput
 from odenets.methods import Method, find
+from odenets.own_events import OwnChain
 from odenets.path import Path
 from odenets.problem import Problem, Trajectory
 from odenets.resolution import check_field, check_times
-from odenets.restart import Chain
+from odenets.restart import Chain, Happened
 from odenets.solution import Occurrences, Solution, SolveError, Stats, Status
 from odenets.state import field_of, flatten_state, same
 
@@ -146,7 +147,7 @@ def solve(
         flat = flat.clone()  # autograd keeps no tensor that was made in inference mode
     if place is support.Place.GRAPH:
         support.check(request)  # before values are read
-    endless = controller.share == 0 and any(e.limit is not None for e in events)
+    endless = controller.share == 0 and not per_sample and any(e.limit is not None for e in events)
     rows = own_times.read(t, flat) if own else None
     ts, times = _times(t, flat, endless) if rows is None else (rows.ts, rows.latest)
     stands_still = times[0] == times[-1] and place is not support.Place.GRAPH
@@ -159,6 +160,7 @@ def solve(
         jumps += _absolute("jumps", path.jumps)
         stops += _absolute("stops", path.knots)
     stops += jumps
+    batch = len(flat) if per_sample else None
     inside = functools.partial(_inside, sign=sign, origin=origin, span=span)
     problem = Problem(
         bind=lambda args: field_of(f, args, unflatten, sign),
@@ -177,7 +179,7 @@ def solve(
         stops=() if rows else inside(stops),
         jumps=() if rows else inside(jumps),
         own=rows.own(stops, jumps) if rows else None,
-        events=tuple(Watched.of(one, args, unflatten, sign) for one in events),
+        events=tuple(Watched.of(one, args, unflatten, sign, batch) for one in events),
         per_sample=per_sample,
         split=unflatten,
         plain=sign > 0 and unflatten is same,
@@ -186,7 +188,7 @@ def solve(
     problem = replace(problem, controller=problem.of_state(controller))
     check_field(problem)
     ts = t if isinstance(t, Tensor) else ts
-    chain = Chain(problem)  # of the solves between events, where there are some
+    chain = OwnChain(problem) if per_sample else Chain(problem)  # of the solves between events, where there are some
     if stands_still:
         trajectory = stand_still(problem)
     elif not events:
@@ -240,22 +242,30 @@ def _solution(
     return Solution(ts, unflatten(ys), problem.stats, status, failure, interpolant, trajectory.statuses)
 
 
-def _with_events(solution: Solution, problem: Problem, chain: Chain, unflatten: Callable[[Tensor], Any]) -> Solution:
+def _with_events(
+    solution: Solution, problem: Problem, chain: Chain | OwnChain, unflatten: Callable[[Tensor], Any]
+) -> Solution:
     """The solution, with the events of its problem."""
+    found = [
+        _occurrences(problem, [one for one in chain.happened if one.of == i], unflatten)
+        for i in range(len(problem.events))
+    ]
+    status = Status.EVENT if solution.failure is None and chain.ended else solution.status
+    return replace(solution, ts=chain.times(solution.ts), status=status, events=tuple(found))
 
-    def joined(xs: list[Tensor], like: Tensor) -> Tensor:
-        return torch.stack(xs) if xs else like.new_empty((0, *like.shape))
 
-    found: list[Occurrences] = []
-    for i in range(len(problem.events)):
-        mine = [one for one in chain.happened if one.of == i]
-        t = joined([problem.sign * (problem.origin + one.t) for one in mine], problem.t[0].detach())
-        found.append(Occurrences(t, unflatten(joined([one.y for one in mine], problem.y0.detach()))))
-    ts, status, n = solution.ts, solution.status, chain.reached
-    if chain.end is not None:
-        status, end = Status.EVENT, problem.sign * (problem.origin + chain.end.t)
-        ts = torch.cat([ts[:n], end.to(ts).expand(len(ts) - n)])
-    return replace(solution, ts=ts, status=status, events=tuple(found))
+def _occurrences(problem: Problem, happened: list[Happened], unflatten: Callable[[Tensor], Any]) -> Occurrences:
+    """Those of one event; of samples one after the other."""
+    sample = None
+    if problem.per_sample:
+        happened = sorted(happened, key=lambda one: one.sample or 0)
+        sample = torch.tensor([one.sample for one in happened], dtype=torch.int64, device=problem.y0.device)
+    shape = problem.y0.shape[1:] if problem.per_sample else problem.y0.shape
+    origins = [problem.origins if sample is None else problem.origin_of(one.sample) for one in happened]
+    t = [problem.sign * (origin + one.t) for origin, one in zip(origins, happened)]
+    y = [one.y for one in happened]
+    times = torch.stack(t) if t else problem.t.detach().new_empty(0)
+    return Occurrences(times, unflatten(torch.stack(y) if y else problem.y0.new_empty((0, *shape))), sample)
 
 
 def _is_object_with(method: str, value: Any) -> bool:

@@ -144,7 +144,6 @@ CLASHES = (
         Clash(BACKWARD_WITHOUT_SUM, ADJOINTS[kind], "pass `method='tsit5'` to the adjoint")
         for kind in (Interpolated, Backsolve)
     ),
-    Clash(PER_SAMPLE, EVENT, "leave one out"),
     Clash(COMPILE, DENSE, _TIMES),
     Clash(COMPILE, EVENT, "leave one out"),
     *(Clash(COMPILE, ADJOINTS[kind], _EXACT.format("`compile`")) for kind in _INEXACT),

@@ -11,6 +11,7 @@ from torch import Tensor
 from odenets import transforms
 from odenets.engine.roots import Asking, answered, locating
 from odenets.engine.tape import Accepted
+from odenets.event import Watched
 from odenets.problem import Problem
 
 _PLACES = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 15 / 16)  # in a step, where conditions are looked at, beside its end
@@ -34,7 +35,7 @@ class Watch:
         self.problem = problem
         self.left = [watched.left for watched in problem.events]
         self.values = self._read([0.0], [y0])[0]  # at the end of the last step
-        self.signs = [0.0 if w.on_surface else _sign(v) for w, v in zip(problem.events, self.values)]  # 0: on it
+        self.signs = [0.0 if w.on_surface else sign_of(v) for w, v in zip(problem.events, self.values)]  # 0: on it
 
     def look(self, taken: Accepted, t1: float, y1: Tensor) -> tuple[list[Place], bool]:
         """The events in a complete step that ends with y1 at t1, in order, and whether the last of them ends it.
@@ -43,7 +44,7 @@ class Watch:
             ValueError: If a condition is NaN.
         """
         extension = _Extension(self.problem, taken)
-        thetas = [*(_FIRST_PLACES if 0 in self.signs else ()), *_PLACES]
+        thetas = places_in_a_step(0 in self.signs)
         times = [taken.t + theta * taken.dt for theta in thetas]
         values = self._read([*times, t1], [*extension.states(thetas), y1])
         places: list[Place] = []
@@ -54,23 +55,7 @@ class Watch:
             places += [Place(theta, i, direction) for theta, direction in found]
             self.signs[i] = search.sign
         self.values = values[-1]
-        return self._until_the_end(sorted(places), taken)
-
-    def _until_the_end(self, places: Sequence[Place], taken: Accepted) -> tuple[list[Place], bool]:
-        """Those up to the first that ends the solve, with those that are at the same time."""
-        found, end = [], math.inf
-        for place in places:
-            watched = self.problem.events[place.of]
-            if place.theta > end:
-                break
-            if watched.event.direction in (0, place.direction):
-                found.append(place)
-                left = self.left[place.of]
-                if left is not None:
-                    self.left[place.of] = left = left - 1
-                if left == 0 or watched.jump is not None:
-                    end = min(end, place.theta + _SAME * (taken.t / taken.dt + 1))
-        return found, math.isfinite(end)
+        return until_the_end(self.problem.events, self.left, places, taken.t, taken.dt)
 
     def _read_at(self, extension: "_Extension", theta: float, i: int) -> float:
         (y,) = extension.states([theta])
@@ -93,6 +78,33 @@ class Watch:
                     "finite state: look for a division, logarithm or root in it"
                 )
         return rows
+
+
+def places_in_a_step(leaves: bool) -> list[float]:
+    """The θ at which conditions are looked at, beside 1; more of them where one `leaves` its surface."""
+    return [*(_FIRST_PLACES if leaves else ()), *_PLACES]
+
+
+def until_the_end(
+    events: Sequence[Watched], left: list[int | None], places: Sequence[Place], t: float, dt: float
+) -> tuple[list[Place], bool]:
+    """Of these places in a step, those up to the first that ends it, with those at the same time; whether one does.
+
+    `left`, how many of each are left until it ends the solve, is counted down.
+    """
+    found, end = [], math.inf
+    for place in sorted(places):
+        watched = events[place.of]
+        if place.theta > end:
+            break
+        if watched.event.direction in (0, place.direction):
+            found.append(place)
+            fewer = left[place.of]
+            if fewer is not None:
+                left[place.of] = fewer = fewer - 1
+            if fewer == 0 or watched.jump is not None:
+                end = min(end, place.theta + _SAME * (t / dt + 1))
+    return found, math.isfinite(end)
 
 
 _SAME = 8 * 2.0**-52  # the rounding of a time that is the sum of a few
@@ -131,14 +143,14 @@ class Search:
         before: list[Point] = list(points[:1])  # the points since the last change
         for point in points[1:]:
             if self.sign == 0:
-                self.sign, before = _sign(point[1]), [point]
+                self.sign, before = sign_of(point[1]), [point]
             elif point[1] * self.sign > 0:
                 before.append(point)
                 if len(before) > 2:
                     found += yield from self._turned(*before[-3:])
             elif not math.isnan(point[1]):
                 found.append(((yield from self._zero(before[-1], point, self.sign)), -self.sign))
-                self.sign = _sign(point[1])
+                self.sign = sign_of(point[1])
                 before = [point]
         return found
 
@@ -147,9 +159,9 @@ class Search:
         noise = _NOISE * abs(points[0][1])
         for i, ((_, here), (_, there)) in enumerate(itertools.pairwise(points)):
             if i > 0 and abs(here) > noise and (here * there > 0 or i == len(points) - 2):
-                self.sign = _sign(here)
+                self.sign = sign_of(here)
                 return points[i:]
-        self.sign = _sign(points[-1][1]) if abs(points[-1][1]) > noise else 0.0
+        self.sign = sign_of(points[-1][1]) if abs(points[-1][1]) > noise else 0.0
         return points[-1:]
 
     def _turned(self, a: Point, b: Point, c: Point) -> Asking[list[tuple[float, float]]]:
@@ -200,5 +212,5 @@ def _narrower(a: Point, b: Point, c: Point, point: Point) -> tuple[Point, Point,
     return points[k - 1], points[k], points[k + 1]
 
 
-def _sign(x: float) -> float:
+def sign_of(x: float) -> float:
     return 0.0 if x == 0 or math.isnan(x) else math.copysign(1.0, x)

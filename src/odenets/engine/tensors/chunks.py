@@ -82,7 +82,7 @@ class Ended:
     shared: Clock  # the clock as numbers, where there is one for the batch
 
 
-class _Forward:
+class Walk:
     """Chunks of a solve, one after the other."""
 
     def __init__(self, problem: Problem, plan: Plan, loops: Loops, tensors: Sequence[Tensor]) -> None:
@@ -139,7 +139,7 @@ def solve_by_chunks(
     Args:
         states: How many states may be kept for the backward pass; None for any number.
     """
-    forward = _Forward(problem, plan, loops, tensors)
+    forward = Walk(problem, plan, loops, tensors)
     entry = forward.begin()
     ys = None
     if plan.outputs:
@@ -257,7 +257,7 @@ class InChunks(Outside):
     def _again(self, states: int, entries: dict[int, Entry], tensors: Sequence[Tensor]) -> Iterator[Chunk]:
         """The chunks, the last first, made again from where some of them begin."""
         problem, plan, rows = self.problem, self.plan, self.rows
-        forward = _Forward(problem, plan, self.loops, tensors)
+        forward = Walk(problem, plan, self.loops, tensors)
         passing = entries[0]  # from then on what the last move has reached
         y = passing.y
         buffers = Buffers.empty(plan, y, _capacity(plan, y, states))
