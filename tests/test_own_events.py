@@ -67,6 +67,7 @@ def test_bouncing_balls_are_those_that_bounce_alone(own):
         total = total + alone.ys[-1].square().sum() + alone.events[0].t.sum()
     found = torch.autograd.grad(batch.ys[-1].square().sum() + batch.events[0].t.sum(), HEIGHTS)[0]
     torch.testing.assert_close(found, torch.autograd.grad(total, HEIGHTS)[0], rtol=1e-6, atol=1e-6)
+    assert batch.stats.nfe_backward > 0
     assert batch.stats.accepted.shape == (4,)
     assert set(batch.events[0].sample.tolist()) == ({0, 1} if own else {0, 1, 3})
 

@@ -35,10 +35,9 @@ class _Piece:
     found: list[Sample]
     rows: list[list[_Row]]
 
-    def place(self, b: int, **what: int) -> int | None:
-        """At which of the piece's times that output, or that event, of sample b is."""
-        ((name, value),) = what.items()
-        return next((n for n, row in enumerate(self.rows[b], 1) if getattr(row, name) == value), None)
+    def place(self, b: int, k: int) -> int:
+        """Which of the piece's times is that of the k-th event of sample b."""
+        return next(n for n, row in enumerate(self.rows[b], 1) if row.event == k)
 
 
 class OwnChain:
@@ -90,7 +89,8 @@ class OwnChain:
         """Solve the next piece; where each sample goes on from, and on which surfaces it is there."""
         piece = self._found(y, start, surface)
         trajectory = adjoint.integrate(piece.problem, engine)
-        self._count(piece.problem.stats)
+        stats = self.problem.stats
+        self._counts = self._counts + torch.stack([stats.accepted, stats.rejected])
         self._take_failures(piece, trajectory)
         self._take_outputs(piece, trajectory.ys)
         return self._take_events(piece, trajectory.ys, y)
@@ -100,7 +100,8 @@ class OwnChain:
         since = start.detach().cpu().tolist()
         ends = [row[-1] - t for row, t in zip(self.values, since)]
         standing = [[0.0, end if going else 0.0] for end, going in zip(ends, self._going)]
-        alone = self._problem(y, start, torch.tensor(standing, dtype=torch.float64, device=y.device))
+        to_the_end = self._problem(y, start, torch.tensor(standing, dtype=torch.float64, device=y.device))
+        alone = replace(to_the_end, stats=Stats())
         found = events_of_each(alone, self._left, surface)
         self.problem.stats.nfe += alone.stats.nfe
         rows = [self._rows(b, since[b], found[b]) for b in range(len(y))]
@@ -147,9 +148,7 @@ class OwnChain:
             origin=0.0,
             stops=(),
             jumps=(),
-            events=problem.events,
             own=own,
-            stats=Stats(),
         )
 
     @property
@@ -163,11 +162,6 @@ class OwnChain:
         own = times - start
         own = own.where((own > 0) & (own < end), math.inf).sort(0).values
         return own[: int(own.isfinite().sum(0).amax()) if own.numel() else 0]
-
-    def _count(self, stats: Stats) -> None:
-        going = torch.tensor(self._going, device=self._counts.device)
-        self._counts = self._counts + torch.stack([stats.accepted, stats.rejected]) * going
-        self.problem.stats.nfe += stats.nfe
 
     def _take_failures(self, piece: _Piece, trajectory: Trajectory) -> None:
         failure = trajectory.failure
@@ -239,13 +233,13 @@ class OwnChain:
     def _differentiable(
         self, piece: _Piece, ys: Tensor, i: int, samples: Sequence[int], k: int
     ) -> tuple[Tensor, Tensor]:
-        """Time, in the piece, and state of each sample's k-th event, with their derivatives; others keep their start."""
+        """Time, in the piece, and state of these samples' k-th event, with their derivatives."""
         problem, batch = piece.problem, len(ys[0])
         places = torch.zeros(batch, dtype=torch.int64)
         t = torch.zeros(batch, dtype=torch.float64)
         slope = torch.zeros_like(ys[0])
         for b in samples:
-            places[b] = piece.place(b, event=k) or 0
+            places[b] = piece.place(b, k)
             t[b], slope[b] = piece.found[b].found[k].t, piece.found[b].found[k].slope
         t, index = t.to(ys.device), places.to(ys.device).reshape(1, *sample_shape(ys[0]))
         y = ys.gather(0, index.expand(1, *ys.shape[1:]))[0]

@@ -24,11 +24,6 @@ class Status(Enum):
         "than y's dtype can represent: loosen `rtol`/`atol` or solve in float64; or the problem is stiff: take an "
         "implicit method, `method='trbdf2'`"
     )
-    DT_MIN = (
-        "the error asks for a step shorter than the controller's `dt_min`; lower `dt_min`, or loosen `rtol`/`atol`; if "
-        "f is discontinuous here, name the time in `jumps`; if the problem is stiff, take an implicit method, "
-        "`method='trbdf2'`"
-    )
     DIVERGED = (
         "the solution grew without bound and the step size shrank, to nothing or beyond what `max_steps` allows: it "
         "probably blows up in finite time, or outgrows its dtype; end the solve earlier, or bound f (tanh, weight "
@@ -119,8 +114,8 @@ class Stats:
 class Occurrences(NamedTuple):
     """When an event has happened: the times, (n,) in order, and the states there, (n, *y0.shape) in y0's structure.
 
-    Of a state that a `jump` has changed it is the one before. With `per_sample=True` those of one sample after the other;
-    `sample`, (n,), is whose each is, and a state is that of one sample, (n, *y0.shape[1:]).
+    Of a state that a `jump` has changed it is the one before. With `per_sample=True` those of one sample come after the
+    other; `sample`, (n,), is whose each is, and the states are (n, *y0.shape[1:]).
     """
 
     t: Tensor
@@ -133,8 +128,8 @@ class Solution:
     """The solution of an initial value problem at the times asked for.
 
     Attributes:
-        ts: The times as they were given, (T,), or (batch, T) where each sample has its own. Where an event has ended
-            the solve, its time in place of those behind.
+        ts: The times as they were given, (T,), or (batch, T) where each sample has its own, or where events have ended the
+            solves of samples. Behind an event that has ended the solve they are its time.
         ys: The states there, (T, *y0.shape), in y0's structure. NaN from a failure on (`on_failure="status"`).
         stats: Counts of evaluations and steps.
         status: `Status.SUCCESS`, `Status.EVENT` where an event has ended the solve, or what went wrong.

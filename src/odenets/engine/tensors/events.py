@@ -111,7 +111,7 @@ class _Watch:
             theta = torch.ones_like(self.t)
             for b, place in there.items():
                 theta[b] = place.theta
-            y, dt, parts = self.step
+            _, dt, parts = self.step
             slopes = self.problem.method.slope(dt, parts, self._each(theta))
             for b, place in there.items():
                 t = float(self.t[b] + place.theta * self.dt[b])
