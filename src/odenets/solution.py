@@ -128,8 +128,8 @@ class Solution:
     """The solution of an initial value problem at the times asked for.
 
     Attributes:
-        ts: The times as they were given, (T,), or (batch, T) where each sample has its own, or where events have ended the
-            solves of samples. Behind an event that has ended the solve they are its time.
+        ts: The times as they were given, (T,), or (batch, T) where each sample has its own, or its own end by an event.
+            Behind an event that has ended the solve they are its time.
         ys: The states there, (T, *y0.shape), in y0's structure. NaN from a failure on (`on_failure="status"`).
         stats: Counts of evaluations and steps.
         status: `Status.SUCCESS`, `Status.EVENT` where an event has ended the solve, or what went wrong.
