@@ -23,6 +23,7 @@ ORDER = [
     ("engine",),
     ("adjoint",),
     ("restart", "support"),
+    ("own_events",),
     ("solve",),
     ("nn", "torchdiffeq"),
     ("files", "table", "progress"),
