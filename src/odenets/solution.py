@@ -24,6 +24,11 @@ class Status(Enum):
         "than y's dtype can represent: loosen `rtol`/`atol` or solve in float64; or the problem is stiff: take an "
         "implicit method, `method='trbdf2'`"
     )
+    DT_MIN = (
+        "the error asks for a step shorter than the controller's `dt_min`; lower `dt_min`, or loosen `rtol`/`atol`; if "
+        "f is discontinuous here, name the time in `jumps`; if the problem is stiff, take an implicit method, "
+        "`method='trbdf2'`"
+    )
     DIVERGED = (
         "the solution grew without bound and the step size shrank, to nothing or beyond what `max_steps` allows: it "
         "probably blows up in finite time, or outgrows its dtype; end the solve earlier, or bound f (tanh, weight "
