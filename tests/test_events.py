@@ -343,3 +343,54 @@ def test_a_solve_of_no_length_has_no_events():
     solution = odenets.solve(wave, torch.ones(2), (1.0, 1.0), event=FLOOR)
     assert solution.status is Status.SUCCESS
     assert solution.events[0].t.shape == (0,)
+
+
+def test_three_roots_of_a_cubic_are_three_whatever_the_steps():
+    # SciPy's issue 9228 finds one of three, its steps jump over the others; diffrax's issue 507 is of the same kind
+    event = Event(lambda t, y: y[0], terminal=False)
+    for t, start in (((-8.0, 4.0), -120.0), ((4.0, -8.0), 120.0)):
+        found = (
+            solve(lambda t, y: (3 * t**2 + 12 * t - 4).reshape(1), torch.tensor([start]), t, event=event).events[0].t
+        )
+        assert sorted(found.tolist()) == pytest.approx([-6, -2, 2], rel=1e-9)
+    event = Event(lambda t, y: (2.5 - y[0]) * (5 - y[0]) * -y[0], terminal=False)
+    found = solve(lambda t, y: torch.ones_like(y), torch.tensor([-1.0]), (0.0, 1000.0), event=event).events[0].t
+    assert found.tolist() == pytest.approx([1.0, 3.5, 6.0], rel=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_events_in_one_step_the_earlier_ends_it(order):  # diffrax's issue 639: there the one named last
+    events = [Event(lambda t, y: t - 1.0), Event(lambda t, y: t - 0.5)][::order]
+    steps = {"method": "euler", "controller": Fixed(dt=2.0)}
+    assert solve(lambda t, y: y, torch.ones(1), (0.0, 10.0), event=events, **steps).ts.tolist() == [0.0, 0.5]
+
+
+@pytest.mark.parametrize("dt", [0.25, 0.1])
+def test_an_event_at_the_end_of_a_step_is_one(dt):  # SciPy's issues 17066 and 19418
+    event = Event(lambda t, y: y[0] - 1.0, terminal=False)
+    ones = lambda t, y: torch.ones_like(y)  # noqa: E731
+    solution = solve(ones, torch.zeros(1), (0.0, 2.0), event=event, dense=True, controller=Fixed(dt=dt))
+    assert solution.events[0].t.tolist() == pytest.approx([1.0], rel=1e-14)
+    assert solution(torch.tensor([0.9, 1.0, 1.1])).flatten().tolist() == pytest.approx([0.9, 1.0, 1.1])
+
+
+def test_a_ball_bounces_until_its_bounces_have_no_length():  # DifferentialEquations.jl's issue 138: it fell through
+    half = Event(lambda t, y: y[0], direction=-1, jump=lambda t, y: torch.stack([0 * y[0], -0.5 * y[1]]), terminal=25)
+    t = solve(ball, torch.tensor([10.0, 0.0]), (0.0, 50.0), event=half).events[0].t
+    first = math.sqrt(20 / G)
+    assert t.tolist() == pytest.approx([first * (3 - 2 * 0.5**n) for n in range(25)], rel=1e-9)
+
+
+def test_a_condition_that_differentiates_inside_says_what_to_write():  # torchdiffeq's issue 179
+    def steepness(t, y, k):
+        return torch.autograd.grad((y**2).sum(), y, create_graph=True)[0].norm() - 0.1
+
+    def looked_on(t, y, k):
+        with torch.enable_grad():
+            return steepness(t, y if y.requires_grad else y.requires_grad_(), k)
+
+    y0 = torch.tensor([-0.0881, 0.4923], requires_grad=True)
+    with pytest.raises(RuntimeError, match="`condition` takes a derivative inside"):
+        solve(decay, y0, (0.0, 9.0), (1.0,), event=Event(steepness))
+    (t,) = solve(decay, y0, (0.0, 9.0), (1.0,), event=Event(looked_on), **TIGHT).events[0].t
+    torch.testing.assert_close(torch.autograd.grad(t, y0)[0], (y0 / y0.norm() ** 2).detach(), rtol=1e-6, atol=0)

@@ -122,9 +122,18 @@ def _called(name: str, function: Any, t: Tensor, y: Any, args: tuple) -> Any:
 
     Raises:
         TypeError: If it does not take that.
+        RuntimeError: If it takes a derivative where autograd does not look on.
     """
     try:
         return function(t, y, *args)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise RuntimeError(
+            f"`{name}` takes a derivative inside, and gets y without one where events are looked for: write `with "
+            f"torch.enable_grad(): y = y if y.requires_grad else y.requires_grad_()` and what follows inside of it in "
+            f"`{name}`"
+        ) from error
     except TypeError as error:
         try:
             inspect.signature(function).bind(t, y, *args)
