@@ -25,6 +25,7 @@ ORDER = [
     ("restart", "support"),
     ("own_events",),
     ("solve",),
+    ("stepper",),
     ("nn", "torchdiffeq"),
     ("files", "table", "progress"),
     ("data", "train", "figures", "tuning"),
@@ -36,7 +37,7 @@ ORDER = [
     ("__main__",),
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-CORE = RANK["solve"]
+CORE = RANK["stepper"]
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 

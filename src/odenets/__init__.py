@@ -20,6 +20,7 @@ from odenets.solution import SolveError as SolveError
 from odenets.solution import Stats as Stats
 from odenets.solution import Status as Status
 from odenets.solve import solve as solve
+from odenets.stepper import Stepper as Stepper
 from odenets.tuning.check_gradient import check_gradient as check_gradient
 from odenets.tuning.diagnose import diagnose as diagnose
 from odenets.tuning.diagnosis import Diagnosis as Diagnosis

@@ -106,7 +106,7 @@ def solve(
         LostGradientError: If a gradient would be lost: see `Checkpointed`.
     """
     method = find(method)
-    controller = _controller(controller, rtol, atol)
+    controller = controller_of(controller, rtol, atol)
     if not isinstance(on_failure, str) or on_failure not in ("raise", "status"):
         raise ValueError(f'`on_failure` must be "raise" or "status", got {shown(on_failure)}')
     max_steps = count("max_steps", max_steps)
@@ -156,12 +156,12 @@ def solve(
     origin = times[0]
     span = sign * (times[-1] - origin)
     jumps, stops = _absolute("jumps", jumps), _absolute("stops", stops)
-    for path in _paths(args):
+    for path in paths_among(args):
         jumps += _absolute("jumps", path.jumps)
         stops += _absolute("stops", path.knots)
     stops += jumps
     batch = len(flat) if per_sample else None
-    inside = functools.partial(_inside, sign=sign, origin=origin, span=span)
+    inside = functools.partial(times_inside, sign=sign, origin=origin, span=span)
     problem = Problem(
         bind=lambda args: field_of(f, args, unflatten, sign),
         args=args,
@@ -273,7 +273,7 @@ def _is_object_with(method: str, value: Any) -> bool:
     return not isinstance(value, type) and callable(getattr(value, method, None))
 
 
-def _controller(controller: Controller | None, rtol: Any, atol: Any) -> Controller:
+def controller_of(controller: Controller | None, rtol: Any, atol: Any) -> Controller:
     given = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
     if controller is not None and given:
         raise TypeError(
@@ -286,14 +286,14 @@ def _controller(controller: Controller | None, rtol: Any, atol: Any) -> Controll
     return controller
 
 
-def _paths(args: tuple) -> list[Path]:
+def paths_among(args: tuple) -> list[Path]:
     """The paths among the extra arguments, whose times can be read."""
     if not args or torch.compiler.is_compiling():
         return []
     return [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Path)]
 
 
-def _inside(times: Sequence[float], sign: float, origin: float, span: float) -> tuple[float, ...]:
+def times_inside(times: Sequence[float], sign: float, origin: float, span: float) -> tuple[float, ...]:
     """Those of the times that lie inside of the interval, in the solver's own time, in order."""
     own = {sign * (value - origin) for value in times}
     return tuple(sorted(value for value in own if 0 < value < span))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odenets.controller import PID, Controller
-from odenets.engine.eager import Stepper, run
+from odenets.engine.eager import Going, run
 from odenets.engine.engines import Engine, applied
 from odenets.engine.tape import Accepted
 from odenets.evaluation import CountedField, FieldInPieces
@@ -196,7 +196,7 @@ class _AdjointSolve:
         stops, jumps = (tuple(-t for t in reversed(times)) for times in (problem.stops, problem.jumps))
         backward = replace(problem, f=self.derivatives, origin=0.0, stops=stops, jumps=jumps)
         # What the derivatives return is new, and names its evaluation by its place.
-        self.stepper = Stepper(backward, self._solved(), -problem.times[last], fresh=True)
+        self.stepper = Going(backward, self._solved(), -problem.times[last], fresh=True)
 
     def _solved(self) -> Tensor:
         """What the stepper solves for."""

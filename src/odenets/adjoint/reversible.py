@@ -10,7 +10,7 @@ from torch import Tensor
 from odenets import transforms
 from odenets.arguments import number
 from odenets.engine.clock import TimeBars, stretch
-from odenets.engine.eager import Stepper, clock_of, failure_of_fixed_steps
+from odenets.engine.eager import Going, clock_of, failure_of_fixed_steps
 from odenets.engine.engines import Engine, applied
 from odenets.engine.tape import Accepted
 from odenets.evaluation import FieldInPieces
@@ -128,8 +128,8 @@ def _solve(problem: Problem, coupling: float, f0: Tensor | None, clock: Tensor |
     y0, times = problem.y0, problem.times
     pair = torch.stack([y0, y0])
     paired = replace(problem, method=_Pair.of(cast(RungeKutta, problem.method), coupling))
-    stepper = Stepper(paired, pair, times[0], None if clock is None else (clock[0], clock[0]))
-    start = Stepper(problem, y0, times[0])
+    stepper = Going(paired, pair, times[0], None if clock is None else (clock[0], clock[0]))
+    start = Going(problem, y0, times[0])
     start.carry = () if f0 is None else problem.method.begin(f0)
     start.choose_first_step(times[-1])
     stepper.dt, stepper.failure = start.dt, start.failure
@@ -167,7 +167,7 @@ def _drifted(problem: Problem, y: Tensor, z: Tensor) -> bool:
     return apart > 0.05 * size and transforms.value_of(problem.controller.error_ratio(y, z, y - z)) > 100
 
 
-def _set_off(problem: Problem, stepper: Stepper, clock: Tensor, j: int) -> None:
+def _set_off(problem: Problem, stepper: Going, clock: Tensor, j: int) -> None:
     """Let the derivatives of the times go on to output j: by a step of no length where it is at the present time."""
     start, _ = stepper.clock or (clock[0], clock[0])
     if problem.times[j] == stepper.t:

@@ -26,7 +26,7 @@ _FAR = 1e6  # steps: how far ahead a solve without an end looks
 _FOLLOWED = 300  # steps, after which a solution that is still bounded is none that blows up
 
 
-class Stepper:
+class Going:
     """One solve in progress: advance it a step at a time. Times increase.
 
     `clock`, where given, is the pair (start, end) of 0-dimensional float64 tensors that gradients to the times
@@ -230,7 +230,7 @@ def escapes(problem: Problem, y: Tensor, t: float, dt: float | None, t_end: floa
         return False
     atol = float(torch.as_tensor(problem.controller.atol).min()) if isinstance(problem.controller, PID) else 1e-9
     loosely = replace(problem, controller=PID(rtol=1e-2, atol=atol), max_steps=sys.maxsize, stats=Stats())
-    stepper = Stepper(loosely, y, t)
+    stepper = Going(loosely, y, t)
     stepper.dt = dt
     while stepper.t < t_end and stepper.stats.accepted < _FOLLOWED:
         if stepper.advance(t_end) is None:
@@ -243,7 +243,7 @@ def failure_of_fixed_steps(problem: Problem, y0: Tensor, y_end: Tensor) -> Failu
     """After fixed steps, which read nothing back: is the end finite? If not, walk the steps again to say where."""
     if all_finite(y_end):
         return None
-    stepper = Stepper(replace(problem, stats=Stats()), y0.detach(), problem.times[0])
+    stepper = Going(replace(problem, stats=Stats()), y0.detach(), problem.times[0])
     if not all_finite(y0):
         return Failure(Status.NON_FINITE_START, stepper.t, 0.0, f"y0: {failures.locate_non_finite(y0)}.")
     usual = value_of(y0.abs().max())  # the size of a state that f was made for
@@ -307,7 +307,7 @@ def run(
         read: Whether the host may read values: without, nobody sees whether fixed steps ended in finite numbers.
     """
     times, t_end = problem.times, problem.times[-1]
-    stepper = Stepper(problem, y0, times[0], None if clock is None else (clock[0], clock[-1]))
+    stepper = Going(problem, y0, times[0], None if clock is None else (clock[0], clock[-1]))
     stepper.carry = () if f0 is None else problem.method.begin(f0)
     timed = timed or clock is not None
     ys = [y0] * (1 if timed else problem.at_start)
@@ -385,7 +385,7 @@ def extension_of(steps: list[Accepted]) -> Extension:
 
 def _emit(
     problem: Problem,
-    stepper: Stepper,
+    stepper: Going,
     ys: list[Tensor],
     taken: Accepted,
     clock: Tensor | None,

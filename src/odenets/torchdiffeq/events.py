@@ -13,7 +13,7 @@ from torch import Tensor
 from odenets import transforms
 from odenets.arguments import shown
 from odenets.controller import Fixed
-from odenets.engine.eager import Stepper
+from odenets.engine.eager import Going
 from odenets.engine.failures import locate_non_finite
 from odenets.engine.roots import locate
 from odenets.engine.tape import Accepted
@@ -165,7 +165,7 @@ def _time(t: float, call: Call) -> Tensor:
 
 def _step_past_event(
     call: Call, t0: Tensor, value: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Stepper, Accepted, float]:
+) -> tuple[Going, Accepted, float]:
     """Step on until the event lies in the step just taken; and the value at the end of it."""
     scheme, start = call.scheme, float(t0.detach())
     fixed = isinstance(scheme, Grid)
@@ -186,7 +186,7 @@ def _step_past_event(
         dense=False,
         watched=call.func,
     )
-    stepper = Stepper(problem, call.y0, start, (t0, t0) if is_differentiated(t0) else None)
+    stepper = Going(problem, call.y0, start, (t0, t0) if is_differentiated(t0) else None)
     edges = [
         start,
         *([] if fixed else [edge for edge in scheme.edges(call, call.t).tolist() if edge > start]),
@@ -216,7 +216,7 @@ def _furthest(call: Call) -> float:
     return min(torch.finfo(dtype).max for dtype in (call.t.dtype, real_dtype(call.y0))) ** 0.75
 
 
-def _give_up(call: Call, stepper: Stepper) -> NoReturn:
+def _give_up(call: Call, stepper: Going) -> NoReturn:
     """Raise the `SolveError` of a walk that has ended before the event."""
     failure = stepper.failure or Failure(Status.NO_EVENT, stepper.t, stepper.dt or 0.0, _TOO_FAR)
     if failure.status is Status.MAX_STEPS:
