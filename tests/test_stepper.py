@@ -32,7 +32,7 @@ def states(stepper, until):
         ("dopri8", PID(1e-8, [1e-8, 1e-6], p=0.4, i=0.3)),
         ("rk4", Fixed(dt=0.3)),
         ("euler", Fixed(steps=7)),
-        ("trbdf2", PID(1e-3)),
+        ("trbdf2", PID(1e-2, 1e-2)),
         ("adams", PID(1e-5)),
     ],
 )
@@ -99,7 +99,7 @@ def test_gradients_are_those_of_direct():
         assert not stepper.y.requires_grad
 
 
-@pytest.mark.parametrize("method", ["tsit5", "bosh3", "adams"])
+@pytest.mark.parametrize("method", ["tsit5", "adams"])
 def test_a_control_that_acts_at_its_own_times(method):
     """dy/dt = u - y, with u another number each second; where nobody says so, the error control finds it out."""
     found = []
