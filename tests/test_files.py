@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from odenets import files
 from odenets.files import (
     DamagedFolderError,
     RunFolderError,
@@ -20,11 +19,13 @@ from odenets.files import (
     check_writable,
     differences,
     free_run_folder,
+    lock,
     lock_folder,
     open_run_folder,
     read_directory,
     remove_leftovers,
     replace_directory,
+    run_folder,
     write_atomically,
     write_directory,
 )
@@ -260,7 +261,7 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_reason(tmp_path, mo
     def fail(*args):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files, "_write_synced", fail)
+    monkeypatch.setattr(run_folder, "write_synced", fail)
     with pytest.raises(RunFolderError, match=f"{os.strerror(number)}. {remedy}"):
         open_run_folder(tmp_path, CONFIG)
 
@@ -274,7 +275,7 @@ def test_differences_are_listed_by_path():
 
 HOLD = f"""
 import runpy, sys, time
-with runpy.run_path({files.__file__!r})["lock_folder"](sys.argv[1]):  # the file alone, without torch
+with runpy.run_path({lock.__file__!r})["lock_folder"](sys.argv[1]):  # the file alone, without torch
     print("locked", flush=True)
     time.sleep(60)
 """
@@ -322,7 +323,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def no_locks(descriptor):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(files, "_lock_descriptor", no_locks)
+    monkeypatch.setattr(lock, "_lock_descriptor", no_locks)
     with pytest.warns(RuntimeWarning, match=r"cannot be locked \(Function not implemented\): its file"):
         open_run_folder(tmp_path, CONFIG)
     assert names(tmp_path) == ["config.json"]

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
-from odenets import SolveError, files
-from odenets.files import read_directory, write_directory
+from odenets import SolveError
+from odenets.files import read_directory, whole, write_directory
 from odenets.nn import MLPField, ODEBlock
 from odenets.train import (
     CheckpointError,
@@ -681,7 +681,7 @@ def test_final_weights_without_a_checkpoint_are_not_overwritten(tmp_path):
 
 def fail_to_write(monkeypatch, part: str, after: int = 0) -> None:
     """Let the disk be full for files whose path has `part`, `after` so many of them."""
-    write, seen = files._write_synced, []
+    write, seen = whole.write_synced, []
 
     def full(path: Path, content: bytes) -> None:
         if part in str(path):
@@ -691,7 +691,7 @@ def fail_to_write(monkeypatch, part: str, after: int = 0) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, content)
 
-    monkeypatch.setattr(files, "_write_synced", full)
+    monkeypatch.setattr(whole, "write_synced", full)
 
 
 def test_a_full_disk_names_what_was_not_written_and_leaves_the_checkpoint(tmp_path, monkeypatch):
@@ -723,7 +723,6 @@ def test_a_full_disk_at_a_line_leaves_whole_lines(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     crashed(tmp_path, step=9)
-    monkeypatch.setattr(files, "write_atomically", lambda path, data: Path(path).write_text(data))
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
         RunFolderError, match=r"Epoch 2 of net-seed0 could not be written \(.*metrics.jsonl\): No space"
