@@ -24,7 +24,7 @@ from odenets.stepper import Stepper as Stepper
 from odenets.tuning.check_gradient import check_gradient as check_gradient
 from odenets.tuning.diagnose import diagnose as diagnose
 from odenets.tuning.diagnosis import Diagnosis as Diagnosis
-from odenets.tuning.tune import Tuning as Tuning
 from odenets.tuning.tune import tune as tune
+from odenets.tuning.tuned import Tuning as Tuning
 
 __version__ = "0.1.0"
