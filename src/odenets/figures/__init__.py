@@ -4,6 +4,12 @@ Every function takes NumPy arrays, tensors or plain lists and returns a `matplot
 belongs to nobody: no pyplot, no global figure, nothing to close. `to_svg` and `to_png` turn it into bytes.
 """
 
+from odenets.figures.classification import (
+    beats as beats,
+)
+from odenets.figures.classification import (
+    confusion as confusion,
+)
 from odenets.figures.look import (
     DATA as DATA,
 )
@@ -73,23 +79,23 @@ from odenets.figures.plots import (
 from odenets.figures.plots import (
     series_looks as series_looks,
 )
-from odenets.figures.training import (
+from odenets.figures.regression import (
     Slopes as Slopes,
+)
+from odenets.figures.regression import (
+    flow as flow,
+)
+from odenets.figures.regression import (
+    regression_comparison as regression_comparison,
+)
+from odenets.figures.regression import (
+    regression_fit as regression_fit,
 )
 from odenets.figures.training import (
     bars as bars,
 )
 from odenets.figures.training import (
-    beats as beats,
-)
-from odenets.figures.training import (
-    confusion as confusion,
-)
-from odenets.figures.training import (
     errors_by_seed as errors_by_seed,
-)
-from odenets.figures.training import (
-    flow as flow,
 )
 from odenets.figures.training import (
     learning_curves as learning_curves,
@@ -99,12 +105,6 @@ from odenets.figures.training import (
 )
 from odenets.figures.training import (
     metric_over_epochs as metric_over_epochs,
-)
-from odenets.figures.training import (
-    regression_comparison as regression_comparison,
-)
-from odenets.figures.training import (
-    regression_fit as regression_fit,
 )
 from odenets.figures.training import (
     seconds_per_epoch as seconds_per_epoch,

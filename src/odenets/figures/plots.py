@@ -1,6 +1,6 @@
 """Figures of any quantity over any other: lines with bands, points in a plane, maps of a plane.
 
-Use them where no figure of `odenets.figures.training` is made for the purpose.
+Use them where no other figure of `odenets.figures` is made for the purpose.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,21 +1,17 @@
-"""The figures of trainings: fits, learning curves, races, confusion matrices, heartbeats.
+"""The figures of trainings: learning curves, races, what the seeds say.
 
 A `history` is a mapping from the network's name to its rows, one for each seed and epoch: `EpochRecord`s of
 `odenets.train`, mappings, or a data frame, with `epoch`, `seed` (0 where there is none) and the numbers
 measured, such as `train_loss`, `test_loss`, `seconds` and `nfe`.
 """
 
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from odenets.extra import experiments_extra
 from odenets.figures.look import (
     BAND,
     DATA,
-    FIELD,
-    GRID,
     INK,
     MUTED,
     PAPER,
@@ -44,8 +40,8 @@ with experiments_extra("`odenets.figures`"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Rectangle
     from matplotlib.ticker import MaxNLocator
+
 
 Histories: TypeAlias = Mapping[str, Sequence[Any] | pd.DataFrame]
 REPORTED: dict[str, Any] = {
@@ -55,101 +51,6 @@ REPORTED: dict[str, Any] = {
     "color": INK,
     "fillstyle": "none",
 }
-BEAT_RATE = 120.0  # samples a second in the heartbeat set: every third of the 360 Hz originals
-
-
-@dataclass(frozen=True)
-class Slopes:
-    """A vector field dz/dt = f(t, z) of a one-dimensional state, sampled on a grid.
-
-    `t` is (m,), `z` is (k,), `dz` is (k, m) with `dz[i, j] = f(t[j], z[i])`. Raises `ValueError` where the
-    shapes do not fit.
-    """
-
-    t: Values
-    z: Values
-    dz: Values
-
-    def __post_init__(self):
-        expected, got = (len(self.z), len(self.t)), as_array(self.dz).shape
-        if got != expected:
-            raise ValueError(
-                f"`dz` has shape {got}, expected (len(z), len(t)) = {expected}: "
-                "evaluate the field at every pair, with one row for each `z`"
-            )
-
-
-@rc_context(STYLE)
-def regression_fit(
-    x: Values, target: Values, curves: Mapping[str, Values], points_x: Values, points_y: Values
-) -> Figure:
-    """Training points, target function and what the networks made of them (the document's figures 4, 7, 8).
-
-    `x` and `target` are (n,). `curves` maps a network's name to (n,), or to (seeds, n): then the median is
-    drawn with a band from the smallest to the largest. `points_x` and `points_y` are the training data, (m,).
-    Raises `ValueError` where lengths differ.
-    """
-    figure, axes = one_panel("x", "y")
-    _draw_fit(axes, x, target, curves, points_x, points_y)
-    axes.legend()
-    return figure
-
-
-@rc_context(STYLE)
-def regression_comparison(
-    x: Values, target: Values, curves: Mapping[str, Values], points_x: Values, points_y: Values
-) -> Figure:
-    """`regression_fit` with the errors (network − target) below, on the same x axis.
-
-    Use it to compare networks (the document's figure 8): where two fits lie on the target, only the lower
-    panel shows which is nearer.
-    """
-    figure = Figure(figsize=(SINGLE[0], 5.0), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    _draw_fit(upper, x, target, curves, points_x, points_y)
-    upper.set_ylabel("y")
-    upper.legend()
-    lower.axhline(0.0, color=TARGET)
-    errors = {name: as_array(y) - as_array(target) for name, y in curves.items()}
-    _draw_curves(lower, as_array(x), errors)
-    lower.set(xlabel="x", ylabel="network − target")
-    return figure
-
-
-@rc_context(STYLE)
-def flow(
-    t: Values,
-    trajectories: Values,
-    slopes: Slopes | None = None,
-    network: str = "ODE-Net",
-    label: str = "hidden state z",
-) -> Figure:
-    """How a network moves its states from input to output: one line an input, a dot where it starts.
-
-    `t` is (T,) and `trajectories` (T, n) for a one-dimensional state, or (T, n, d): then there is a panel for
-    each component, so choose few. `slopes` puts the direction field behind the lines and needs a
-    one-dimensional state. Raises `ValueError` for other shapes.
-    """
-    times, paths = as_array(t), as_array(trajectories)
-    if paths.ndim not in (2, 3) or len(paths) != len(times):
-        raise ValueError(
-            f"`trajectories` has shape {paths.shape} and `t` {times.shape}: "
-            "expected (T, n) or (T, n, d) for `t` of (T,)"
-        )
-    components = paths.reshape(*paths.shape[:2], -1)  # (T, n, d)
-    if slopes is not None and components.shape[-1] != 1:
-        raise ValueError(
-            f"`slopes` were given for a state of {components.shape[-1]} components: "
-            "a direction field can be drawn for one component only, leave `slopes` out"
-        )
-    if components.shape[-1] == 1:
-        figure, axes = one_panel("time t", label)
-        panels = [axes]
-    else:
-        figure, panels = panels_below([f"component {i + 1}" for i in range(components.shape[-1])], "time t", label)
-    for axes, component in zip(panels, np.moveaxis(components, -1, 0)):
-        _draw_flow(axes, times, component, slopes, network_looks([network])[network].colour)
-    return figure
 
 
 @rc_context(STYLE)
@@ -228,24 +129,6 @@ def seconds_per_epoch(history: Histories, seconds: str = "seconds") -> Figure:
 
 
 @rc_context(STYLE)
-def confusion(matrices: Mapping[str, Values], classes: Sequence[str]) -> Figure:
-    """Confusion matrices, one panel a network: a cell has its share of the row (shade, %) and its count.
-
-    All panels have one hue and one scale of shades, so that equal shades are equal shares. `matrices` maps a
-    network's name to counts (k, k) with `[true, predicted]`, `classes` are k names. A true class without any
-    example shows dashes. Raises `ValueError` for another shape, or shares instead of counts.
-    """
-    size = 0.9 + (0.6 + 0.5 * len(classes)) * len(matrices)
-    figure = Figure(figsize=(SINGLE[0], size), layout="constrained")
-    panels = figure.subplots(len(matrices), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, network in zip(panels, matrices):
-        _draw_confusion(axes, as_array(matrices[network]), classes)
-        axes.set(title=network, ylabel="true class")
-    panels[-1].set_xlabel("predicted class")
-    return figure
-
-
-@rc_context(STYLE)
 def loss_over_time(
     history: Histories,
     reference: str = "ResNet",
@@ -313,28 +196,6 @@ def seed_differences(
 
 
 @rc_context(STYLE)
-def beats(x: Values, y: Values, classes: Sequence[str], examples: int = 3, rate: float = BEAT_RATE) -> Figure:
-    """The first examples of every class of heartbeat: a row a class, time in seconds.
-
-    `x` is (n, 187) with values from 0 to 1, `y` (n,) holds the number of the class, `rate` is in samples a
-    second. A class with fewer examples leaves its panels empty. Raises `ValueError` where `x` and `y` differ
-    in length.
-    """
-    signals, labels = as_array(x), as_array(y)
-    check_lengths("y", labels, "x", signals)
-    seconds = np.arange(signals.shape[1]) / rate
-    figure = Figure(figsize=(SINGLE[0], 1.0 + 0.95 * len(classes)), layout="constrained")
-    grid = figure.subplots(len(classes), examples, sharex=True, sharey=True, squeeze=False)
-    for number, (name, row) in enumerate(zip(classes, grid)):
-        _draw_beats(row, seconds, signals[labels == number][:examples])
-        row[0].set_title(name)
-    for axes in grid[-1]:
-        axes.set_xlabel("seconds")
-    figure.supylabel("amplitude (each beat scaled to 0–1)", fontsize=10)
-    return figure
-
-
-@rc_context(STYLE)
 def errors_by_seed(
     values: Mapping[str, Values],
     label: str = "out-of-sample error (mean square)",
@@ -362,42 +223,6 @@ def errors_by_seed(
         diamond = Line2D([], [], **REPORTED)
         figure.legend([diamond], ["printed by Della Bona and Dumez (2021)"], loc="outside upper right")
     return figure
-
-
-def _draw_fit(axes: Axes, x, target, curves: Mapping[str, Values], points_x, points_y) -> None:
-    x, target, points_x, points_y = map(as_array, (x, target, points_x, points_y))
-    check_lengths("target", target, "x", x)
-    check_lengths("points_y", points_y, "points_x", points_x)
-    axes.plot(points_x, points_y, linestyle="none", marker="o", color=DATA, label="training points", zorder=4)
-    axes.plot(x, target, color=TARGET, linewidth=2.6, label="target function")
-    _draw_curves(axes, x, curves)
-
-
-def _draw_curves(axes: Axes, x: np.ndarray, curves: Mapping[str, Values]) -> None:
-    """Each network's curve, (n,) or the median and the band of (seeds, n)."""
-    for name, look in network_looks(curves).items():
-        seeds = np.atleast_2d(as_array(curves[name]))
-        check_lengths(name, seeds.T, "x", x)
-        axes.plot(x, np.median(seeds, axis=0), color=look.colour, linestyle=look.dash, label=name, zorder=3)
-        if len(seeds) > 1:
-            axes.fill_between(x, seeds.min(axis=0), seeds.max(axis=0), color=look.colour, **BAND)
-
-
-def _draw_flow(axes: Axes, times: np.ndarray, paths: np.ndarray, slopes: Slopes | None, colour: str) -> None:
-    if slopes is not None:
-        axes.grid(False)
-        _draw_slopes(axes, slopes)
-    axes.plot(times, paths, color=colour, linewidth=1.2, alpha=0.8)
-    start = np.full(paths.shape[1], times[0])
-    axes.plot(start, paths[0], linestyle="none", marker="o", markersize=4, color=DATA, clip_on=False, zorder=4)
-
-
-def _draw_slopes(axes: Axes, slopes: Slopes) -> None:
-    """Unit arrows in the direction (1, dz/dt) of the axes: the lines must run along them."""
-    t, z, dz = as_array(slopes.t), as_array(slopes.z), as_array(slopes.dz)
-    length = np.hypot(1.0, dz)
-    arrow = {"angles": "xy", "pivot": "mid", "width": 0.003, "scale": 1.1 * len(t)}
-    axes.quiver(t, z, 1 / length, dz / length, color=FIELD, **arrow)
 
 
 def _over_epochs(history: Histories, network: str, key: str) -> pd.DataFrame:
@@ -437,48 +262,6 @@ def _mark_arrival(axes: Axes, times: np.ndarray, losses: np.ndarray, level: floa
     point = (float(times[there[0]]), float(losses[there[0]]))
     axes.plot(*point, marker="o", markersize=7, color=colour, markeredgecolor=PAPER, zorder=5)
     axes.annotate(f"{short_number(point[0])} s", point, (3, 8), textcoords="offset points", color=colour)
-
-
-def _draw_confusion(axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """Shaded squares rather than an image: their colour follows the page from light to dark."""
-    expected = (len(classes), len(classes))
-    if counts.shape != expected:
-        raise ValueError(
-            f"`matrices` has one of shape {counts.shape}, expected {expected}: "
-            f"one row and one column for each of the {len(classes)} `classes`"
-        )
-    if (counts != np.floor(counts)).any():
-        raise ValueError(f"`matrices` holds {counts.max()}: give counts, their shares are worked out here")
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.full(expected, np.nan), where=totals > 0)
-    for (true, predicted), share in np.ndenumerate(shares):
-        count = int(counts[true, predicted])
-        shade = {"color": TARGET, "alpha": 0.6 * np.nan_to_num(share), "linewidth": 0}
-        axes.add_patch(Rectangle((predicted - 0.5, true - 0.5), 1, 1, **shade))
-        text = {"ha": "center", "va": "center", "fontsize": 9, "color": INK if count else MUTED}
-        axes.text(predicted, true, _cell(share, count), **text)
-    wrapped = [textwrap.fill(name, 18) for name in classes]
-    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, classes)) > 2 else {}
-    axes.set_xticks(range(len(classes)), wrapped, fontsize=9, **turned)
-    axes.set_yticks(range(len(classes)), wrapped, fontsize=9)
-    axes.set(xlim=(-0.5, len(classes) - 0.5), ylim=(len(classes) - 0.5, -0.5))
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.spines[:].set(visible=True, color=GRID)
-
-
-def _cell(share: float, count: int) -> str:
-    if np.isnan(share):
-        return "–"
-    return f"{100 * share:.1f} %\n{count:,}" if count else "0"
-
-
-def _draw_beats(row: Sequence[Axes], seconds: np.ndarray, signals: np.ndarray) -> None:
-    """One beat a panel; the panels of a row that stay empty say so."""
-    for axes, signal in zip(row, signals):
-        axes.plot(seconds, signal, color=DATA, linewidth=1.2)
-    for axes in row[len(signals) :]:
-        axes.text(0.5, 0.5, "no example", transform=axes.transAxes, ha="center", va="center", color=MUTED)
 
 
 def _spread(count: int) -> np.ndarray:
