@@ -821,7 +821,7 @@ def test_nothing_is_shown_without_progress(capsys):
 
 def test_a_bar_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(display, "Console", lambda stderr: Console(stderr=stderr, force_terminal=True, width=120))
-    monkeypatch.setattr("odenets.train.loop._BAR_SECONDS", 0.0)
+    monkeypatch.setattr("odenets.train.trainer._BAR_SECONDS", 0.0)
     train(nn.Sequential(network(), CountingLayer()), progress=True)
     shown = capsys.readouterr().err
     assert re.search(r"epoch 2/3  loss 0\.\d+  nfe 1\d\.\d", shown)

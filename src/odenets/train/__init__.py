@@ -7,9 +7,10 @@ with experiments_extra("`odenets.train`"):
     from odenets.train.batches import epoch_order
     from odenets.train.checkpoint import CheckpointError
     from odenets.train.config import DEVICES, OPTIMIZERS, PRECISIONS, TrainConfig
+    from odenets.train.ended import Interrupted, NonFiniteLoss
     from odenets.train.evaluation import Loss, accuracy, evaluate
     from odenets.train.history import EpochRecord, History, read_metrics
-    from odenets.train.loop import Interrupted, NonFiniteLoss, fit
+    from odenets.train.loop import fit
 
 __all__ = [
     "DEVICES",
