@@ -121,7 +121,7 @@ def living_tensors() -> int:
     return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
 
 
-def assert_nothing_is_left(train: Callable[[], None], times: int = 200) -> None:
+def assert_nothing_is_left(train: Callable[[], None], times: int = 30) -> None:
     """After so many more steps as many tensors live as before, without the garbage collector."""
     train()
     gc.collect()

@@ -27,8 +27,19 @@ from problems import FORCED, GLOBAL, OSCILLATOR, ROUTES, Net, assert_nothing_is_
 EXPLICIT = [m for m in METHODS.values() if isinstance(m, ExplicitRungeKutta)]  # the others: test_implicit.py
 METHOD = pytest.mark.parametrize("method", EXPLICIT, ids=lambda m: m.name)
 TIMES = [0.0, 0.3, 0.55, 1.2]
+KINDS = ("euler", "rk4", "bosh3")  # of one stage, with fixed steps, with adaptive ones
 OTHERS = [Checkpointed(), Checkpointed(memory=2), Interpolated(), Backsolve(), Reversible()]
 EVERY = pytest.mark.parametrize("adjoint", [Direct(), *OTHERS], ids=repr)
+
+
+def every_method_at(times, *others, methods=EXPLICIT, kinds=KINDS):
+    """Every method at `times`, and one of each kind at the others: a method makes steps, and knows of no times."""
+    rest = [(m, t) for t in others for m in methods if m.name in kinds]
+    return pytest.mark.parametrize(("method", "times"), [*((m, times) for m in methods), *rest], ids=named)
+
+
+def named(value):
+    return getattr(value, "name", str(value))
 
 
 def options(method, rtol=1e-6):
@@ -53,8 +64,7 @@ def gradients(adjoint, times=TIMES, weigh=None, **solve_options):
     return dict(zip(wrt, grads)), sol
 
 
-@METHOD
-@pytest.mark.parametrize("times", [[0.0, 1.2], TIMES, [1.2, 0.55, 0.0], [0.0, 0.55, 0.55, 1.2, 1.2]], ids=str)
+@every_method_at(TIMES, [0.0, 1.2], [1.2, 0.55, 0.0], [0.0, 0.55, 0.55, 1.2, 1.2])
 def test_checkpointed_equals_direct_to_rounding(method, times):
     direct, sol_direct = gradients(Direct(), times, **options(method, rtol=1e-4))
     for adjoint in (Checkpointed(), Checkpointed(memory=3)):
@@ -67,16 +77,16 @@ def test_checkpointed_equals_direct_to_rounding(method, times):
 @METHOD
 @pytest.mark.parametrize("adjoint", [Backsolve(), Interpolated()], ids=repr)
 def test_continuous_adjoints_agree_to_their_tolerance(method, adjoint):
-    direct, _ = gradients(Direct(), **options(method))
-    continuous, _ = gradients(adjoint, **options(method))
+    rtol = 1e-4 if method.order == 2 else 1e-6  # or else thousands of steps
+    direct, _ = gradients(Direct(), **options(method, rtol))
+    continuous, _ = gradients(adjoint, **options(method, rtol))
     tolerance = {1: 0.1, 2: 2e-3}.get(method.order, 1e-4) if not method.adaptive else 1e-3
     for name in direct:
         error = float((continuous[name] - direct[name]).abs().max() / direct[name].abs().max())
         assert error < tolerance, name
 
 
-@METHOD
-@pytest.mark.parametrize("times", [[0.0, 1.2], TIMES, [1.2, 0.55, 0.0], [0.0, 0.0, 0.55, 0.55, 1.2, 1.2]], ids=str)
+@every_method_at(TIMES, [0.0, 1.2], [1.2, 0.55, 0.0], [0.0, 0.0, 0.55, 0.55, 1.2, 1.2])
 def test_reversible_is_exact_for_what_it_computes(method, times):
     """Against finite differences of its own fixed steps."""
     net = Net()
@@ -93,7 +103,9 @@ def test_reversible_is_exact_for_what_it_computes(method, times):
         states, (y0, t.detach(), *weights.values()), eps=1e-5, atol=1e-7, rtol=1e-6, fast_mode=True
     )
     if len(set(times)) == len(times):  # moving a repeated time would change the order of the times
-        torch.autograd.gradcheck(states, (y0.detach(), t), eps=1e-5, atol=1e-7, rtol=1e-6)
+        weight = torch.linspace(-1, 2, len(times) * 6, dtype=torch.float64).reshape(-1, 2, 3).cos()
+        loss = lambda t: (states(y0.detach(), t) * weight).sum()  # noqa: E731
+        torch.autograd.gradcheck(loss, t, eps=1e-5, atol=1e-7, rtol=1e-6)
 
 
 @METHOD
@@ -131,7 +143,7 @@ def test_time_gradients_are_those_of_the_exact_solution(adjoint):
 def test_gradient_against_finite_differences(adjoint):
     net = Net()
     y0 = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    t = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.0, 0.2, 0.5], dtype=torch.float64, requires_grad=True)
     tight = {"controller": PID(rtol=1e-11, atol=1e-12), "method": "dopri5"}
 
     def states(y0, t, *parameters):
@@ -158,7 +170,7 @@ def test_direct_has_second_derivatives(method):
 
     y0 = torch.tensor([0.3, 1.0], dtype=torch.float64, requires_grad=True)
     rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    t = torch.tensor([0.1, 0.55, 1.2], dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.1, 0.25, 0.6], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(states, (y0, rate, shift, t))
     assert torch.autograd.gradgradcheck(states, (y0, rate, shift, t))
 
@@ -338,7 +350,7 @@ def test_a_coupling_that_cannot_be_inverted_is_refused(coupling):
 
 
 @EVERY
-def test_two_hundred_solves_leave_nothing_behind(adjoint):
+def test_many_solves_leave_nothing_behind(adjoint):
     """No reference cycle, no list that grows: the number of living tensors stays the same, without the collector."""
     net = Net()
     y0 = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)

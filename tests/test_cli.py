@@ -26,7 +26,7 @@ from odenets.methods import ANY_SYSTEM
 from odenets.terminal import show_table
 from odenets.train import NonFiniteLoss
 
-RUN = ("run", "cubic", "--settings", "chosen", "--epochs", "8")
+RUN = ("run", "cubic", "--settings", "chosen", "--epochs", "5")
 PROGRAM = (sys.executable, "-m", "odenets")
 NETWORKS = ("resnet-chosen-seed0", "odenet-chosen-seed0")
 
@@ -119,16 +119,16 @@ def test_a_run_leaves_its_files(finished):
     kept = {"checkpoints", "config.json", "figures", "metrics.jsonl", "report.html", "summary.json"}
     assert names == kept | {f"{name}.safetensors" for name in NETWORKS}
     config = json.loads((folder / "config.json").read_text())
-    assert config == {"experiment": "cubic", **dataclasses.asdict(cubic.Config(settings="chosen", epochs=8))}
+    assert config == {"experiment": "cubic", **dataclasses.asdict(cubic.Config(settings="chosen", epochs=5))}
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     keys = {"network", "seed", "epoch", "train_loss", "test_loss", "test_accuracy", "nfe", "seconds"}
     assert all(keys <= record.keys() for record in records)
     epochs = [(record["network"], record["epoch"]) for record in records]
-    assert epochs == [(name, epoch) for name in ("resnet-chosen", "odenet-chosen") for epoch in range(1, 9)]
+    assert epochs == [(name, epoch) for name in ("resnet-chosen", "odenet-chosen") for epoch in range(1, 6)]
     assert {path.suffix for path in (folder / "figures").iterdir()} == {".svg", ".png"}
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["network"] for row in summary["summary"]["table"]] == ["ResNet", "ODE-Net"]
-    assert summary["config"]["epochs"] == 8
+    assert summary["config"]["epochs"] == 5
 
 
 def test_a_run_says_what_came_out_and_where(finished):
@@ -141,7 +141,7 @@ def test_a_run_says_what_came_out_and_where(finished):
         assert float(line[2]) == pytest.approx(row["out_of_sample"], rel=1e-3)
     first, *progress = result.stderr.splitlines()
     assert first == f"odenets run cubic, into {folder}"
-    assert [" epoch " in line for line in progress] == 16 * [True] + 2 * [False]
+    assert [" epoch " in line for line in progress] == 10 * [True] + 2 * [False]
     assert progress[-2:] == ["Drawing the figures …", "Writing the report …"]
 
 
@@ -545,7 +545,7 @@ def assert_same_run(folder, finished):
 def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_same_bits(tmp_path, finished):
     out = tmp_path / "a folder"  # the printed command must quote it
     with start(tmp_path, "--out", out.name) as process:
-        wait_for(process, "odenet-chosen-seed0 epoch 1/8")
+        wait_for(process, "odenet-chosen-seed0 epoch 1/5")
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
     assert process.returncode == 130, said
@@ -554,7 +554,7 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_same_bits(tmp_path, fin
     assert list((out / "checkpoints" / "odenet-chosen-seed0").glob("step-*"))
     assert not (out / "odenet-chosen-seed0.safetensors").exists()
     command = said.splitlines()[-1].removeprefix("To go on: ")
-    assert command.endswith("run cubic --settings chosen --epochs 8 --out 'a folder' --resume")
+    assert command.endswith("run cubic --settings chosen --epochs 5 --out 'a folder' --resume")
     again = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
     assert_same_run(out, finished)
@@ -562,7 +562,7 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_same_bits(tmp_path, fin
 
 def test_after_kill_9_resume_gives_the_same_bits(tmp_path, finished):
     with start(tmp_path, "--out", "run") as process:
-        wait_for(process, "odenet-chosen-seed0 epoch 2/8")
+        wait_for(process, "odenet-chosen-seed0 epoch 1/5")
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "run" / "odenet-chosen-seed0.safetensors").exists()

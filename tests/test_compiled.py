@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, solve, transforms
+from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, SolveError, solve, transforms
 from odenets.engine.compile import lower, programs, told, trace
 from odenets.engine.compile.failing import NotCompiled
 from odenets.nn import MLPField, ODEBlock
 from problems import ROUTES, assert_nothing_is_left
 
+EULER = {"method": "euler", "controller": Fixed(steps=2)}  # the smallest loop
 TIMES = torch.tensor([0.0, 0.4, 0.45, 1.0], dtype=torch.float64)
 
 
@@ -58,6 +59,38 @@ def assert_same(net, y0, times, rounding, **options):
     for ours, theirs in zip(fast_grads, eager_grads):
         torch.testing.assert_close(ours, theirs, rtol=50 * rounding, atol=50 * rounding * float(theirs.abs().max()))
     return fast
+
+
+def test_compiles_once_for_a_shape():
+    """Another batch, tolerance, time, number of steps, weight, or module of the same class compiles nothing anew."""
+    trace._regions.clear()  # what other tests have compiled
+    torch._dynamo.utils.counters.clear()
+    made: list[int] = []
+    original = programs.lowered
+
+    def counting(graph, *rest):
+        made.append(1)
+        return original(graph, *rest)
+
+    def layer(**options):
+        shift = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        return ODEBlock(Net(), args=(shift,), method="heun", compile=True, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "lowered", counting)
+        block, other = layer(rtol=1e-3), layer(t=(0.5, 3.0), rtol=1e-5, atol=1e-7, max_steps=900)
+        optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
+        for batch in (8, 8, 4, 6):
+            optimizer.zero_grad()
+            block(torch.randn(batch, 3, dtype=torch.float64)).square().sum().backward()
+            optimizer.step()
+        other(torch.randn(7, 3, dtype=torch.float64)).sum().backward()
+    assert len(made) == 2  # a forward and a backward loop
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert block.stats.steps != other.stats.steps
+    assert not torch._dynamo.utils.counters["graph_break"]
+    x = torch.randn(8, 3, dtype=torch.float64)
+    assert_nothing_is_left(lambda: block(x).sum().backward())
 
 
 METHODS_TRIED = [
@@ -211,36 +244,6 @@ def test_nests_and_backward_in_time():
     assert fast.stats.steps == eager.stats.steps
 
 
-def test_compiles_once_for_a_shape():
-    """Another batch, tolerance, time, number of steps, weight, or module of the same class compiles nothing anew."""
-    torch._dynamo.utils.counters.clear()
-    made: list[int] = []
-    original = programs.lowered
-
-    def counting(graph, *rest):
-        made.append(1)
-        return original(graph, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "lowered", counting)
-        block = ODEBlock(MLPField(6, (7,)), method="heun", rtol=1e-3, compile=True)
-        other = ODEBlock(
-            MLPField(6, (7,)), t=(0.5, 3.0), method="heun", rtol=1e-5, atol=1e-7, max_steps=900, compile=True
-        )
-        optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
-        for batch in (8, 8, 3, 5):
-            optimizer.zero_grad()
-            block(torch.randn(batch, 6)).square().sum().backward()
-            optimizer.step()
-        other(torch.randn(7, 6)).sum().backward()
-    assert len(made) == 2  # a forward and a backward loop
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert block.stats.steps != other.stats.steps
-    assert not torch._dynamo.utils.counters["graph_break"]
-    x = torch.randn(8, 6)
-    assert_nothing_is_left(lambda: block(x).sum().backward())
-
-
 @pytest.mark.slow
 def test_controllers_that_differ_in_more_than_their_tolerances_are_told_apart():
     net, y0 = Net(), torch.randn(4, 3, dtype=torch.float64)
@@ -260,12 +263,11 @@ def test_changed_python_values_are_noticed():
             return -self.scale * y
 
     f, y0 = Scaled(), torch.ones(2, dtype=torch.float64)
-    options = {"rtol": 1e-8, "atol": 1e-10, "compile": True}
-    first = solve(f, y0, [0.0, 1.0], **options).ys[-1]
-    f.scale = 2.0
-    second = solve(f, y0, [0.0, 1.0], **options).ys[-1]
-    torch.testing.assert_close(first, torch.exp(-y0), rtol=1e-7, atol=0)
-    torch.testing.assert_close(second, torch.exp(-2 * y0), rtol=1e-7, atol=0)
+    first = solve(f, y0, [0.0, 1.0], compile=True, **EULER).ys[-1]
+    f.scale = 4.0
+    second = solve(f, y0, [0.0, 1.0], compile=True, **EULER).ys[-1]
+    torch.testing.assert_close(first, y0 * 0.5**2, rtol=1e-14, atol=0)
+    torch.testing.assert_close(second, y0, rtol=1e-14, atol=0)  # (1 − 4/2)² = 1
 
 
 @pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "result"])
@@ -383,30 +385,40 @@ def test_fields_that_run_eagerly_as_the_page_says(name):
     f, dtype = UNCOMPILED[name]
     y0 = torch.ones(2, 3, dtype=dtype, requires_grad=True)
     with pytest.warns(UserWarning, match="could not be compiled"):
-        sol = solve(f, y0, [0.0, 1.0], method="heun", compile=True)
-    assert torch.equal(sol.ys, solve(f, y0, [0.0, 1.0], method="heun").ys)
+        sol = solve(f, y0, [0.0, 1.0], compile=True, **EULER)
+    assert torch.equal(sol.ys, solve(f, y0, [0.0, 1.0], **EULER).ys)
 
 
 def test_no_compiler_runs_eagerly_with_one_warning():
     rate = 3 + random.random()  # one that no cache has seen
     with torch._inductor.config.patch("cpp.cxx", ("/no/such/compiler",)), pytest.warns(UserWarning, match="compiler"):
-        sol = solve(lambda t, y: -rate * y, torch.ones(2), [0.0, 1.0], compile=True)
-    torch.testing.assert_close(sol.ys[-1], torch.full((2,), math.exp(-rate)), rtol=1e-2, atol=0)
+        sol = solve(lambda t, y: -rate * y, torch.ones(2), [0.0, 1.0], compile=True, **EULER)
+    torch.testing.assert_close(sol.ys[-1], torch.full((2,), (1 - rate / 2) ** 2))
 
 
 def test_a_failing_solve_is_diagnosed_as_in_eager_mode():
     def blow_up(t, y):
         return y**2
 
-    y0 = torch.ones(3, dtype=torch.float64)
-    with pytest.raises(RuntimeError) as eager:
-        solve(blow_up, y0, [0.0, 2.0], method="heun")
-    with pytest.raises(RuntimeError) as fast:
-        solve(blow_up, y0, [0.0, 2.0], method="heun", compile=True)
+    y0, times = torch.ones(3, dtype=torch.float64), [0.0, 0.5, 2.0]
+    with pytest.raises(SolveError) as eager:
+        solve(blow_up, y0, times, method="heun")
+    with pytest.raises(SolveError) as fast:
+        solve(blow_up, y0, times, method="heun", compile=True)
     assert str(fast.value) == str(eager.value)
-    partial = solve(blow_up, y0, [0.0, 0.5, 2.0], method="heun", compile=True, on_failure="status")
+    partial = solve(blow_up, y0, times, method="heun", compile=True, on_failure="status")
     assert torch.isfinite(partial.ys[1]).all()
     assert torch.isnan(partial.ys[2]).all()
+
+
+def test_too_few_steps_are_said_as_in_eager_mode():
+    y0, options = torch.ones(4, 3, dtype=torch.float64), {"method": "heun", "rtol": 1e-6, "max_steps": 5}
+    said = []
+    for compile in (False, True):
+        with pytest.raises(SolveError) as error:
+            run(Net(), y0, TIMES[[0, 3]], compile, **options)
+        said.append(str(error.value))
+    assert said[0] == said[1]
 
 
 def test_wrong_output_is_refused():
@@ -422,8 +434,8 @@ def test_options_that_do_not_go_together(options):
 
 @pytest.mark.parametrize("adjoint", [Checkpointed(), Direct()])
 def test_second_derivative_is_refused(adjoint):
-    y0 = torch.ones(3, requires_grad=True)
-    options = {"method": "euler", "controller": Fixed(steps=2)}
-    sol = solve(lambda t, y: -y, y0, [0.0, 1.0], compile=True, adjoint=adjoint, **options)
+    y0 = torch.ones(4, 3, dtype=torch.float64, requires_grad=True)
+    shift = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    sol = solve(Net(), y0, [0.0, 1.0], (shift,), compile=True, adjoint=adjoint, method="heun")
     with pytest.raises(NotImplementedError, match="second derivative"):
         torch.autograd.grad(sol.ys.sum(), y0, create_graph=True)

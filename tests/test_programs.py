@@ -106,7 +106,8 @@ def batches(shape, **options):
 SHAPES = [(), (3,), (2, 2), (5, 5), (1, 3), (20, 1, 2), (20, 2, 1), (5, 5, 5), (4, 1, 4, 4), (3, 2, 1, 1, 3)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+# The others are slow tests below, of the whole compiler.
+@pytest.mark.parametrize("shape", [(), (3,), (5, 5), (1, 3), (20, 2, 1), (3, 2, 1, 1, 3)], ids=str)
 def test_made_once_for_a_shape(shape, programs):
     make = layer_of(shape)
     found = counts(programs, [a_call(make(), y0) for y0 in batches(shape)])

@@ -141,7 +141,7 @@ def test_gradients_to_the_times_are_those_of_what_was_computed(adjoint, controll
         torch.testing.assert_close(grad[i], slope, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"method": "rk4", "controller": Fixed(dt=2.5)}], ids=str)
+@pytest.mark.parametrize("options", [{"method": "heun"}, {"method": "rk4", "controller": Fixed(dt=2.5)}], ids=str)
 def test_inside_of_another_graph(options):
     def end(y):
         sol = solve(pulse, y, [0.0, 3.0, 10.0], jumps=[5.0, 5.001], **options)

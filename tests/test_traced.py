@@ -26,7 +26,7 @@ def gradients(network, x):
 @pytest.mark.parametrize(
     "options",
     [
-        {"method": "bosh3", "rtol": 1e-4, "atol": 1e-5},
+        {"method": "heun", "rtol": 1e-2},
         {"method": "rk4", "controller": Fixed(steps=3), "t": (0.0, 0.4, 1.0), "last": True},
     ],
 )
@@ -68,14 +68,18 @@ def test_states_between_are_those_of_steps_that_end_there():
     def f(t, y):
         return -y * t
 
-    traced = torch.compile(lambda y: solve(f, y, [0.0, 0.0, 0.5, 1.0], rtol=1e-6).ys, fullgraph=True, backend="eager")
+    traced = torch.compile(
+        lambda y: solve(f, y, [0.0, 0.0, 0.5, 1.0], method="bosh3", rtol=1e-6).ys, fullgraph=True, backend="eager"
+    )
     y0 = torch.ones(2, dtype=torch.float64)
     exact = torch.exp(-(torch.tensor([0, 0, 0.5, 1.0], dtype=torch.float64) ** 2) / 2)[:, None] * y0
     torch.testing.assert_close(traced(y0), exact, rtol=1e-5, atol=0)
 
 
 def test_a_failure_inside_a_graph_is_nan():
-    traced = torch.compile(lambda y: solve(lambda t, y: y**2, y, [0.0, 2.0]).ys, fullgraph=True, backend="eager")
+    traced = torch.compile(
+        lambda y: solve(lambda t, y: y**2, y, [0.0, 2.0], method="heun").ys, fullgraph=True, backend="eager"
+    )
     assert torch.isnan(traced(torch.ones(2))[-1]).all()
 
 
@@ -83,7 +87,7 @@ def test_each_sample_its_own_steps_inside_a_graph():
     rates = torch.tensor([[1.0], [30.0]], dtype=torch.float64)
 
     def last(y):
-        return solve(lambda t, y: -rates * y, y, [0.0, 1.0], rtol=1e-7, atol=1e-9, per_sample=True).ys[-1]
+        return solve(lambda t, y: -rates * y, y, [0.0, 1.0], method="heun", rtol=1e-3, per_sample=True).ys[-1]
 
     y0, other = torch.ones(2, 1, dtype=torch.float64).requires_grad_(), torch.ones(2, 1, dtype=torch.float64)
     (traced,) = torch.autograd.grad(torch.compile(last, fullgraph=True, backend="eager")(y0).sum(), y0)

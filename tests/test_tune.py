@@ -44,7 +44,9 @@ def found(batch):
 
     def found(block, x=batch, **options):
         clock = next(m.clock for m in block.modules() if isinstance(m, Counted))
-        return tune(block, x, **{"compile": False, "timer": clock, "seconds": 1e9, "verbose": False, **options})
+        return tune(
+            block, x, **{"compile": False, "timer": clock, "seconds": 1e9, "rounds": 4, "verbose": False, **options}
+        )
 
     return found
 

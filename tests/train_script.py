@@ -1,6 +1,6 @@
 """Small trainings that the tests of `odenets.train` run in processes of their own, to kill and to connect them.
 
-python train_script.py plain FOLDER [--resume] [--kill STEP] [--wait]
+python train_script.py plain FOLDER [--kill STEP] [--wait]
 torchrun ... train_script.py several FOLDER
 """
 
@@ -54,7 +54,7 @@ def network(action=lambda passes: None, dropout: float = 0.2, width: int = 8) ->
         return nn.Sequential(Hook(action), *layers).double()
 
 
-def plain(folder: Path, resume: bool, kill: int | None, wait: bool) -> None:
+def plain(folder: Path, kill: int | None, wait: bool) -> None:
     """One process: killed (SIGKILL) in its forward pass `kill`, or slow enough to be told to stop."""
 
     def action(passes: int) -> None:
@@ -65,7 +65,7 @@ def plain(folder: Path, resume: bool, kill: int | None, wait: bool) -> None:
         if wait and passes >= 3:
             time.sleep(0.2)
 
-    fit(network(action), nn.CrossEntropyLoss(), data(), data(20, 1), CONFIG, folder, "net", resume=resume)
+    fit(network(action), nn.CrossEntropyLoss(), data(), data(20, 1), CONFIG, folder, "net")
 
 
 def several(folder: Path) -> None:
@@ -103,7 +103,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["plain", "several"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--kill", type=int)
     parser.add_argument("--wait", action="store_true")
     args = parser.parse_args()
@@ -111,7 +110,7 @@ def main() -> None:
         several(args.folder)
         return
     try:
-        plain(args.folder, args.resume, args.kill, args.wait)
+        plain(args.folder, args.kill, args.wait)
     except Interrupted as stop:
         print(f"Interrupted: {stop}")
         sys.exit(130)
