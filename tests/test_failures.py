@@ -47,10 +47,16 @@ def test_a_blow_up_at_any_scale(scale):
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
 
 
+def at_every_scale(method):
+    """An implicit method takes seconds for each: at 1 every day."""
+    slow = [pytest.mark.slow] if METHODS[method].iterates else []
+    return [pytest.param(method, start, 2, {}, marks=[] if start == 1.0 else slow) for start in (1e-6, 1.0, 1e6)]
+
+
 @pytest.mark.parametrize(
     ("method", "start", "power", "engine"),
     [
-        *((method, start, 2, {}) for method in ADAPTIVE for start in (1e-6, 1.0, 1e6)),
+        *(case for method in ADAPTIVE for case in at_every_scale(method)),
         *(("heun", 1e6, power, {"per_sample": True}) for power in (2, 3)),
         *((method, 1e-6, 3, {}) for method in ("fehlberg2", "tsit5")),
     ],

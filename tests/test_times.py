@@ -57,7 +57,7 @@ def test_dense_output_depends_on_the_times_of_the_solve(adjoint, origin):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_repeated_first_times(method, adjoint, sign):
     adaptive = method in ("tsit5", "dopri5")
-    controller = TIGHT if adaptive else Fixed(steps=200 if method == "euler" else 30)
+    controller = TIGHT if adaptive else Fixed(steps=200 if method == "euler" else 20)
     grad = gradient(decay, [0.0, 0.0, sign * 1.0], method=method, controller=controller, adjoint=adjoint)
     end = math.exp(-sign)
     tolerance = 2e-2 if method == "euler" else 2e-3
