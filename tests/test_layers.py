@@ -12,6 +12,7 @@ import odenets
 ROOT = Path(odenets.__file__).parent
 ORDER = [
     ("arguments", "extra", "transforms"),
+    ("advance",),
     ("returned", "solution"),
     ("methods",),
     ("event", "state", "tolerance"),

@@ -6,6 +6,7 @@ from odenets.adjoint import Checkpointed as Checkpointed
 from odenets.adjoint import Direct as Direct
 from odenets.adjoint import Interpolated as Interpolated
 from odenets.adjoint import Reversible as Reversible
+from odenets.advance import Advance as Advance
 from odenets.controller import PID as PID
 from odenets.controller import Fixed as Fixed
 from odenets.event import Event as Event

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from odenets.advance import Told
 from odenets.controller import PID, Controller
 from odenets.event import Watched
 from odenets.methods import Field, Method, Since, Time, filled, real_dtype
@@ -54,6 +55,7 @@ class Problem:
     origin: float = 0.0  # the first time, as f gets it
     sign: float = 1.0  # the caller's time is sign · (origin + t)
     own: Own | None = None  # where each sample has its own times: then `origin` is 0, and no stops stand here
+    told: Told | None = None  # whom to tell of each accepted step
     stats: Stats = field(default_factory=Stats)
 
     @property

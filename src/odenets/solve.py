@@ -1,5 +1,6 @@
 """`solve`: check, bring into normal form once, hand to the adjoint, return a `Solution` or raise."""
 
+import contextlib
 import functools
 import itertools
 import math
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from odenets import own_times, support, transforms
 from odenets.adjoint import Adjoint, Checkpointed
+from odenets.advance import Line, Told, teller
 from odenets.arguments import count, given_times, has_rows, number, refuse_class, shown
 from odenets.controller import PID, Controller
 from odenets.engine.eager import stand_still
@@ -55,6 +57,7 @@ def solve(
     max_steps: int = 16_384,
     on_failure: str = "raise",
     compile: bool = False,
+    progress: bool | Told = False,
 ) -> Solution:
     """Solve the Cauchy problem dy/dt = f(t, y, *args), y(t[0]) = y0 (equation (2) of the introduction).
 
@@ -96,6 +99,8 @@ def solve(
             tolerances, times, batch sizes and weights compile nothing anew. Where f cannot be traced, or there is no
             C++ compiler, one warning says why and the solve runs eagerly. It goes with `Checkpointed` and `Direct`
             and with explicit methods.
+        progress: Tell how far it is: True writes a line to standard error, where that is a terminal; or a function that
+            is called with an `Advance` after each accepted step. What it raises ends the solve.
 
     Returns:
         A `Solution`. `ys` has shape (T, *y0.shape), in y0's structure.
@@ -119,7 +124,8 @@ def solve(
         raise TypeError(f"`adjoint` must be an object such as Checkpointed(), got {shown(adjoint)}")
     events, own = events_of(event), per_sample is True and has_rows(t)
     place = _place(y0)
-    request = support.Request(method, controller, adjoint, per_sample, dense, compile, place, bool(events), own)
+    asked = {"event": bool(events), "own_times": own, "progress": progress is not False}
+    request = support.Request(method, controller, adjoint, per_sample, dense, compile, place, **asked)
     if torch.compiler.is_dynamo_compiling() and not support.fits_a_graph(request):
         from odenets.engine.between_graphs import outside  # noqa: PLC0415 — imports PyTorch's compiler
 
@@ -140,6 +146,7 @@ def solve(
             max_steps=max_steps,
             on_failure=on_failure,
             compile=compile,
+            progress=progress,
         )
     flat, unflatten = flatten_state(y0, per_sample, widen=not method.iterates)
     method.check_state(y0)
@@ -183,18 +190,20 @@ def solve(
         per_sample=per_sample,
         split=unflatten,
         plain=sign > 0 and unflatten is same,
+        told=teller(progress, times[0], times[-1]),
         stats=Stats(),
     )
     problem = replace(problem, controller=problem.of_state(controller))
     check_field(problem)
     ts = t if isinstance(t, Tensor) else ts
     chain = OwnChain(problem) if per_sample else Chain(problem)  # of the solves between events, where there are some
-    if stands_still:
-        trajectory = stand_still(problem)
-    elif not events:
-        trajectory = adjoint.integrate(problem, _engine(request))
-    else:
-        trajectory = chain.solved(adjoint, _engine(request))
+    with contextlib.closing(problem.told) if isinstance(problem.told, Line) else contextlib.nullcontext():
+        if stands_still:
+            trajectory = stand_still(problem)
+        elif not events:
+            trajectory = adjoint.integrate(problem, _engine(request))
+        else:
+            trajectory = chain.solved(adjoint, _engine(request))
     solution = _solution(problem, trajectory, ts, unflatten, on_failure)
     return _with_events(solution, problem, chain, unflatten) if events else solution
 

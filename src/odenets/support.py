@@ -32,6 +32,7 @@ class Request(NamedTuple):
     place: Place = Place.PLAIN
     event: bool = False
     own_times: bool = False  # each sample its own
+    progress: bool = False
 
     @property
     def backward(self) -> "Request | None":
@@ -102,6 +103,7 @@ REMEMBERS = _method(lambda m: m.remembers, "is made of the steps before it", "a 
 ITERATES = _method(lambda m: m.iterates, "is implicit and iterates", "an implicit method")
 OWN_TIMES = Feature(lambda r: "`t` of shape (batch, T)", lambda r: r.own_times, "`t` of shape (batch, T)")
 PER_SAMPLE, DENSE, COMPILE = _flag("per_sample"), _flag("dense"), _flag("compile")
+PROGRESS = Feature(lambda r: "`progress`", lambda r: r.progress, "`progress=...`")
 EVENT = Feature(lambda r: "`event`", lambda r: r.event, "`event=Event(...)`")
 ADJOINTS = {kind: _adjoint(kind) for kind in (Checkpointed, Direct, Interpolated, Backsolve, Reversible)}
 BACKWARD_WITHOUT_SUM = Feature(
@@ -126,6 +128,7 @@ _STEPS = "pass a method such as 'rk4' and `controller=Fixed(steps=n)`, without `
 _RECORDED = "pass `controller=Fixed(...)` and an explicit method without `event`, or use `torch.func.jvp`"
 _EXACT = "pass `adjoint=Checkpointed()` or `Direct()`, or leave {} out"
 _EACH = "leave `per_sample` out, or pass a method such as 'tsit5'"
+_NOT_IN_A_GRAPH = (OWN_TIMES, ITERATES, REMEMBERS, BY_COMPONENT, NORM, EVENT, PROGRESS)
 _INEXACT = (Interpolated, Backsolve, Reversible)
 CLASHES = (
     Clash(PER_SAMPLE, NO_ESTIMATE, _EACH),
@@ -146,6 +149,7 @@ CLASHES = (
     ),
     Clash(COMPILE, DENSE, _TIMES),
     Clash(COMPILE, EVENT, "leave one out"),
+    *(Clash(feature, PROGRESS, "leave one out") for feature in (PER_SAMPLE, COMPILE)),
     *(Clash(COMPILE, ADJOINTS[kind], _EXACT.format("`compile`")) for kind in _INEXACT),
     Clash(COMPILE, ITERATES, "pass an explicit method, or leave `compile` out"),
     Clash(COMPILE, REMEMBERS, "pass a Runge–Kutta method such as 'tsit5' or 'rk4', or leave `compile` out"),
@@ -157,7 +161,16 @@ CLASHES = (
     Clash(DENSE, GRAPH, "pass the times that are wanted in `t`"),
     *(
         Clash(feature, GRAPH, "leave it to `torch.compile`, which calls the solve between two graphs, or pass another")
-        for feature in (OWN_TIMES, ITERATES, REMEMBERS, BY_COMPONENT, NORM, EVENT, *(ADJOINTS[k] for k in _INEXACT))
+        for feature in (
+            OWN_TIMES,
+            ITERATES,
+            REMEMBERS,
+            BY_COMPONENT,
+            NORM,
+            EVENT,
+            PROGRESS,
+            *(ADJOINTS[k] for k in _INEXACT),
+        )
     ),
 )
 

@@ -142,6 +142,8 @@ def _solve(problem: Problem, coupling: float, f0: Tensor | None, clock: Tensor |
             taken = stepper.advance(t)
             if taken is not None:
                 steps[-1].append(Accepted(taken.t, taken.dt, taken.final, taken.stopped))
+                if problem.told is not None:
+                    stepper.tell(problem.told, taken, stepper.t)
         if stepper.failure is not None:
             break
         ys.append(stepper.y[0])

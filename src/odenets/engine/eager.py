@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from odenets import transforms
+from odenets.advance import Advance, Told
 from odenets.controller import PID, Start, rms_of_any_size
 from odenets.engine import failures
 from odenets.engine.clock import conclude, shortened
@@ -183,6 +184,11 @@ class Going:
                 self.clock = torch.full_like(end, t1) if stopping else end, end
         return accepted
 
+    def tell(self, told: Told, taken: Accepted, reached: float) -> None:
+        """Tell of an accepted step, which leads as far as that, unless an event ends it."""
+        stats, dt = self.stats, self.problem.sign * (reached - taken.t)
+        told(Advance(self.problem.caller_time(reached), dt, stats.accepted, stats.rejected, stats.nfe))
+
     def complete(self, step: Step) -> Step:
         """The step that was just accepted, with all its parts, of which the next one gets what it can use."""
         step = self.method.complete(self.f, step)
@@ -328,6 +334,8 @@ def run(
             events += [_located(problem, taken, place) for place in places]
             reached = events[-1].t if ended else reached
         taken = _emit(problem, stepper, ys, taken, clock, timed, reached)
+        if problem.told is not None:
+            stepper.tell(problem.told, taken, reached)
         if problem.dense:
             dense.append(taken)
         if slopes is not None and taken.step is not None:
