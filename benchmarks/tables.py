@@ -32,7 +32,9 @@ PAGES = (
         )
     ),
 )
-FIGURES = {ROOT / "docs" / "figures" / f"{p.__name__}.svg": p for p in (pictures.speed, pictures.memory)}
+FIGURES = {
+    ROOT / "docs" / "figures" / f"{p.__name__}.svg": p for p in (pictures.speed, pictures.memory, pictures.energy)
+}
 UNLINKED = re.compile(r"\| `([a-z]+)` \|")  # an experiment in a table
 BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.S)
 TABLES: dict[str, Callable[[], str]] = {

@@ -49,6 +49,20 @@ def memory() -> str:
     return themed_svg(figure)
 
 
+def energy() -> str:
+    """The error of a planet's energy against the orbits, as SVG."""
+    result = load("energy")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 3.4), layout="constrained")
+        axes = figure.add_subplot(xscale="log", yscale="log", xlabel="orbits", ylabel="largest error in an orbit")
+        for name, row in result["methods"].items():
+            colour, dash, _ = ENERGY_LOOKS[name]
+            axes.plot(range(1, result["orbits"] + 1), row["errors"], color=colour, linestyle=dash, label=name)
+        axes.set_title("Relative error of the energy, at equally many evaluations of f")
+        figure.legend(loc="outside lower center", ncols=3)
+    return themed_svg(figure)
+
+
 def _ink(name: str) -> str:
     return PALETTE[name].light
 
@@ -69,4 +83,9 @@ MEMORY_LOOKS: dict[str, Look] = {
     "odenets Reversible": Look(_ink("target"), "-", "D"),
     "odenets Backsolve": Look(_ink("data"), ":", "P"),
     "torchdiffeq odeint_adjoint": Look(_ink("muted"), ":", "x"),
+}
+ENERGY_LOOKS: dict[str, Look] = {
+    "leapfrog": Look(_ink("target"), "-", "o"),
+    "blanes_moan4": Look(_ink("odenet"), "--", "s"),
+    "rk4": Look(_ink("umber"), "-.", "^"),
 }
