@@ -146,8 +146,8 @@ def decays(t, u, stack):
 
 
 PROBLEMS = {
-    "predators": (predators, [10.0, 5.0], 10.0),
-    "kepler": (kepler, [0.4, 0.0, 0.0, 2.0], 20.0),
+    "predators": (predators, [10.0, 5.0], 4.0),
+    "kepler": (kepler, [0.4, 0.0, 0.0, 2.0], 6.0),
     "decays": (decays, [1.0, 1.0], 10.0),
 }
 
@@ -183,13 +183,25 @@ def test_beside_vode_and_lsoda(problem, tolerance):
     [(1e-8, 0.4), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((1e-10, 0.25), (1e-12, 0.15)))],
 )
 def test_tight_tolerances_take_far_fewer_evaluations_than_dopri5(tolerance, part):
-    times = [0.0, 5.3, 20.0]
+    times = [0.0, 2.3, 10.0]
     options = {"rtol": tolerance, "atol": tolerance}
     ours, theirs = (solve(swing, ONE, times, method=name, **options) for name in ("adams", "dopri5"))
     assert ours.stats.nfe < part * theirs.stats.nfe
     for y, t in zip(ours.ys, times):
         assert (y - swings(t)).norm() < 20 * tolerance
     assert ours.stats.nfe == 2 * ours.stats.accepted + ours.stats.rejected + 1  # the first step is chosen by one
+
+
+def test_stops_cost_few_evaluations_and_the_order_comes_back_behind_them():
+    """Steps as short as a stop leaves them, and tries that were rejected three times, once held it at order 1."""
+    f = lambda t, y: torch.stack([y[1], (1 - y[0] ** 2) * y[1] - y[0]])  # noqa: E731
+    start, how = torch.tensor([2.0, 0.0], dtype=D), {"method": "adams", "rtol": 1e-7, "atol": 1e-7}
+    freely = solve(f, start, (0.0, 6.0), **how)
+    stopped = solve(f, start, (0.0, 6.0), stops=[1.3, 1.31, 3.0, 3.2001], **how)
+    kinked = solve(lambda t, y: torch.sin(3 * t) * torch.where(t < 1.234, 1, -1) - y, start, (0.0, 6.0), **how)
+    assert stopped.stats.nfe < freely.stats.nfe + 4 * 30
+    assert (stopped.ys[-1] - freely.ys[-1]).abs().max() < 1e-5
+    assert kinked.stats.nfe < 500
 
 
 def test_a_smooth_problem_rejects_nothing_and_dense_output_costs_nothing():
@@ -204,11 +216,11 @@ def test_a_smooth_problem_rejects_nothing_and_dense_output_costs_nothing():
 
 @pytest.mark.parametrize("name", ["adams", "ab4", "abm5"])
 class TestEverySetting:
-    def solved(self, name, f, y0, t, tolerance=1e-8, atol=None, **rest):
+    def solved(self, name, f, y0, t, tolerance=1e-8, atol=None, steps=60, **rest):
         if name == "adams":
             how = {"rtol": tolerance, "atol": tolerance if atol is None else atol}
         else:
-            how = {"controller": Fixed(steps=60)}
+            how = {"controller": Fixed(steps=steps)}
         return solve(f, y0, t, method=name, **how, **rest)
 
     @pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 0), (2, 3, 1)], ids=str)
@@ -254,22 +266,25 @@ class TestEverySetting:
         }
         for status, f in cases.items():
             with pytest.raises(SolveError) as caught:
-                self.solved(name, f, ONE[:1], (0.0, 3.0))
+                self.solved(name, f, ONE[:1], (0.0, 3.0), 1e-3)
             assert caught.value.status is status
 
-    @pytest.mark.filterwarnings("ignore:`torch.jit.script. is deprecated", "ignore:There is a performance drop")
-    def test_it_is_transformed_and_differentiated_twice(self, name):
-        end = lambda y: self.solved(name, lambda t, y: torch.sin(y) * torch.cos(t), y, (0.0, 1.0)).ys[-1]  # noqa: E731
-        y = torch.tensor([0.3, 0.7], dtype=D)
-        forward, reverse = torch.func.jacfwd(end)(y), torch.func.jacrev(end)(y)
-        torch.testing.assert_close(forward, reverse, rtol=0, atol=1e-13)
-        # tan(y(1) / 2) = tan(y / 2) exp(sin 1)
-        exact = lambda y: 2 * torch.atan(torch.tan(y / 2) * math.exp(math.sin(1)))  # noqa: E731
-        torch.testing.assert_close(forward, torch.func.jacrev(exact)(y), rtol=0, atol=1e-6)
-        twice, once_more = (torch.func.jacfwd(torch.func.grad(lambda y, g=g: g(y).sum()))(y) for g in (end, exact))
-        torch.testing.assert_close(twice, once_more, rtol=0, atol=1e-5)
-        mapped = torch.func.vmap(end)(torch.stack([y, y + 0.1]))
-        torch.testing.assert_close(mapped, torch.stack([end(y), end(y + 0.1)]), rtol=0, atol=2e-8)
+
+@pytest.mark.parametrize("name", ["abm4", pytest.param("adams", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script. is deprecated", "ignore:There is a performance drop")
+def test_it_is_transformed_and_differentiated_twice(name):
+    f = lambda t, y: torch.sin(y) * torch.cos(t)  # noqa: E731
+    end = lambda y: TestEverySetting().solved(name, f, y, (0.0, 0.5), 1e-5, steps=12).ys[-1]  # noqa: E731
+    y = torch.tensor([0.3, 0.7], dtype=D)
+    forward, reverse = torch.func.jacfwd(end)(y), torch.func.jacrev(end)(y)
+    torch.testing.assert_close(forward, reverse, rtol=0, atol=1e-13)
+    # tan(y(1/2) / 2) = tan(y / 2) exp(sin(1/2))
+    exact = lambda y: 2 * torch.atan(torch.tan(y / 2) * math.exp(math.sin(0.5)))  # noqa: E731
+    torch.testing.assert_close(forward, torch.func.jacrev(exact)(y), rtol=0, atol=1e-4)
+    twice, once_more = (torch.func.jacfwd(torch.func.grad(lambda y, g=g: g(y).sum()))(y) for g in (end, exact))
+    torch.testing.assert_close(twice, once_more, rtol=0, atol=1e-3)
+    mapped = torch.func.vmap(end)(torch.stack([y, y + 0.1]))
+    torch.testing.assert_close(mapped, torch.stack([end(y), end(y + 0.1)]), rtol=0, atol=2e-5)
 
 
 # --- gradients ---------------------------------------------------------------------------------------------------
@@ -288,9 +303,9 @@ def gradients(method, adjoint, times, dense=False, **options):
 CASES = {
     "ab1": {"controller": Fixed(dt=0.07)},
     "ab3": {"controller": Fixed(steps=11), "stops": [0.3, 1.7]},
-    "abm4": {"controller": Fixed(steps=11), "jumps": [0.41, 1.31]},
-    "ab5": {"controller": Fixed(dt=0.07), "dense": True},
-    "adams": {"controller": PID(rtol=1e-4, atol=1e-6), "stops": [0.3, 1.7], "dense": True},
+    "abm4": {"controller": Fixed(steps=8), "jumps": [0.41, 1.31]},
+    "ab5": {"controller": Fixed(dt=0.12), "dense": True},
+    "adams": {"controller": PID(rtol=1e-3, atol=1e-5), "stops": [0.3, 1.7], "dense": True},
 }
 
 

@@ -27,9 +27,9 @@ class Polynomial(NamedTuple):
 
     @staticmethod
     def through(nodes: Row) -> "Polynomial":
-        if any(isinstance(x, Tensor) for x in nodes):
-            return _through(tuple(nodes))
         # Steps of one size differ by rounding errors of the time; a node that is off by 1e-12 changes nothing.
+        if any(isinstance(x, Tensor) for x in nodes):
+            return _through(tuple(_rounded(x) if isinstance(x, Tensor) else x for x in nodes))
         return _through_known(tuple(round(x * 2.0**40) * 2.0**-40 for x in nodes))
 
     def at_end(self, q: int) -> Number:
@@ -57,6 +57,12 @@ class Polynomial(NamedTuple):
         """Those in each coefficient of θ, θ², … of the integral from 0 to θ."""
         primitives = [[*self.primitive(q), *[0.0] * (count - 1 - q)] for q in range(count)]
         return [self.combined([primitive[power] for primitive in primitives]) for power in range(count)]
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """The number that it would be as a float, with the derivative of x."""
+    value = x.detach()
+    return x + ((value * 2.0**40).round() * 2.0**-40 - value)
 
 
 def _through(nodes: tuple[Number, ...]) -> Polynomial:

@@ -174,8 +174,8 @@ class Policy(NamedTuple):
     """How a method of variable order came to the order of its next step."""
 
     order: int = 1
-    even: int = 0  # how many steps of one size it has made one after the other
-    size: float = 0.0  # that size
+    even: int = 0  # how many steps of about one size it has made one after the other
+    size: float = 0.0  # that of the last
     rising: bool = True  # whether it is still finding its order, which then rises with every step
     failed: int = 0  # how often the step has been rejected
 
@@ -276,19 +276,19 @@ class VariableAdams(Multistep):
         made: Made = step.memory
         policy = _policy(made.past)
         k, (ratio, *others) = policy.order, ratios
-        even = policy.even + 1 if math.isclose(dt, policy.size, rel_tol=1e-6) else 1
+        even = policy.even + 1 if math.isclose(dt, policy.size, rel_tol=0.1) else 1
         by_order = {k - i: error for i, error in enumerate(others[: min(k, 3)])}
         if len(others) > len(by_order):
             by_order[k + 1] = others[-1]
         if not ratio <= 1:
             failed = policy.failed + 1
             order = 1 if failed >= _MOST_FAILED else k - 1 if _falls(k, by_order) else k
-            policy = Policy(order, policy.even, policy.size, False, failed)
+            policy = policy._replace(order=order, rising=False, failed=failed)
         else:
-            rising = policy.rising and k < self.order and not _falls(k, by_order)
+            rising = policy.rising and k < min(self.order, _RISING) and not _falls(k, by_order)
             order = k + 1 if rising else _next_order(k, by_order, even)
-            policy = Policy(order, even, dt, rising)
             ratio = 0.0 if rising else min(by_order[order], 1.0)
+            policy = Policy(order, even, dt, rising)
         past = made.past._replace(
             slopes=made.past.slopes[: policy.order], steps=made.past.steps[: policy.order], policy=policy
         )
@@ -310,7 +310,7 @@ def _falls(k: int, errors: dict[int, float]) -> bool:
 
 
 def _next_order(k: int, errors: dict[int, float], even: int) -> int:
-    """The order after an accepted step of order k, the last of so many of one size."""
+    """The order after an accepted step of order k, the last of so many of about one size."""
     if _falls(k, errors):
         return k - 1
     if k + 1 not in errors or even <= k:
@@ -333,6 +333,7 @@ def _even_errors(most: int) -> tuple[float, ...]:
 
 _MOST_FAILED = 3  # tries after which f is taken to be no smooth one, and the order to be 1
 _HIGHEST = 12
+_RISING = 4  # the highest order while each step is twice the last: weights of order 7 are in the millions there
 _EVEN_ERRORS = _even_errors(_HIGHEST + 1)
 
 BASHFORTH = tuple(Adams(f"ab{order}", order) for order in range(1, 6))
