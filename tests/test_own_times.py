@@ -140,7 +140,10 @@ def test_a_failure_is_told_in_the_samples_own_time():
     with pytest.raises(SolveError, match=r"DIVERGED at t = 101.*sample 1") as error:
         solve(f, torch.ones(2, 1, dtype=D), t, per_sample=True)
     assert error.value.failure.sample == 1
-    limited = solve(f, torch.ones(2, 1, dtype=D), t[:, [0, 0, 1]], per_sample=True, max_steps=6, on_failure="status")
+    options = {"per_sample": True, "max_steps": 6, "on_failure": "status", "dense": True}
+    limited = solve(f, torch.ones(2, 1, dtype=D), t[:, [0, 0, 1]], **options)
+    with pytest.raises(ValueError, match=r"`t` of sample 1 must lie in its solved interval \[100.0, 100"):
+        limited(t[:, 1:])
     assert limited.statuses == (Status.SUCCESS, Status.MAX_STEPS)
     assert torch.isfinite(limited.ys[:, 0]).all()
     assert limited.ys[:, 1].isfinite().flatten().tolist() == [True, True, False]
@@ -150,6 +153,51 @@ def test_a_sample_at_rest_that_is_not_finite_fails():
     y0 = torch.tensor([[1.0], [math.nan]])
     sol = solve(lambda t, y: -y, y0, [[0.0, 1.0], [2.0, 2.0]], per_sample=True, on_failure="status")
     assert sol.statuses == (Status.SUCCESS, Status.NON_FINITE_START)
+
+
+def weighted(ys):
+    return (ys * torch.linspace(1, 2, ys.numel(), dtype=D).reshape(ys.shape)).sum()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_dense_output_and_its_gradients_are_those_of_outputs_there(sign):
+    """Of samples with times of their own; what is asked of the dense output, asked of the solve instead."""
+    rows, (y0, mu, _) = sign * torch.tensor(ROWS[1:], dtype=D), sizes(4)
+    ends, field = rows[:, [0, -1]].requires_grad_(), Swing()
+    asked = (rows[:, :1] + (rows[:, -1:] - rows[:, :1]) * torch.tensor([0.0, 0.3, 0.31, 0.9], dtype=D)).requires_grad_()
+    inputs = (y0.requires_grad_(), ends, asked, field.weight)
+    dense = solve(field, y0, ends, (mu,), dense=True, adjoint=Checkpointed(memory=40), **OPTIONS)
+    given = torch.cat([ends[:, :1], asked, ends[:, 1:]], dim=1)
+    wanted = solve(field, y0, given, (mu,), **OPTIONS)
+    assert torch.equal(dense.ys[-1], wanted.ys[-1])
+    states = dense(asked)
+    torch.testing.assert_close(states, wanted.ys[1:-1], rtol=1e-12, atol=1e-13)
+    grads = [
+        torch.autograd.grad(weighted(ys), inputs) for ys in (states + dense.ys[-1], wanted.ys[1:-1] + wanted.ys[-1])
+    ]
+    for ours, theirs in zip(*grads):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_dense_output_at_times_of_all_samples():
+    rate = torch.tensor([[0.5], [40.0]], dtype=D)
+
+    def f(t, state):
+        return (-rate * state[0],)
+
+    y0 = (torch.ones(2, 1, dtype=D),)
+    sol = solve(f, y0, [1.0, 3.0], rtol=1e-7, atol=1e-9, dense=True, per_sample=True)
+    assert sol.stats.accepted[1] > sol.stats.accepted[0]
+    exact = torch.exp(-rate * (torch.tensor([1.0, 1.7, 3.0], dtype=D)[:, None, None] - 1))
+    torch.testing.assert_close(sol([1.0, 1.7, 3.0])[0], exact, rtol=0, atol=1e-6)
+    torch.testing.assert_close(sol(torch.tensor(1.7, dtype=D))[0], exact[1], rtol=0, atol=1e-6)
+    assert sol(torch.zeros(2, 0))[0].shape == (0, 2, 1)
+    with pytest.raises(ValueError, match=r"`t` of sample 0 must lie in its solved interval \[1.0, 3.0\], got 3.5"):
+        sol(3.5)
+    with pytest.raises(ValueError, match=r"a row for each of the 2; got shape \(3, 1\)"):
+        sol(torch.ones(3, 1))
+    still = solve(f, y0, [[2.0, 2.0], [5.0, 5.0]], dense=True, per_sample=True)
+    assert torch.equal(still(torch.tensor([[2.0], [5.0]]))[0][0], y0[0])
 
 
 @pytest.mark.parametrize("t", [torch.zeros(0, 3), torch.tensor([[1.0, 1.0], [3.0, 3.0]]), torch.tensor([[1.0], [3.0]])])
@@ -204,8 +252,9 @@ def test_a_field_whose_dtype_cannot_hold_the_time_of_one_sample():
 def test_rows_go_through_a_transform_and_around_a_graph():
     t, y0 = torch.tensor([[0.0, 1.0], [2.0, 4.0]], dtype=D), torch.ones(2, 1, dtype=D)
     options = {"rtol": 1e-8, "atol": 1e-8, "per_sample": True}
-    grad = torch.func.grad(lambda y: solve(lambda t, y: -y, y, t, **options).ys[-1].sum())(y0)
-    torch.testing.assert_close(grad[:, 0], torch.exp(t[:, 0] - t[:, 1]), rtol=1e-6, atol=0)
+    for state in (lambda sol: sol.ys[-1], lambda sol: sol(t[:, 1:])):
+        grad = torch.func.grad(lambda y: state(solve(lambda t, y: -y, y, t, dense=True, **options)).sum())(y0)  # noqa: B023
+        torch.testing.assert_close(grad[:, 0], torch.exp(t[:, 0] - t[:, 1]), rtol=1e-6, atol=0)
     with pytest.raises(NotImplementedError, match="has no derivative to `t` in forward mode"):
         torch.func.grad(lambda t: solve(lambda t, y: -y, y0, t, **options).ys[-1].sum())(t)
     request = support.Request(METHODS["tsit5"], PID(), Checkpointed(), per_sample=True)

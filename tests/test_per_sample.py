@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from odenets import Backsolve, Checkpointed, Direct, Fixed, SolveError, Status, solve
+from odenets import Backsolve, Checkpointed, Direct, Event, Fixed, SolveError, Status, solve
 from odenets.pullback.reached import LostGradientError
 
 MU = torch.tensor([0.3, 1.0, 5.0, 20.0], dtype=torch.float64)[:, None]
@@ -140,7 +140,11 @@ def test_each_sample_has_its_own_step_limit():
         ({"method": "rk4", "controller": Fixed(steps=3)}, TypeError, r"leave `per_sample` out, or pass a method such"),
         ({"adjoint": Direct()}, TypeError, r"pass `adjoint=Checkpointed\(\)`"),
         ({"adjoint": Backsolve()}, TypeError, r"pass `adjoint=Checkpointed\(\)`"),
-        ({"dense": True}, TypeError, "does not go with `dense=True`"),
+        (
+            {"dense": True, "event": Event(lambda t, y: y.sum(1))},
+            TypeError,
+            "`event` with `per_sample=True` does not go with `dense=True`",
+        ),
     ],
 )
 def test_options_that_do_not_go_together(options, error, message):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odenets.methods import Method
-from odenets.problem import Extension, caller_time
+from odenets.problem import Extension, OwnExtension, caller_time
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,7 @@ class DenseOutput:
 
     def __call__(self, t: float | Tensor) -> Any:
         """The state at t (any shape): (*t.shape, *y.shape)."""
-        given = torch.as_tensor(t)
-        if given.is_floating_point() and not isinstance(t, Tensor):
-            given = torch.as_tensor(t, dtype=torch.float64)  # a number's own precision, not the default dtype's
-        if given.dtype.is_complex or given.dtype == torch.bool:
-            raise TypeError(f"`t` must be real numbers, got dtype {given.dtype}")
+        given = _given(t)
         times = self.sign * given.flatten().to(torch.float64) - self.origin
         values = times.tolist()
         for value in values:
@@ -50,7 +46,7 @@ class DenseOutput:
     def _check(self, value: float) -> None:
         first, last = self.steps.t[0], self.steps.end
         last = self.steps.t[-1] + self.steps.dt[-1] if last is None else last
-        slack = 1e-9 * (last - first)
+        slack = _SLACK * (last - first)
         if not first - slack <= value <= last + slack:
             low, high = sorted(caller_time(edge, self.origin, self.sign) for edge in (first, last))
             got = caller_time(value, self.origin, self.sign)
@@ -85,3 +81,69 @@ class DenseOutput:
         if steps.dt[0] == 0:
             return y + past.to(y.real.dtype) * parts[0]
         return self.method.interpolate(y, dt, parts, past / dt)
+
+
+@dataclass(frozen=True)
+class OwnDenseOutput:
+    """The same of a solve in which each sample takes its own steps.
+
+    Args:
+        steps: What it is made of. Steps of no length have f as their first part.
+        origin: Of all samples, or of each, (batch,).
+    """
+
+    method: Method
+    steps: OwnExtension
+    origin: float | Tensor
+    sign: float
+    unflatten: Callable[[Tensor], Any]
+
+    def __call__(self, t: float | Tensor) -> Any:
+        """The states at t: a number, times (K,) of all samples, or (batch, K), a row for each.
+
+        (batch, …) for a number, else (K, batch, …).
+        """
+        given, (_, batch, *rest) = _given(t), self.steps.y.shape
+        if given.dim() > 2 or (given.dim() == 2 and len(given) != batch):
+            raise ValueError(
+                f"`t` must be a number, times (K,) of all samples, or (batch, K), a row for each of the {batch}; got "
+                f"shape {tuple(given.shape)}"
+            )
+        at = given.to(self.steps.y.device, torch.float64)
+        at = (self.sign * (at.T if at.dim() == 2 else at.reshape(-1, 1)) - self.origin).expand(-1, batch)
+        self._check(at.detach())
+        ends = self.steps.ends.detach()
+        # The first step that ends at t or after it; rounds without a step stand behind those.
+        row = torch.searchsorted(ends.T.contiguous(), at.detach().T.contiguous()).T.clamp(max=len(ends) - 1)
+        start, dt = (x.gather(0, row).reshape(-1, batch, *(1,) * len(rest)) for x in (self.steps.t, self.steps.dt))
+        index = row.reshape(-1, batch, *(1,) * len(rest)).expand(-1, -1, *rest)
+        y, *parts = (x.gather(0, index) for x in (self.steps.y, *self.steps.parts.unbind(1)))
+        past, moves = at.reshape(start.shape) - start, dt > 0
+        dt = torch.where(moves, dt, 1.0)
+        states = self.method.interpolate(y, dt, parts, past / dt)
+        states = torch.where(moves, states, y + past.to(y.real.dtype) * parts[0])
+        return self.unflatten(states if given.dim() else states[0])
+
+    def _check(self, at: Tensor) -> None:
+        last = self.steps.ends.detach()[-1]
+        wrong = ~((at >= -_SLACK * last) & (at <= (1 + _SLACK) * last))
+        if not bool(wrong.any()):
+            return
+        k, i = wrong.nonzero()[0].tolist()
+        origin = float(self.origin[i] if isinstance(self.origin, Tensor) else self.origin)
+        got, *ends = (caller_time(x, origin, self.sign) for x in (float(at[k, i]), 0.0, float(last[i])))
+        low, high = sorted(ends)
+        raise ValueError(f"`t` of sample {i} must lie in its solved interval [{low!r}, {high!r}], got {got!r}")
+
+
+_SLACK = 1e-9  # of the interval, that a time may lie outside of it
+
+
+def _given(t: float | Tensor) -> Tensor:
+    """The times asked for, as a real tensor."""
+    given = torch.as_tensor(t)
+    if given.is_floating_point() and not isinstance(t, Tensor):
+        given = torch.as_tensor(t, dtype=torch.float64)  # a number's own precision, not the default dtype's
+    if given.dtype.is_complex or given.dtype == torch.bool:
+        raise TypeError(f"`t` must be real numbers, got dtype {given.dtype}")
+    return given

@@ -179,6 +179,20 @@ class Extension:
     end: float | None = None  # where it ends, if that is inside of the last step
 
 
+@dataclass(frozen=True)
+class OwnExtension:
+    """The same of a solve in which each sample takes its own steps; a row is one round of steps.
+
+    A sample that took no step in a round has dt = 0 there.
+    """
+
+    t: Tensor  # (rows, batch), where each step begins
+    dt: Tensor
+    ends: Tensor  # t + dt
+    y: Tensor  # (rows, batch, …)
+    parts: Tensor  # (rows, parts, batch, …)
+
+
 class Located(NamedTuple):
     """An event that has happened."""
 
@@ -198,5 +212,6 @@ class Trajectory:
     dense: Extension | None = None
     failure: Failure | None = None
     statuses: tuple[Status, ...] | None = None  # of each sample, where each has its own step size
+    own_dense: OwnExtension | None = None  # in place of `dense`, where each sample has its own step size
     events: list[Located] = field(default_factory=list)  # in order
     ended: bool = False  # whether the last of them has ended it

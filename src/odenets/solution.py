@@ -95,7 +95,7 @@ class Stats:
     compiled solve has kept what the gradient needs.
 
     With `per_sample=True`, `accepted`, `rejected` and `steps` are tensors (batch,) of each sample's own counts; an
-    evaluation of f is one call, for all samples together.
+    evaluation of f is one call, for all samples together, those included that have arrived.
     """
 
     nfe: int = 0
@@ -154,6 +154,9 @@ class Solution:
 
     def __call__(self, t: Any) -> Any:
         """The state at any time of the solved interval: t a number or a tensor of any shape; (*t.shape, *y0.shape).
+
+        With `per_sample=True` t is a number, times (K,) of all samples, or (batch, K), a row of times for each: the
+        states are (K, *y0.shape), as `ys` is for such times.
 
         Needs `solve(..., dense=True)`. Accurate to the order of the method, differentiable where `ys` is.
 

@@ -22,7 +22,7 @@ from odenets.engine.engines import Compiled, Eager, Engine, InTensors
 from odenets.engine.inline import Inline
 from odenets.engine.tensors.chunks import constant
 from odenets.event import Event, Watched, events_of
-from odenets.interpolate import DenseOutput
+from odenets.interpolate import DenseOutput, OwnDenseOutput
 from odenets.methods import Method, find
 from odenets.own_events import OwnChain
 from odenets.path import Path
@@ -83,7 +83,8 @@ def solve(
         per_sample: Give each sample, each entry along the first axis of y, its own steps: an easy sample is not
             slowed down by a stiff one, and its answer does not change with its neighbours. f then gets t of shape
             (batch, 1, …, 1), with as many axes as y. See `Stats` and `Solution.statuses`.
-        dense: Keep what `solution(t)` needs at any t: s + 1 states a step.
+        dense: Keep what `solution(t)` needs at any t: s + 1 states a step. With `per_sample=True` s + 2 for each round
+            of steps, as many as the sample takes that takes most, and where gradients flow as much again.
         stops: Times that no step passes: a step ends on each that lies inside of the interval. For an f that changes
             fast or has a kink there, and for what no step may jump over. The same for all samples.
         jumps: Such times at which f is discontinuous: a dose, a switch, a pulse however short. Steps before such a time
@@ -245,7 +246,9 @@ def _solution(
         missing = len(problem.times) - len(ys)  # none with `per_sample`, where the missing states are NaN already
         ys = torch.cat([ys, ys.new_full((missing, *ys.shape[1:]), math.nan)])
     interpolant = None
-    if problem.dense and trajectory.dense is not None:
+    if problem.dense and trajectory.own_dense is not None:
+        interpolant = OwnDenseOutput(problem.method, trajectory.own_dense, problem.origins, problem.sign, unflatten)
+    elif problem.dense and trajectory.dense is not None:
         interpolant = DenseOutput(problem.method, trajectory.dense, problem.origin, problem.sign, unflatten)
     status = Status.SUCCESS if failure is None else failure.status
     return Solution(ts, unflatten(ys), problem.stats, status, failure, interpolant, trajectory.statuses)

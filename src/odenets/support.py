@@ -105,6 +105,11 @@ OWN_TIMES = Feature(lambda r: "`t` of shape (batch, T)", lambda r: r.own_times, 
 PER_SAMPLE, DENSE, COMPILE = _flag("per_sample"), _flag("dense"), _flag("compile")
 PROGRESS = Feature(lambda r: "`progress`", lambda r: r.progress, "`progress=...`")
 EVENT = Feature(lambda r: "`event`", lambda r: r.event, "`event=Event(...)`")
+OWN_EVENT = Feature(
+    lambda r: "`event` with `per_sample=True`",
+    lambda r: r.event and r.per_sample,
+    "`event=Event(...)` with `per_sample=True`",
+)
 ADJOINTS = {kind: _adjoint(kind) for kind in (Checkpointed, Direct, Interpolated, Backsolve, Reversible)}
 BACKWARD_WITHOUT_SUM = Feature(
     lambda r: f"a backward solve by {NO_SUM.text(r.backward or r)}",
@@ -135,7 +140,6 @@ CLASHES = (
     Clash(NO_ESTIMATE, ADAPTIVE, "pass `controller=Fixed(dt=...)` or `Fixed(steps=...)`, or another method"),
     Clash(VARIES, FIXED, "pass `controller=PID(...)`, or a method of one order such as 'abm4'"),
     Clash(PER_SAMPLE, FIXED, "fixed steps are the same for all samples: leave it out, or pass `controller=PID(...)`"),
-    Clash(PER_SAMPLE, DENSE, _TIMES),
     Clash(PER_SAMPLE, ITERATES, "pass an explicit method, or leave `per_sample` out"),
     Clash(PER_SAMPLE, REMEMBERS, "pass a Runge–Kutta method such as 'tsit5', or leave `per_sample` out"),
     *(
@@ -148,6 +152,7 @@ CLASHES = (
         for kind in (Interpolated, Backsolve)
     ),
     Clash(COMPILE, DENSE, _TIMES),
+    Clash(OWN_EVENT, DENSE, _TIMES),
     Clash(COMPILE, EVENT, "leave one out"),
     *(Clash(feature, PROGRESS, "leave one out") for feature in (PER_SAMPLE, COMPILE)),
     *(Clash(COMPILE, ADJOINTS[kind], _EXACT.format("`compile`")) for kind in _INEXACT),

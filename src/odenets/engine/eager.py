@@ -19,7 +19,7 @@ from odenets.engine.events import Place, Watch
 from odenets.engine.tape import Accepted, Tape
 from odenets.evaluation import CountedField, FieldInPieces, evaluate_at_start
 from odenets.methods import Carry, Judged, Step, real_dtype, stage_times
-from odenets.problem import Extension, Located, Problem, Trajectory, count_before
+from odenets.problem import Extension, Located, OwnExtension, Problem, Trajectory, count_before
 from odenets.solution import Failure, Stats, Status
 from odenets.transforms import all_finite, value_of, values_of
 
@@ -287,6 +287,8 @@ def stand_still(problem: Problem) -> Trajectory:
     if problem.per_sample:
         problem.stats.accepted, problem.stats.rejected = torch.zeros((2, len(y0)), dtype=torch.int64, device=y0.device)
         trajectory.statuses = (Status.SUCCESS if failure is None else failure.status,) * len(y0)
+        rest = torch.zeros((1, len(y0)), dtype=torch.float64, device=y0.device)
+        trajectory.own_dense = OwnExtension(rest, rest, rest, y0[None], f0[None, None])
     return trajectory
 
 

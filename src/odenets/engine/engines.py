@@ -105,7 +105,7 @@ class InTensors:
                 "`per_sample=True` has no derivative to `t` in forward mode and under `torch.func`: leave `per_sample` "
                 "out"
             )
-        outputs = problem.has_outputs
+        outputs = problem.has_outputs or problem.dense
         plan = Plan.of(problem, keep=False, outputs=outputs, parts=outputs, timed=False, open=True)
         ended = solve_by_chunks(problem, plan, ByPython(problem), ())
         clock, y = (transforms.unwrapped(x).detach() for x in (ended.clock, ended.y))
@@ -167,7 +167,7 @@ def _by_loops(
 ) -> Trajectory:
     timed = differentiable and problem.t.requires_grad
     # The gradient to a time that is t0 once more needs f there.
-    outputs = problem.has_outputs or (timed and problem.most_at_start > 1)
+    outputs = problem.has_outputs or problem.dense or (timed and problem.most_at_start > 1)
     parts = differentiable and problem.method.reuses and _step_bytes(problem, ()) <= keep.step_bytes
     activations = loops.activations() if parts and not problem.per_sample else None
     if activations is not None and _step_bytes(problem, activations) > keep.step_bytes:
@@ -188,22 +188,18 @@ def _by_loops(
             problem,
             plan,
             loops,
-            keep.states,
+            None if problem.dense else keep.states,  # dense output keeps every step
             reverse,
             then,
             f"`{what}=True`",
             keep.around,
             f"use `adjoint=Direct()` without `{what}`",
         )
-        (ys,) = Solve.apply(solve, problem.y0, problem.t, *loops.tensors)
-        ended, solve.ended = solve.ended, None
+        ended = solve.taken(*Solve.apply(solve, problem.y0, problem.t, *loops.tensors))
     else:
         with torch.no_grad():
             ended = solve_by_chunks(replace(problem, y0=problem.y0.detach()), plan, loops, loops.tensors)
-        ys = ended.ys
-    if ended is None:
-        raise RuntimeError("the forward pass left no result")
-    return of_each_sample(problem, ys, ended) if problem.per_sample else of_the_batch(problem, ys, ended)
+    return of_each_sample(problem, ended.ys, ended) if problem.per_sample else of_the_batch(problem, ended.ys, ended)
 
 
 def _step_bytes(problem: Problem, activations: Sequence[Activation]) -> int:

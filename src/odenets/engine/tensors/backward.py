@@ -37,7 +37,7 @@ def backward(
         rows: How many steps are to be undone.
         clock: The `BackClock` at the end of the chunk.
         lam: ∂L/∂y there.
-        rest: `Stops`, ∂L/∂ys (where there are outputs), the buffers, the tensors.
+        rest: `Stops`, ∂L/∂ys (where there are outputs), `Bars` (of dense output), the buffers, the tensors.
 
     Returns:
         The clock and ∂L/∂y at the start of the chunk; the evaluations of f; ∂L/∂times (where there are outputs) and
@@ -45,12 +45,14 @@ def backward(
     """
     stops, rest = Stops.split(plan, rest)
     grad_ys = rest[0] if plan.outputs else None
-    buffers, tensors = Buffers.split(plan, rest[1 if plan.outputs else 0 :])
+    rest = rest[1 if plan.outputs else 0 :]
+    dense, rest = (Bars(*rest[:2]), rest[2:]) if plan.dense else (None, rest)
+    buffers, tensors = Buffers.split(plan, rest)
     buffers = _certain(buffers)
     sums = [torch.zeros_like(tensors[i]) for i in wanted]
     bars, grad_times = None, ()
     if grad_ys is not None:
-        bars, output, *grad_times = take_up_outputs(plan, while_, times, clock[0], lam, grad_ys, buffers)
+        bars, output, *grad_times = take_up_outputs(plan, while_, times, clock[0], lam, grad_ys, buffers, dense)
         clock = torch.stack([output, *clock[1:].unbind()])
     rows = rows.reshape(())
     carry = (rows.clone(), torch.zeros_like(rows), clock.clone(), lam.clone(), *sums)

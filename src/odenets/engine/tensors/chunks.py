@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from odenets import transforms
 from odenets.controller import PID
 from odenets.engine.clock import stretch
 from odenets.engine.tape import Tape, reversal
-from odenets.engine.tensors.outputs import product
+from odenets.engine.tensors.outputs import Bars, product
 from odenets.engine.tensors.plan import BackClock, Buffers, Clock, Numbers, Plan, Report, Stops
 from odenets.problem import Problem
 from odenets.pullback.bound import Activation
@@ -149,7 +150,7 @@ def solve_by_chunks(
     tape: Tape[int, Entry] = Tape(0 if states is None else _shares(plan, states).saved)
     shared: list[float] = []
     buffers = None
-    keep_all = plan.keep and states is None
+    keep_all = plan.dense or (plan.keep and states is None)
     while going:
         if plan.buffered and (keep_all or buffers is None):
             buffers = Buffers.empty(plan, entry.y, _capacity(plan, entry.y, states))
@@ -189,7 +190,7 @@ def _shares(plan: Plan, states: int) -> _Shares:
 def _capacity(plan: Plan, y: Tensor, states: int | None) -> int:
     if plan.keep and states is not None:
         return min(MOST, _shares(plan, states).rows)
-    room = ROOM if plan.keep else CACHE
+    room = ROOM if plan.keep or plan.dense else CACHE
     return max(FEWEST, min(MOST, room // max(1, plan.row_bytes(y))))
 
 
@@ -237,20 +238,34 @@ class InChunks(Outside):
         self.rows, self.places = ended.tape.steps, list(entries)
         ended.chunks, ended.tape.states = [], {}
         self.ended = ended
-        return (ended.ys,)
+        return ended.ys, *(x for piece in pieces if self.plan.dense for x in piece)
+
+    def taken(self, ys: Tensor, *dense: Tensor) -> Ended:
+        """Where it ended, with the tensors that autograd has returned."""
+        ended, self.ended = self.ended, None
+        if ended is None:
+            raise RuntimeError("the forward pass left no result")
+        ended.ys, ended.chunks = ys, self._chunks(dense) if self.plan.dense else []
+        return ended
+
+    def _chunks(self, tensors: Sequence[Tensor]) -> list[Chunk]:
+        """The chunks that these tensors are the buffers of."""
+        after = iter(tensors)
+        return [Chunk(n, Buffers.of(self.plan, [next(after) for _ in range(k)])) for n, k in zip(self.rows, self.sizes)]
 
     def backward(
         self, t: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor], bars: Sequence[Tensor]
     ) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
         clock, *rest = kept
-        after = iter(rest)
-        pieces = [[next(after) for _ in range(size)] for size in self.sizes]
         if self.states is not None:
+            after = iter(rest)
+            pieces = [[next(after) for _ in range(size)] for size in self.sizes]
             entries = {place: Entry(p[0], p[1], tuple(p[2:])) for place, p in zip(self.places, pieces)}
             chunks = self._again(self.states, entries, tensors)
         else:
-            chunks = (Chunk(n, Buffers.of(self.plan, p)) for n, p in zip(self.rows[::-1], pieces[::-1]))
-        found = self._back(chunks, t, clock, bars[0], tensors)
+            chunks = reversed(self._chunks(rest))
+        dense = reversed(self._chunks(bars[1:])) if self.plan.dense else itertools.repeat(None)
+        found = self._back(chunks, dense, t, clock, bars[0], tensors)
         self.loops.check()
         return found
 
@@ -282,9 +297,18 @@ class InChunks(Outside):
                 entries[end] = passing
 
     def _back(
-        self, chunks: Iterable[Chunk], t: Tensor, clock: Tensor, grad_ys: Tensor, tensors: Sequence[Tensor]
+        self,
+        chunks: Iterable[Chunk],
+        dense: Iterable[Chunk | None],
+        t: Tensor,
+        clock: Tensor,
+        grad_ys: Tensor,
+        tensors: Sequence[Tensor],
     ) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
-        """∂L/∂y0, ∂L/∂t (None where it is not wanted), and ∂L/∂(each tensor); the chunks come the last first."""
+        """∂L/∂y0, ∂L/∂t (None where it is not wanted), and ∂L/∂(each tensor); the chunks come the last first.
+
+        `dense` has ∂L/∂(the buffers of each), where they were handed out.
+        """
         problem, plan, wanted = self.problem, self.plan, self.loops.wanted
         grad_ys = plan.arranged(grad_ys, axis=1).contiguous()
         lam, state = _at_the_end(problem, plan, clock, grad_ys)
@@ -292,12 +316,13 @@ class InChunks(Outside):
         grad_times, sums = times.new_zeros((len(problem.times), *times.shape[1:])), []
         with_outputs = (grad_ys,) if plan.outputs else ()
         counts, first, stops = [], None, Stops.given(plan, problem)
-        for chunk in chunks:
+        for chunk, given_out in zip(chunks, dense):
             first = chunk
             if chunk.rows == 0:
                 continue
             rows = constant((chunk.rows,), torch.int64, t.device)
-            given = (*stops, *with_outputs, *chunk.buffers.tensors, *tensors)
+            bars = () if given_out is None else Bars.of_dense(given_out.buffers)
+            given = (*stops, *with_outputs, *bars, *chunk.buffers.tensors, *tensors)
             state, lam, nfe, *rest = self.reverse(rows, times, state, lam, *given)
             if plan.outputs:
                 more, *rest = rest

@@ -1,6 +1,7 @@
 """What the caller gets to know of a solve in tensors."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -8,11 +9,11 @@ from torch import Tensor
 
 from odenets.engine import failures
 from odenets.engine.eager import escapes
-from odenets.engine.tensors.chunks import Ended, check_size
+from odenets.engine.tensors.chunks import Chunk, Ended, check_size
 from odenets.engine.tensors.plan import Clock
 from odenets.evaluation import CountedField, evaluate_at_start
 from odenets.methods import real_dtype
-from odenets.problem import Problem, Trajectory, sample_shape
+from odenets.problem import OwnExtension, Problem, Trajectory, sample_shape
 from odenets.solution import Failure, Status
 
 
@@ -45,7 +46,19 @@ def of_each_sample(problem: Problem, ys: Tensor, ended: Ended) -> Trajectory:
         if not bool(torch.isfinite(bad).all()):
             detail += f"; y: {failures.locate_non_finite(bad[None])}"
         failure = Failure(statuses[i], float(now.t[i]), float(now.dt[i].nan_to_num()), detail + ".", i)
-    return Trajectory(ys, failure=failure, statuses=tuple(statuses))
+    extension = _extension(ended.chunks) if problem.dense else None
+    return Trajectory(ys, failure=failure, statuses=tuple(statuses), own_dense=extension)
+
+
+def _extension(chunks: Sequence[Chunk]) -> OwnExtension | None:
+    """The continuous extension of all steps; None where there were none."""
+    taken = [(n, buffers) for n, buffers in chunks if n and buffers.parts is not None]
+    if not taken:
+        return None
+    rows = [[x.unflatten(0, (len(b.y), -1))[:n] for x in (b.times, b.y, b.parts) if x is not None] for n, b in taken]
+    times, y, parts = (torch.cat(x) for x in zip(*rows))
+    t, dt, ends, _ = times.flatten(2).unbind(1)
+    return OwnExtension(t, dt, ends, y[:, 0], parts)
 
 
 @torch.no_grad()

@@ -115,18 +115,35 @@ class Bars(NamedTuple):
         y, *parts = rows_of(self.steps, row, self.steps.shape[0] * 2 // self.times.shape[0])
         return y, parts, rows_of(self.times, row, 2)
 
+    @staticmethod
+    def of_dense(buffers: Buffers) -> "Bars":
+        """Those that dense output gives: ∂L/∂(each entry of the buffers)."""
+        rows, parts = len(buffers.y), buffers.y[:0] if buffers.parts is None else buffers.parts
+        steps = torch.cat([buffers.y[:, None], parts.unflatten(0, (rows, -1))], dim=1)
+        return Bars(steps.flatten(0, 1), buffers.times.unflatten(0, (rows, 4))[:, :2].flatten(0, 1))
+
 
 def take_up_outputs(
-    plan: Plan, while_: While, times: Tensor, output: Tensor, y: Tensor, grad_ys: Tensor, buffers: Buffers
+    plan: Plan,
+    while_: While,
+    times: Tensor,
+    output: Tensor,
+    y: Tensor,
+    grad_ys: Tensor,
+    buffers: Buffers,
+    dense: Bars | None = None,
 ) -> tuple[Any, ...]:
-    """The gradients of the outputs that lie in a chunk, for its steps.
+    """The gradients of the outputs that lie in a chunk, for its steps, and of `dense` output.
 
     Returns the bars, the next output, and ∂L/∂times.
     """
     outputs = _Outputs(plan, y)
     capacity = buffers.y.shape[0]
-    steps = y.new_zeros((capacity * (plan.method.parts + 1), *y.shape))
-    step_times = buffers.times.new_zeros((capacity * 2, *outputs.shape))
+    if dense is None:
+        steps = y.new_zeros((capacity * (plan.method.parts + 1), *y.shape))
+        step_times = buffers.times.new_zeros((capacity * 2, *outputs.shape))
+    else:
+        steps, step_times = dense
     begin = buffers.times[0].reshape(outputs.shape).clone()
 
     def pending(index: Tensor, begin: Tensor, times: Tensor) -> Tensor:

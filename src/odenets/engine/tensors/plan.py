@@ -33,6 +33,7 @@ class Plan:
     parts: bool  # keep the parts of each step, so that the backward pass need not make them again
     timed: bool  # gradients to the times are wanted
     own: bool = False  # each sample has its own times
+    dense: bool = False  # the buffers are handed out as dense output
     stops: bool = False  # there are times that a step has to end on
     jumps: bool = False  # at some of them f is discontinuous
     batch_last: bool = False  # the samples lie along the last axis of y, so that small states make long loops
@@ -43,7 +44,12 @@ class Plan:
     def of(problem: Problem, **rest: Any) -> "Plan":
         """That of a problem; the other fields by name."""
         where = problem.own or problem
-        given = {"own": problem.own is not None, "stops": len(where.stops) > 0, "jumps": len(where.jumps) > 0}
+        given = {
+            "own": problem.own is not None,
+            "dense": problem.dense,
+            "stops": len(where.stops) > 0,
+            "jumps": len(where.jumps) > 0,
+        }
         return Plan(problem.method, problem.controller, problem.per_sample, **given, **rest)
 
     @property
