@@ -179,3 +179,9 @@ def test_samples_of_one_number_have_their_own_steps_too():
         alone = solve(f, y0[i : i + 1], (0.0, 1.0))
         assert together.stats.accepted[i] == alone.stats.accepted
         torch.testing.assert_close(together.ys[:, i], alone.ys[:, 0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("end", [0.6, 1.1, 1 / 3])  # which float32 rounds up, down, up
+def test_a_last_time_that_only_float64_holds(end):
+    sol = solve(lambda t, y: -y, torch.ones(2, 1, dtype=torch.float64), [0.0, end], per_sample=True)
+    assert sol.statuses == (Status.SUCCESS,) * 2

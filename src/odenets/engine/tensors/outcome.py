@@ -65,7 +65,7 @@ def _extension(chunks: Sequence[Chunk]) -> OwnExtension | None:
 def _statuses(problem: Problem, ended: Ended, now: Clock) -> list[Status]:
     """How each sample ended."""
     t, steps = now.t.tolist(), (now.accepted + now.rejected).tolist()
-    ends = torch.as_tensor(problem.ends).expand(len(t)).tolist()
+    ends = torch.as_tensor(problem.ends, dtype=torch.float64).expand(len(t)).tolist()
     rises = rises_at_start = ended.y
     ends = [end if end > 0 or bool(torch.isfinite(y).all()) else math.inf for y, end in zip(ended.y, ends)]
     if any(x < end for x, end in zip(t, ends)):
