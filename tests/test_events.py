@@ -103,7 +103,7 @@ def test_gradients_behind_a_jump_are_those_of_differences():
 
     def loss(y0, t, c, **how):
         solution = solve(lambda t, y, c: field(y) + c, y0, t, (c,), event=event, **how, **TIGHT)
-        assert len(solution.events[0].t) == 1
+        assert len(solution.events[0].t) == 6
         return solution.ys.square().sum() + solution.events[0].t.sum() + solution.events[0].y.sum()
 
     inputs = (torch.tensor([0.3, -0.2]), torch.tensor([0.0, 0.4, 1.0, 1.5]), torch.tensor(0.6))
@@ -394,3 +394,11 @@ def test_a_condition_that_differentiates_inside_says_what_to_write():  # torchdi
         solve(decay, y0, (0.0, 9.0), (1.0,), event=Event(steepness))
     (t,) = solve(decay, y0, (0.0, 9.0), (1.0,), event=Event(looked_on), **TIGHT).events[0].t
     torch.testing.assert_close(torch.autograd.grad(t, y0)[0], (y0 / y0.norm() ** 2).detach(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_jump_that_leads_off_the_surface_is_followed_by_the_next_event(per_sample):
+    event = Event(lambda t, y: y[:, 0] - 0.5, jump=lambda t, y: 2 * y)
+    halved = lambda t, y: -y  # noqa: E731
+    solution = solve(halved, torch.ones(1, 1), (0.0, 3.0), event=event, rtol=1e-6, per_sample=per_sample)
+    assert solution.events[0].t.tolist() == pytest.approx([n * math.log(2) for n in range(1, 5)], rel=1e-4)

@@ -78,7 +78,7 @@ class Watched:
     value: Callable[[Tensor, Tensor], Tensor]  # of (t, y), 0-dimensional
     jump: Callable[[Tensor, Tensor], Tensor] | None  # of (t, y), the state to go on from
     left: int | None  # how many are left until it ends the solve; None: it never does
-    on_surface: bool = False  # whether the solve begins where it has just happened
+    residual: float | None = None  # where the solve begins where it has just happened: |the condition| before the jump
 
     @staticmethod
     def of(

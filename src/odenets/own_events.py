@@ -62,9 +62,9 @@ class OwnChain:
         self.ys = y0.new_full((len(self.problem.times), *y0.shape), math.nan)
         self.ts = self.t
         y, start = y0, self.t[:, 0]
-        surface = torch.zeros((len(self.problem.events), batch), dtype=torch.bool)
+        residuals: list[dict[int, float]] = [{} for _ in range(batch)]
         while any(self._going):
-            y, start, surface = self._piece(y, start, surface, adjoint, engine)
+            y, start, residuals = self._piece(y, start, residuals, adjoint, engine)
         self.problem.stats.accepted, self.problem.stats.rejected = self._counts
         return Trajectory(self.ys, None, self._failure, tuple(self.statuses))
 
@@ -84,10 +84,10 @@ class OwnChain:
         return torch.where(torch.arange(ts.shape[-1], device=ts.device) < reached, given, moved)
 
     def _piece(
-        self, y: Tensor, start: Tensor, surface: Tensor, adjoint: Adjoint, engine: Engine
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Solve the next piece; where each sample goes on from, and on which surfaces it is there."""
-        piece = self._found(y, start, surface)
+        self, y: Tensor, start: Tensor, residuals: list[dict[int, float]], adjoint: Adjoint, engine: Engine
+    ) -> tuple[Tensor, Tensor, list[dict[int, float]]]:
+        """Solve the next piece; where each sample goes on from, and behind which events, with their `residual`."""
+        piece = self._found(y, start, residuals)
         trajectory = adjoint.integrate(piece.problem, engine)
         stats = self.problem.stats
         self._counts = self._counts + torch.stack([stats.accepted, stats.rejected])
@@ -95,14 +95,14 @@ class OwnChain:
         self._take_outputs(piece, trajectory.ys)
         return self._take_events(piece, trajectory.ys, y)
 
-    def _found(self, y: Tensor, start: Tensor, surface: Tensor) -> _Piece:
+    def _found(self, y: Tensor, start: Tensor, residuals: list[dict[int, float]]) -> _Piece:
         """The events of the piece, and the problem that has their times among its own."""
         since = start.detach().cpu().tolist()
         ends = [row[-1] - t for row, t in zip(self.values, since)]
         standing = [[0.0, end if going else 0.0] for end, going in zip(ends, self._going)]
         to_the_end = self._problem(y, start, torch.tensor(standing, dtype=torch.float64, device=y.device))
         alone = replace(to_the_end, stats=Stats())
-        found = events_of_each(alone, self._left, surface)
+        found = events_of_each(alone, self._left, residuals)
         self.problem.stats.nfe += alone.stats.nfe
         rows = [self._rows(b, since[b], found[b]) for b in range(len(y))]
         return _Piece(self._with_rows(y, start, rows), start, found, rows)
@@ -184,9 +184,9 @@ class OwnChain:
                     self._reached[b] = one.output + 1
         self.ys = _put(self.ys, ys, places.to(ys.device))
 
-    def _take_events(self, piece: _Piece, ys: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Take up the events; where each sample goes on from, and on which surfaces it is there."""
-        t, here = torch.zeros_like(piece.start.detach()), [set() for _ in piece.found]  # of those that end the piece
+    def _take_events(self, piece: _Piece, ys: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[dict[int, float]]]:
+        """Take up the events; where each sample goes on from, and behind which events."""
+        t, here = torch.zeros_like(piece.start.detach()), [{} for _ in piece.found]  # of those that end the piece
         for k, i in itertools.product(range(max(len(x.found) for x in piece.found)), range(len(self.problem.events))):
             samples = [
                 b for b, x in enumerate(piece.found) if self._going[b] and k < len(x.found) and x.found[k].of == i
@@ -196,13 +196,21 @@ class OwnChain:
             when, state = self._differentiable(piece, ys, i, samples, k)
             self.happened += [Happened(i, piece.start[b].detach() + when[b], state[b], b) for b in samples]
             last = [b for b in samples if piece.found[b].ends(k)]
+            sizes = self._sizes(piece, i, when, state) if last else []
             for b in last:
-                here[b].add(i)
+                here[b][i] = sizes[b]
             mask = self._mask(last)
             t, y = torch.where(mask, when, t), torch.where(mask.reshape(sample_shape(y)), state, y)
         return self._following(piece, here, t, y)
 
-    def _following(self, piece: _Piece, here: list[set], t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def _sizes(self, piece: _Piece, i: int, t: Tensor, y: Tensor) -> list[float]:
+        """How far from 0 the condition of event i is where it was located."""
+        return self.problem.events[i].value(field_times(piece.problem, t.detach()), y.detach()).abs().tolist()
+
+    def _following(
+        self, piece: _Piece, here: list[dict[int, float]], t: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor, list[dict[int, float]]]:
         """Behind the events that have ended the piece at t, the samples' last ones, where there are some."""
         wanted, now = len(self.problem.times), piece.start.detach() + t
         finished = [b for b, events in enumerate(here) if events and 0 in self._left[b]]
@@ -212,8 +220,7 @@ class OwnChain:
             mask = self._mask([b for b, events in enumerate(here) if self._going[b] and i in events])
             if watched.jump is not None and bool(mask.any()):
                 y = torch.where(mask.reshape(sample_shape(y)), watched.jump(field_times(piece.problem, t), y), y)
-        surface = torch.tensor([[i in events for events in here] for i in range(len(self.problem.events))])
-        return y, torch.where(self._mask([b for b, on in enumerate(self._going) if on]), now, piece.start), surface
+        return y, torch.where(self._mask([b for b, on in enumerate(self._going) if on]), now, piece.start), here
 
     def _fill(self, samples: Sequence[int], t: Tensor, y: Tensor) -> None:
         """Where an event has ended the solve of samples, its time and state stand for all that lie behind it."""

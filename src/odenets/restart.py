@@ -88,7 +88,7 @@ class Chain:
         if self.end is not None or self.reached == len(self.problem.times):
             return None
         now = _number(t)
-        here = [event.of for event in happened if _number(event.t) == now]
+        here = {e.of: _size(piece, e.of, t, y) for e in happened if _number(e.t) == now}
         for watched in (left[i] for i in here):
             y = y if watched.jump is None else watched.jump((piece.origin + t).to(real_dtype(y)), y)
         start = since + now
@@ -101,12 +101,18 @@ class Chain:
             stops=_behind(self.problem.stops, start),
             jumps=_behind(self.problem.jumps, start),
             origin=self.problem.origin + start,
-            events=tuple(replace(watched, on_surface=i in here) for i, watched in enumerate(left)),
+            events=tuple(replace(watched, residual=here.get(i)) for i, watched in enumerate(left)),
         )
 
 
 def _number(t: Tensor) -> float:
     return float(transforms.unwrapped(t.detach()))
+
+
+@torch.no_grad()
+def _size(problem: Problem, i: int, t: Tensor, y: Tensor) -> float:
+    """How far from 0 the condition of an event is where it was located."""
+    return abs(_number(problem.events[i].value((problem.origin + t.detach()).to(real_dtype(y)), y.detach())))
 
 
 def _fewer(watched: Watched, count: int) -> Watched:

@@ -16,6 +16,7 @@ from odenets.problem import Problem
 
 _PLACES = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 15 / 16)  # in a step, where conditions are looked at, beside its end
 _FIRST_PLACES = tuple(2.0**-k for k in range(23, 4, -3))  # and before those while a condition leaves its surface
+_SOON = 2.0**-11  # of a step: what is on its surface but for rounding has left it by then
 _NOISE = 8  # how many times larger than on the surface a condition has to be to have left it
 _TURNS = 12  # the most places at which a turning point is looked for
 
@@ -35,7 +36,10 @@ class Watch:
         self.problem = problem
         self.left = [watched.left for watched in problem.events]
         self.values = self._read([0.0], [y0])[0]  # at the end of the last step
-        self.signs = [0.0 if w.on_surface else sign_of(v) for w, v in zip(problem.events, self.values)]  # 0: on it
+        self.residuals = [watched.residual for watched in problem.events]
+        self.signs = [
+            sign_of(v) if r is None else 0.0 for v, r in zip(self.values, self.residuals)
+        ]  # 0: on its surface
 
     def look(self, taken: Accepted, t1: float, y1: Tensor) -> tuple[list[Place], bool]:
         """The events in a complete step that ends with y1 at t1, in order, and whether the last of them ends it.
@@ -50,10 +54,10 @@ class Watch:
         places: list[Place] = []
         for i in range(len(self.signs)):
             points = [(0.0, self.values[i]), *zip([*thetas, 1.0], (row[i] for row in values))]
-            search = Search(self.signs[i])
+            search = Search(self.signs[i], self.residuals[i] or 0.0)
             found = answered(search.among(points), lambda theta, i=i: self._read_at(extension, theta, i))
             places += [Place(theta, i, direction) for theta, direction in found]
-            self.signs[i] = search.sign
+            self.signs[i], self.residuals[i] = search.sign, None
         self.values = values[-1]
         return until_the_end(self.problem.events, self.left, places, taken.t, taken.dt)
 
@@ -130,10 +134,13 @@ Point = tuple[float, float]  # θ and the condition there
 
 
 class Search:
-    """Where a condition, of that sign before, changes it among some points of a step."""
+    """Where a condition, of that sign before, changes it among some points of a step.
 
-    def __init__(self, sign: float) -> None:
-        self.sign = sign
+    Of the sign 0 it begins on its surface, or where a jump has led to from there: `residual` is its size there.
+    """
+
+    def __init__(self, sign: float, residual: float = 0.0) -> None:
+        self.sign, self.residual = sign, residual
 
     def among(self, points: Sequence[Point]) -> Asking[list[tuple[float, float]]]:
         """θ and direction of each change; the sign is then that at the last point."""
@@ -155,8 +162,14 @@ class Search:
         return found
 
     def _off_the_surface(self, points: Sequence[Point]) -> Sequence[Point]:
-        """From where on the condition has left its surface, by more than rounding."""
-        noise = _NOISE * abs(points[0][1])
+        """From where on the condition has left its surface, by more than rounding.
+
+        It is on it where its value is that of an event that was located, or soon grows to be far larger.
+        """
+        first, noise = points[0][1], _NOISE * abs(points[0][1])
+        if abs(first) > _NOISE * self.residual and all(abs(value) <= noise for theta, value in points if theta < _SOON):
+            self.sign = sign_of(first)
+            return points
         for i, ((_, here), (_, there)) in enumerate(itertools.pairwise(points)):
             if i > 0 and abs(here) > noise and (here * there > 0 or i == len(points) - 2):
                 self.sign = sign_of(here)

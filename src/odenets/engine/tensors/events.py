@@ -36,18 +36,20 @@ class Sample:
 
 
 @torch.no_grad()
-def events_of_each(problem: Problem, left: Sequence[list[int | None]], on_surface: Tensor) -> list[Sample]:
+def events_of_each(
+    problem: Problem, left: Sequence[list[int | None]], residuals: list[dict[int, float]]
+) -> list[Sample]:
     """The events of each sample up to the first that ends its solve.
 
     Args:
         left: For each sample, how many of each event are left until it ends the solve; counted down.
-        on_surface: (events, batch), of which events a sample begins on the surface.
+        residuals: Behind which events each sample begins, and their conditions' size before the jump; taken away.
     """
     problem = replace(problem, y0=problem.y0.detach(), t=problem.t.detach())
     plan = Plan.of(problem, keep=True, outputs=False, parts=True, timed=False)
     walk = Walk(problem, plan, ByPython(problem), ())
     entry, first, going = walk.begin(), True, True
-    watch = _Watch(problem, left, on_surface)
+    watch = _Watch(problem, left, residuals)
     buffers = Buffers.empty(plan, entry.y, 1)
     while going:
         report, _, entry = walk.chunk(entry, first, None, buffers)
@@ -69,12 +71,14 @@ def _without(entry: Entry, samples: Sequence[int]) -> Entry:
 class _Watch:
     """Looks for the events of each sample in one accepted step after another."""
 
-    def __init__(self, problem: Problem, left: Sequence[list[int | None]], on_surface: Tensor) -> None:
-        self.problem, self.left = problem, left
+    def __init__(self, problem: Problem, left: Sequence[list[int | None]], residuals: list[dict[int, float]]) -> None:
+        self.problem, self.left, self.residuals = problem, left, residuals
         self.samples = [Sample() for _ in problem.y0]
         self.values = self._read(torch.zeros(len(problem.y0), dtype=torch.float64), problem.y0)  # (events, batch)
-        surface = on_surface.tolist()
-        self.signs = [[0.0 if on else sign_of(v) for v, on in zip(*pair)] for pair in zip(self.values, surface)]
+        self.signs = [
+            [0.0 if i in behind else sign_of(v) for v, behind in zip(values, residuals)]
+            for i, values in enumerate(self.values)
+        ]
 
     def look(self, buffers: Buffers, y1: Tensor) -> list[int]:
         """Take up the step of each sample in the buffers' one row; the samples that it ends."""
@@ -85,7 +89,9 @@ class _Watch:
         thetas = places_in_a_step(any(0 in (signs[b] for signs in self.signs) for b in taken))
         rows = [self._read_at(torch.full_like(self.t, theta)) for theta in thetas]
         rows.append(self._read(t1.flatten().cpu(), y1))
-        searches = {(i, b): Search(signs[b]) for i, signs in enumerate(self.signs) for b in taken}
+        searches = {
+            (i, b): Search(signs[b], self.residuals[b].pop(i, 0.0)) for i, signs in enumerate(self.signs) for b in taken
+        }
         points = [*thetas, 1.0]
         asking = {
             (i, b): search.among([(0.0, self.values[i][b]), *zip(points, (row[i][b] for row in rows))])
