@@ -14,7 +14,8 @@ from odenets import support
 from odenets.adjoint import Direct
 from odenets.arguments import number, refuse_class, shown
 from odenets.controller import Controller
-from odenets.engine.eager import Going, extension_of
+from odenets.engine.eager import extension_of
+from odenets.engine.going import Going
 from odenets.engine.tape import Accepted
 from odenets.interpolate import DenseOutput
 from odenets.methods import Method, find

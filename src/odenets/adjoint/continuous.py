@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from odenets.controller import PID, Controller
-from odenets.engine.eager import Going, run
+from odenets.engine.eager import run
 from odenets.engine.engines import Engine, applied
+from odenets.engine.going import Going
 from odenets.engine.tape import Accepted
 from odenets.evaluation import CountedField, FieldInPieces
 from odenets.interpolate import DenseOutput

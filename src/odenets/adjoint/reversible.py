@@ -10,8 +10,9 @@ from torch import Tensor
 from odenets import transforms
 from odenets.arguments import number
 from odenets.engine.clock import TimeBars, stretch
-from odenets.engine.eager import Going, clock_of, failure_of_fixed_steps
+from odenets.engine.eager import clock_of
 from odenets.engine.engines import Engine, applied
+from odenets.engine.going import Going, failure_of_fixed_steps
 from odenets.engine.tape import Accepted
 from odenets.evaluation import FieldInPieces
 from odenets.methods import Carry, Field, Method, RungeKutta, Step, Time, combine, stage_times

@@ -11,14 +11,8 @@ from odenets.methods.base import NotConverged as NotConverged
 from odenets.methods.base import Past as Past
 from odenets.methods.base import Pull as Pull
 from odenets.methods.base import Remade as Remade
-from odenets.methods.base import Since as Since
 from odenets.methods.base import Step as Step
-from odenets.methods.base import Time as Time
-from odenets.methods.base import combine as combine
-from odenets.methods.base import filled as filled
-from odenets.methods.base import real_dtype as real_dtype
 from odenets.methods.base import slopes_of as slopes_of
-from odenets.methods.base import stage_times as stage_times
 from odenets.methods.explicit import ExplicitRungeKutta as ExplicitRungeKutta
 from odenets.methods.implicit import ImplicitRungeKutta as ImplicitRungeKutta
 from odenets.methods.multistep import MULTISTEP
@@ -27,6 +21,12 @@ from odenets.methods.multistep import VariableAdams as VariableAdams
 from odenets.methods.newton import rounding_of as rounding_of
 from odenets.methods.newton import wide as wide
 from odenets.methods.runge_kutta import RungeKutta as RungeKutta
+from odenets.methods.sums import Since as Since
+from odenets.methods.sums import Time as Time
+from odenets.methods.sums import combine as combine
+from odenets.methods.sums import filled as filled
+from odenets.methods.sums import real_dtype as real_dtype
+from odenets.methods.sums import stage_times as stage_times
 from odenets.methods.symplectic import SYMPLECTIC
 from odenets.methods.symplectic import Splitting as Splitting
 from odenets.methods.tableaus import EXPLICIT, IMPLICIT

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.methods.base import Carry, Differentiable, Field, Inner, Pull, Step, Time, combine, stage_times
+from odenets.methods.base import Carry, Differentiable, Field, Inner, Pull, Step
 from odenets.methods.runge_kutta import PullBack, RungeKutta
+from odenets.methods.sums import Time, combine, stage_times
 
 
 @dataclass(frozen=True)

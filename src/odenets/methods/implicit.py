@@ -11,21 +11,11 @@ import torch
 from torch import Tensor
 
 from odenets import transforms
-from odenets.methods.base import (
-    Carry,
-    Differentiable,
-    Field,
-    Inner,
-    NotConverged,
-    Pull,
-    Step,
-    Time,
-    combine,
-    stage_times,
-)
+from odenets.methods.base import Carry, Differentiable, Field, Inner, NotConverged, Pull, Step
 from odenets.methods.newton import solve_linear, wide
 from odenets.methods.runge_kutta import PullBack, RungeKutta, close
 from odenets.methods.stages import Equations, weighted
+from odenets.methods.sums import Time, combine, stage_times
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from odenets.methods.base import Carry, Field, Judged, Method, Past, Step, Time, combine, stage_times
+from odenets.methods.base import Carry, Field, Judged, Method, Past, Step
 from odenets.methods.divided import Number, Polynomial, Row
 from odenets.methods.explicit import ExplicitRungeKutta
+from odenets.methods.sums import Time, combine, stage_times
 from odenets.methods.tableaus import DOPRI5, RK4
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from odenets.methods.base import Bars, Carry, Differentiable, Field, Inner, Method, Pull, Remade, Step, Time, combine
+from odenets.methods.base import Bars, Carry, Differentiable, Field, Inner, Method, Pull, Remade, Step
+from odenets.methods.sums import Time, combine
 
 
 @dataclass(frozen=True)

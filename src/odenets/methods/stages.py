@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odenets import transforms
-from odenets.methods.base import Field, combine
+from odenets.methods.base import Field
 from odenets.methods.newton import (
     FEW,
     Linear,
@@ -21,6 +21,7 @@ from odenets.methods.newton import (
     solve_linear,
     units,
 )
+from odenets.methods.sums import combine
 
 
 class Equations:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odenets.methods.base import Carry, Field, Method, Step, Time, combine, stage_times
+from odenets.methods.base import Carry, Field, Method, Step
+from odenets.methods.sums import Time, combine, stage_times
 
 
 @dataclass(frozen=True)

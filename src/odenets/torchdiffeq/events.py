@@ -13,8 +13,8 @@ from torch import Tensor
 from odenets import transforms
 from odenets.arguments import shown
 from odenets.controller import Fixed
-from odenets.engine.eager import Going
 from odenets.engine.failures import locate_non_finite
+from odenets.engine.going import Going
 from odenets.engine.roots import locate
 from odenets.engine.tape import Accepted
 from odenets.evaluation import CountedField

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from odenets.engine import failures
-from odenets.engine.eager import escapes
+from odenets.engine.going import escapes
 from odenets.engine.tensors.chunks import Chunk, Ended, check_size
 from odenets.engine.tensors.plan import Clock
 from odenets.evaluation import CountedField, evaluate_at_start
