@@ -197,16 +197,18 @@ def solve(
     problem = replace(problem, controller=problem.of_state(controller))
     check_field(problem)
     ts = t if isinstance(t, Tensor) else ts
-    chain = OwnChain(problem) if per_sample else Chain(problem)  # of the solves between events, where there are some
+    chain = None  # of the solves between events, where there are some
+    if events:
+        chain = OwnChain(problem) if per_sample else Chain(problem)
     with contextlib.closing(problem.told) if isinstance(problem.told, Line) else contextlib.nullcontext():
         if stands_still:
             trajectory = stand_still(problem)
-        elif not events:
+        elif chain is None:
             trajectory = adjoint.integrate(problem, _engine(request))
         else:
             trajectory = chain.solved(adjoint, _engine(request))
     solution = _solution(problem, trajectory, ts, unflatten, on_failure)
-    return _with_events(solution, problem, chain, unflatten) if events else solution
+    return solution if chain is None else _with_events(solution, problem, chain, unflatten)
 
 
 def _place(y0: Any) -> support.Place:
