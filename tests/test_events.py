@@ -311,8 +311,6 @@ def test_what_is_no_event_is_refused():
             solve(wave, torch.zeros(2), (0, 1.0), event=Event(condition))
     with pytest.raises(ValueError, match="`jump` must return a state of y0's shapes"):
         solve(ball, torch.tensor([1.0, 0.0]), (0, 9.0), event=Event(lambda t, y: y[0], jump=lambda t, y: y[0]))
-    with pytest.raises(TypeError, match="`compile=True` does not go with `event`"):
-        solve(wave, torch.zeros(2), (0, 1.0), event=FLOOR, compile=True)
 
 
 def test_fields_that_fail_on_the_way_say_so():
@@ -402,3 +400,34 @@ def test_a_jump_that_leads_off_the_surface_is_followed_by_the_next_event(per_sam
     halved = lambda t, y: -y  # noqa: E731
     solution = solve(halved, torch.ones(1, 1), (0.0, 3.0), event=event, rtol=1e-6, per_sample=per_sample)
     assert solution.events[0].t.tolist() == pytest.approx([n * math.log(2) for n in range(1, 5)], rel=1e-4)
+
+
+SLOW = pytest.mark.slow  # a jump makes a second program, for gradients to the times
+
+
+@pytest.mark.parametrize(
+    ("per_sample", "jumps"), [(False, False), *(pytest.param(x, True, marks=SLOW) for x in (False, True))]
+)
+def test_compiled_loops_have_the_events_and_the_gradients_of_eager_ones(per_sample, jumps):
+    k, y0 = torch.tensor(0.4, requires_grad=True), torch.tensor([[1.0], [0.8]], requires_grad=True)
+    jump = (lambda t, y: 1.6 * y) if jumps else None
+    event = Event(lambda t, y: y.amin(1) - 0.5 if per_sample else y.min() - 0.5, jump=jump)
+    field = lambda t, y: -k * y  # noqa: E731
+    found = []
+    for compiled in (False, True):
+        how = {"method": "heun", "per_sample": per_sample, "compile": compiled}
+        solution = solve(field, y0, (0.0, 1.0, 4.0), event=event, rtol=1e-4, **how)
+        loss = solution.ys.square().sum() + solution.events[0].t.sum()
+        found.append((loss, solution.events[0].t, *torch.autograd.grad(loss, (k, y0)), solution.stats.accepted))
+    assert len(found[0][1]) > int(jumps)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+
+
+def test_a_chain_of_events_without_end_ends_with_its_steps():
+    always = Event(lambda t, y: y[:, 0] - 1.0, jump=lambda t, y: y - 1e-6)
+    for per_sample in (False, True):
+        event = always if per_sample else Event(lambda t, y: y[0, 0] - 1.0, jump=always.jump)
+        with pytest.raises(SolveError, match="MAX_STEPS"):
+            solve(
+                lambda t, y: 1 + 0 * y, torch.zeros(1, 1), (0.0, 9.0), event=event, per_sample=per_sample, max_steps=30
+            )

@@ -92,6 +92,7 @@ class OwnChain:
         stats = self.problem.stats
         self._counts = self._counts + torch.stack([stats.accepted, stats.rejected])
         self._take_failures(piece, trajectory)
+        self._end_those_without_steps(piece)
         self._take_outputs(piece, trajectory.ys)
         return self._take_events(piece, trajectory.ys, y)
 
@@ -105,7 +106,7 @@ class OwnChain:
         found = events_of_each(alone, self._left, residuals)
         self.problem.stats.nfe += alone.stats.nfe
         rows = [self._rows(b, since[b], found[b]) for b in range(len(y))]
-        return _Piece(self._with_rows(y, start, rows), start, found, rows)
+        return _Piece(self._with_rows(y, start, found, rows), start, found, rows)
 
     def _rows(self, b: int, since: float, sample: Sample) -> list[_Row]:
         """The times of sample b in a piece, behind its start."""
@@ -118,19 +119,22 @@ class OwnChain:
         end = () if sample.end is None else (_Row(sample.end),)
         return [*sorted([*outputs, *events], key=lambda row: row.t), *end]
 
-    def _with_rows(self, y: Tensor, start: Tensor, rows: Sequence[Sequence[_Row]]) -> Problem:
+    def _with_rows(self, y: Tensor, start: Tensor, found: Sequence[Sample], rows: Sequence[Sequence[_Row]]) -> Problem:
         """The problem of a piece; outputs keep the gradient to their times, and so does its start."""
         fixed = start.detach()[:, None]
         pool = torch.cat([start[:, None] - fixed, self.t - fixed], dim=1)
         longest = max(map(len, rows))
         constants, index = torch.zeros((len(rows), longest), dtype=torch.float64), []
+        ends = torch.tensor([x.end or 0.0 for x in found], dtype=torch.float64).to(pool)[:, None] + pool[:, :1]
         for b, row in enumerate(rows):
             places = [0]
             for n, one in enumerate(row):
                 constants[b, n] = one.t
-                places.append(1 + one.output if one.output is not None else pool.shape[1] + n)
+                is_end = one.output is None and one.event is None
+                where = pool.shape[1] + (longest if is_end else n)
+                places.append(where if one.output is None else 1 + one.output)
             index.append(places + [places[-1]] * (longest + 1 - len(places)))
-        pool = torch.cat([pool, constants.to(pool)], dim=1)
+        pool = torch.cat([pool, constants.to(pool), ends], dim=1)  # as all its steps do, the end moves with the start
         return self._problem(y, start, pool.gather(1, torch.tensor(index, device=y.device)))
 
     def _problem(self, y: Tensor, start: Tensor, t: Tensor) -> Problem:
@@ -173,6 +177,16 @@ class OwnChain:
         if self._failure is None and failure.sample is not None:
             since = float(piece.start.detach()[failure.sample])
             self._failure = replace(failure, t=failure.t + since)
+
+    def _end_those_without_steps(self, piece: _Piece) -> None:
+        """Let no sample go on that has taken all its steps."""
+        over = (self._counts.sum(0) >= self.problem.max_steps).tolist()
+        for b, sample in enumerate(piece.found):
+            if self._going[b] and over[b] and sample.end is not None:
+                self.statuses[b], self._going[b] = Status.MAX_STEPS, False
+                t = float(piece.start.detach()[b]) + sample.found[-1].t
+                detail = f"This is sample {b}, behind {len(self.happened)} events of all samples."
+                self._failure = self._failure or Failure(Status.MAX_STEPS, t, 0.0, detail, b)
 
     def _take_outputs(self, piece: _Piece, ys: Tensor) -> None:
         """Write the states at the outputs that each sample has reached."""

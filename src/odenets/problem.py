@@ -214,4 +214,9 @@ class Trajectory:
     statuses: tuple[Status, ...] | None = None  # of each sample, where each has its own step size
     own_dense: OwnExtension | None = None  # in place of `dense`, where each sample has its own step size
     events: list[Located] = field(default_factory=list)  # in order
-    ended: bool = False  # whether the last of them has ended it
+    end: float | None = None  # where the last of them has ended it: the end of the step that it is in
+
+    @property
+    def ended(self) -> bool:
+        """Whether an event has ended it."""
+        return self.end is not None

@@ -47,7 +47,8 @@ class Chain:
         """Solve to the last time, or until an event ends it: then the states behind are the one there."""
         piece: Problem | None = self.problem
         while piece is not None:
-            piece = self._add(piece, _until_event(piece, adjoint, engine))
+            trajectory = _by_itself(piece, adjoint, engine) if engine.compiled else _until_event(piece, adjoint, engine)
+            piece = self._add(piece, trajectory)
         ys = torch.cat(self._rows)
         if self.end is not None:
             ys = torch.cat([ys, self.end.y.expand(len(self.problem.times) - len(ys), *ys.shape[1:])])
@@ -159,9 +160,19 @@ def _joined(extensions: Sequence[Extension]) -> Extension:
     )
 
 
+def _by_itself(problem: Problem, adjoint: Adjoint, engine: Engine) -> Trajectory:
+    """The same by compiled loops, each of which counts its own steps."""
+    before = replace(problem.stats)
+    problem.stats.reset()
+    alone = replace(problem, max_steps=max(1, problem.max_steps - before.steps))
+    trajectory = _until_event(alone, adjoint, engine)
+    problem.stats.add(before)
+    return trajectory
+
+
 def _until_event(problem: Problem, adjoint: Adjoint, engine: Engine) -> Trajectory:
     """Solve to the last time, or until an event that ends the solve or changes the state."""
-    if adjoint.interpolates:
+    if adjoint.interpolates and not engine.compiled:
         return _without_end(problem, adjoint.integrate(problem, engine))
     stats = Stats()
     with torch.no_grad():
@@ -188,22 +199,31 @@ def _without_end(problem: Problem, trajectory: Trajectory) -> Trajectory:
 
 
 def _once_more(problem: Problem, found: Trajectory, adjoint: Adjoint, engine: Engine) -> Trajectory:
-    """The same solve, with the times of its events among its outputs."""
+    """The same solve, with the times of its events among its outputs.
+
+    Where these are interpolated, the last step ends where it did, so that all steps are the same.
+    """
     outputs = problem.times[: len(found.ys)] if found.ended else problem.times
     places = sorted([*((t, 0, j) for j, t in enumerate(outputs)), *((e.t, 1, k) for k, e in enumerate(found.events))])
     t = [problem.t.new_tensor(time) if kind else problem.t[i] for time, kind, i in places]
-    solved = replace(problem, events=(), t=torch.stack(t), times=[time for time, *_ in places])
+    times = [time for time, *_ in places]
+    if adjoint.interpolates and found.end is not None:
+        moved = problem.t[0] - problem.t[0].detach()  # as all its steps do, the end moves with the start
+        t, times = [*t, found.end + moved], [*times, found.end]
+    solved = replace(problem, events=(), t=torch.stack(t), times=times)
     trajectory = adjoint.integrate(replace(solved, controller=_as_before(problem)) if found.ended else solved, engine)
     rows = trajectory.ys.unbind()
     f = CountedField(problem.f, problem.stats)
     events: list[Located] = []
     for (time, kind, k), y in zip(places, rows):
         if kind:
-            with torch.no_grad():
-                slope = f(problem.field_time(time), y.detach())
+            slope = found.events[k].slope
+            if not adjoint.interpolates:  # y is another one then
+                with torch.no_grad():
+                    slope = f(problem.field_time(time), y.detach())
             events.append(Located(found.events[k].of, time, y, slope))
     ys = torch.stack([y for (_, kind, _), y in zip(places, rows) if not kind])
-    return replace(trajectory, ys=ys, events=events, ended=found.ended and trajectory.failure is None)
+    return replace(trajectory, ys=ys, events=events, end=None if trajectory.failure else found.end)
 
 
 def _differentiable(problem: Problem, located: Located) -> Happened:

@@ -107,6 +107,11 @@ class Stats:
         """Count evaluations of a backward pass."""
         self.nfe_backward = (self.nfe_backward or 0) + nfe
 
+    def add(self, before: "Stats") -> None:
+        """Count what was done before, too."""
+        self.nfe, self.accepted = self.nfe + before.nfe, self.accepted + before.accepted
+        self.rejected = self.rejected + before.rejected
+
     def reset(self) -> None:
         """Count anew."""
         self.nfe, self.accepted, self.rejected, self.nfe_backward = 0, 0, 0, None

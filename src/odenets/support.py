@@ -153,7 +153,6 @@ CLASHES = (
     ),
     Clash(COMPILE, DENSE, _TIMES),
     Clash(OWN_EVENT, DENSE, _TIMES),
-    Clash(COMPILE, EVENT, "leave one out"),
     *(Clash(feature, PROGRESS, "leave one out") for feature in (PER_SAMPLE, COMPILE)),
     *(Clash(COMPILE, ADJOINTS[kind], _EXACT.format("`compile`")) for kind in _INEXACT),
     Clash(COMPILE, ITERATES, "pass an explicit method, or leave `compile` out"),

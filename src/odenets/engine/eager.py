@@ -104,7 +104,7 @@ def run(
     extension = extension_of(dense) if dense else None
     if extension is not None and ended:
         extension = replace(extension, end=events[-1].t)
-    return Trajectory(torch.stack(ys), extension, failure, events=events, ended=ended)
+    return Trajectory(torch.stack(ys), extension, failure, events=events, end=stepper.t if ended else None)
 
 
 def _located(problem: Problem, taken: Accepted, place: Place) -> Located:
