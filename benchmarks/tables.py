@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from odenets.files import write_atomically
-from pages import adjoints, experiments, findings, multistep, pictures, speed, together
+from pages import adjoints, changed, experiments, findings, multistep, pictures, speed, together
 from pages.text import ROOT
 
 PAGES = (
@@ -45,6 +45,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-limits": speed.limits,
     "bench-scaling": speed.scaling,
     "bench-memory": speed.memory,
+    "changed": changed.ratios,
     "ecg-both": findings.both_splits,
     "ecg-random": lambda: findings.ecg("random"),
     "ecg-inter-patient": lambda: findings.ecg("inter-patient"),
