@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torchdiffeq
@@ -37,11 +37,11 @@ WAYS: dict[str, dict[str, Any]] = {
 PEER = "torchdiffeq odeint"
 
 
-def main(before: Path, rounds: int = 4) -> None:
+def main(before: Path, rounds: int = 4, only: Annotated[list[str] | None, typer.Option()] = None) -> None:
     """Time both versions, `rounds` processes of each for every work."""
     use_one_core()
     report: dict[str, Any] = {}
-    for name in WORKS:
+    for name in only or WORKS:
         runs: dict[str, list[Any]] = {"before": [], "after": []}
         for _ in range(rounds):
             for which, root in (("before", before), ("after", HERE.parent)):

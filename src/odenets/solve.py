@@ -32,6 +32,7 @@ from odenets.restart import Chain, Happened
 from odenets.solution import Occurrences, Solution, SolveError, Stats, Status
 from odenets.state import field_of, flatten_state, same
 
+_NOTHING = contextlib.nullcontext()
 _FEW_TIMES = 64  # whose copies on a GPU are kept
 
 
@@ -194,13 +195,15 @@ def solve(
         told=teller(progress, times[0], times[-1]),
         stats=Stats(),
     )
-    problem = replace(problem, controller=problem.of_state(controller))
+    of_state = problem.of_state(controller)
+    if of_state is not controller:
+        problem = replace(problem, controller=of_state)
     check_field(problem)
     ts = t if isinstance(t, Tensor) else ts
     chain = None  # of the solves between events, where there are some
     if events:
         chain = OwnChain(problem) if per_sample else Chain(problem)
-    with contextlib.closing(problem.told) if isinstance(problem.told, Line) else contextlib.nullcontext():
+    with contextlib.closing(problem.told) if isinstance(problem.told, Line) else _NOTHING:
         if stands_still:
             trajectory = stand_still(problem)
         elif chain is None:

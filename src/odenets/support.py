@@ -179,9 +179,19 @@ CLASHES = (
 )
 
 
+# Each thing that can be asked for has a bit, so that a solve asks for each of them once.
+_FEATURES = tuple(dict.fromkeys(feature for clash in CLASHES for feature in (clash.one, clash.other)))
+_ASKED = tuple((1 << i, feature.asked) for i, feature in enumerate(_FEATURES))
+_PAIRS = tuple((1 << _FEATURES.index(clash.one) | 1 << _FEATURES.index(clash.other), clash) for clash in CLASHES)
+
+
 def clashes(request: Request) -> Iterator[Clash]:
     """The rules that what is asked for breaks."""
-    return (clash for clash in CLASHES if clash.one.asked(request) and clash.other.asked(request))
+    found = 0
+    for bit, asked in _ASKED:
+        if asked(request):
+            found |= bit
+    return (clash for pair, clash in _PAIRS if found & pair == pair)
 
 
 def check(request: Request) -> None:
