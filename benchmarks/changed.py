@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import torchdiffeq
@@ -81,7 +81,7 @@ def time_one(name: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     work = make(name)
     steps = {way: _step(work, _ours(work, options)) for way, options in WAYS.items()}
-    peer = _step(work, lambda y0: torchdiffeq.odeint(work.network.field, y0, _times(work), **_how(work)))
+    peer = _step(work, lambda y0: cast(Tensor, torchdiffeq.odeint(work.network.field, y0, _times(work), **_how(work))))
     steps[PEER] = peer
     for step in steps.values():
         step()
