@@ -117,3 +117,12 @@ def test_few_samples(batch):
     solution = solve(ball, HEIGHTS[:batch].detach(), (0.0, 1.0, 2.0), event=FLOOR, per_sample=True)
     assert solution.ys.shape == (3, batch, 2)
     assert len(solution.events[0].t) == batch
+
+
+@pytest.mark.parametrize("origin", [1e6 + 0.1, -1e9])
+def test_times_far_from_zero_keep_their_digits(origin):
+    landed = Event(FLOOR.condition, direction=-1)
+    start = HEIGHTS[:2].detach()
+    near, far = (solve(ball, start, (t, t + 2.0), event=landed, per_sample=True, **TIGHT) for t in (0.0, origin))
+    torch.testing.assert_close(far.ts - origin, near.ts, rtol=0, atol=1e-15 * abs(origin) + 1e-6)
+    torch.testing.assert_close(far.ts[:, -1], far.events[0].t, rtol=0, atol=0)

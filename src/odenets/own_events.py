@@ -77,7 +77,7 @@ class OwnChain:
         """The caller's times, (batch, T), with that of the end in place of those behind it."""
         if Status.EVENT not in self.statuses:
             return ts
-        origins = torch.as_tensor(self.problem.origins).reshape(-1, 1)
+        origins = torch.as_tensor(self.problem.origins, dtype=self.ts.dtype, device=self.ts.device).reshape(-1, 1)
         given = ts if ts.dim() > 1 else ts.expand(len(self.ts), -1)
         moved = (self.problem.sign * (origins + self.ts)).to(ts)
         reached = torch.tensor(self._reached, device=ts.device)[:, None]
