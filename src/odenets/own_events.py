@@ -14,7 +14,7 @@ from odenets.engine.engines import Engine
 from odenets.engine.tensors.events import Sample, events_of_each, field_times
 from odenets.methods import real_dtype
 from odenets.problem import Own, Problem, Trajectory, sample_shape
-from odenets.restart import Flat, Happened
+from odenets.restart import Flat, Happened, derivatives
 from odenets.solution import Failure, Stats, Status
 
 
@@ -282,14 +282,7 @@ class OwnChain:
 
     def _rate(self, problem: Problem, i: int, t: Tensor, y: Tensor, slope: Tensor) -> Tensor:
         """The derivative of each sample's condition along its solution."""
-        with torch.enable_grad():
-            time = field_times(problem, t).detach().requires_grad_()
-            y = y.detach().requires_grad_()
-            g = self.problem.events[i].value(time, y)
-            if not g.requires_grad:
-                return torch.zeros_like(g)
-            bars = torch.autograd.grad(g.sum(), (time, y), allow_unused=True)
-        time_bar, y_bar = (torch.zeros_like(x) if bar is None else bar for x, bar in zip((time, y), bars))
+        time_bar, y_bar = derivatives(self.problem.events[i].value, field_times(problem, t).detach(), y.detach())
         return time_bar.flatten() + (y_bar.conj() * slope).real.flatten(1).sum(1)
 
 

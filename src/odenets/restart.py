@@ -267,13 +267,22 @@ def _rate(
         time_bar, y_bar = pull(torch.ones_like(g))
         return time_bar + inner_product(y_bar, slope)
     with torch.enable_grad():
+        time_bar, y_bar = derivatives(value, time, y, again)
+        return time_bar + inner_product(y_bar, slope)
+
+
+def derivatives(
+    value: Callable[[Tensor, Tensor], Tensor], time: Tensor, y: Tensor, again: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Those of the sum of a condition by the time and the state, zeros where it has none; `again` as for `_rate`."""
+    with torch.enable_grad():
         time, y = (x if x.requires_grad else x.detach().requires_grad_() for x in (time, y))
-        g = value(time, y)
+        g = value(time, y).sum()
         if not g.requires_grad:
-            return torch.zeros_like(time)
+            return torch.zeros_like(time), torch.zeros_like(y)
         bars = torch.autograd.grad(g, (time, y), create_graph=again, allow_unused=True)
         time_bar, y_bar = (torch.zeros_like(x) if bar is None else bar for x, bar in zip((time, y), bars))
-        return time_bar + inner_product(y_bar, slope)
+        return time_bar, y_bar
 
 
 def _newton(t: Tensor, g: Tensor, rate: Tensor, y: Tensor) -> Tensor:
