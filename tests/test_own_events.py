@@ -126,3 +126,13 @@ def test_times_far_from_zero_keep_their_digits(origin):
     near, far = (solve(ball, start, (t, t + 2.0), event=landed, per_sample=True, **TIGHT) for t in (0.0, origin))
     torch.testing.assert_close(far.ts - origin, near.ts, rtol=0, atol=1e-15 * abs(origin) + 1e-6)
     torch.testing.assert_close(far.ts[:, -1], far.events[0].t, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("axes", [1, 3, 5])
+def test_states_of_few_and_many_axes(axes):
+    y0 = torch.full((2,) * axes, 3.0, dtype=torch.float64, requires_grad=True)
+    event = Event(lambda t, y: y.reshape(2, -1).mean(1) - 1)
+    end = solve(lambda t, y: -y, y0, (0.0, 9.0), event=event, per_sample=True, **TIGHT).ts[:, -1]
+    assert end.tolist() == pytest.approx([math.log(3)] * 2, rel=1e-7)
+    (found,) = torch.autograd.grad(end.sum(), y0)
+    torch.testing.assert_close(found, torch.full_like(y0, 2 / 3 / y0.numel()), rtol=1e-6, atol=0)

@@ -283,7 +283,7 @@ class OwnChain:
     def _rate(self, problem: Problem, i: int, t: Tensor, y: Tensor, slope: Tensor) -> Tensor:
         """The derivative of each sample's condition along its solution."""
         time_bar, y_bar = derivatives(self.problem.events[i].value, field_times(problem, t).detach(), y.detach())
-        return time_bar.flatten() + (y_bar.conj() * slope).real.flatten(1).sum(1)
+        return time_bar.flatten() + (y_bar.conj() * slope).real[:, None].flatten(1).sum(1)
 
 
 def _put(into: Tensor, ys: Tensor, places: Tensor) -> Tensor:
