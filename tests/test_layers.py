@@ -27,6 +27,7 @@ ORDER = [
     ("own_events",),
     ("solve",),
     ("stepper",),
+    ("series",),
     ("nn", "torchdiffeq"),
     ("files", "table", "progress"),
     ("data", "train", "figures", "tuning"),

@@ -16,6 +16,7 @@ from odenets.methods import ImplicitRungeKutta as ImplicitRungeKutta
 from odenets.methods import Splitting as Splitting
 from odenets.pullback.reached import LostGradientError as LostGradientError
 from odenets.pullback.replay import ReplayError as ReplayError
+from odenets.series.batch import Series as Series
 from odenets.solution import Solution as Solution
 from odenets.solution import SolveError as SolveError
 from odenets.solution import Stats as Stats

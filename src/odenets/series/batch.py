@@ -1,0 +1,249 @@
+"""`Series`: a batch of irregular time series, each with times of its own, some of its values missing."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenets.arguments import shown
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A batch of N irregular time series of C channels, of which the longest has L rows.
+
+    Each row of a sample is a time and the values seen there, NaN where a channel was not. Samples are as long as they
+    are: behind its own length a sample repeats its last time, with values that are NaN, and nothing takes those rows
+    for observations. Make one by `odenets.series.from_long` (a table with a line for each row) or `from_arrays` (a list
+    with an array for each sample), which sort and check; batches by `series[indices]`; of a list, such as a
+    `DataLoader` collects, by `collate`.
+
+    Args:
+        times: (N, L), kept in float64, so seconds since 1970 lose nothing; finite, never decreasing along a row.
+            Repeated times are allowed. The unit is yours.
+        values: (N, L, C), floating-point; NaN where a value is missing. Infinite values are refused.
+        lengths: (N,), the number of rows of each sample, from 1 to L; None: all L.
+        static: (N, S), what is known of each sample at any time; NaN where it is missing; None: nothing.
+        channels: The names of the C channels; by default "0", "1", ….
+        ids: What the samples are called, in errors and tables; by default 0, 1, ….
+
+    Attributes:
+        mask: (N, L, C), True where a value was observed.
+
+    Raises:
+        TypeError, ValueError: If a tensor is not as described, naming the sample, the row and the channel.
+    """
+
+    times: Tensor
+    values: Tensor
+    lengths: Tensor = None  # pyright: ignore[reportAssignmentType] — a tensor once it is made
+    static: Tensor | None = None
+    channels: tuple[str, ...] = ()
+    ids: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        times, values = self.times, self.values
+        if not isinstance(values, Tensor) or not values.is_floating_point() or values.dim() != 3:
+            raise TypeError(f"`values` must be a floating-point tensor (N, L, C), got {_described(values)}")
+        if not isinstance(times, Tensor) or times.shape != values.shape[:2]:
+            raise TypeError(f"`times` must be a tensor {tuple(values.shape[:2])} as `values`, got {_described(times)}")
+        n, longest, channels = values.shape
+        keep = {"times": times.detach().to(values.device, torch.float64)}
+        lengths = torch.full((n,), longest) if self.lengths is None else torch.as_tensor(self.lengths)
+        keep["lengths"] = lengths.to(values.device, torch.int64)
+        if keep["lengths"].shape != (n,):
+            raise ValueError(f"`lengths` must be ({n},), a number for each sample, got {tuple(keep['lengths'].shape)}")
+        if self.static is not None and (self.static.dim() != 2 or len(self.static) != n):
+            raise ValueError(f"`static` must be ({n}, S), a row for each sample, got {_described(self.static)}")
+        names = tuple(self.channels) or tuple(map(str, range(channels)))
+        if len(names) != channels:
+            raise ValueError(f"`channels` must name the {channels} channels of `values`, got {len(names)} names")
+        ids = tuple(self.ids) or tuple(range(n))
+        if len(ids) != n:
+            raise ValueError(f"`ids` must name the {n} samples, got {len(ids)}")
+        for name, value in {**keep, "channels": names, "ids": ids}.items():
+            object.__setattr__(self, name, value)
+
+    def checked(self) -> "Series":
+        """Itself, once the numbers are looked at: for series that were not made by `from_long` or `from_arrays`.
+
+        Raises:
+            ValueError: A length that is none, a time that is not finite or goes backward, an infinite value, an
+                observation behind a sample's length; with the sample, the row and the channel.
+        """
+        n, longest = self.times.shape
+        wrong = (self.lengths < 1) | (self.lengths > longest)
+        if wrong.any():
+            i = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"`lengths` must be from 1 to {longest}, got {int(self.lengths[i])} for sample {self.ids[i]!r}"
+            )
+        self._refuse_first("times", ~self.times.isfinite(), "is not finite: leave the row out")
+        back = torch.cat([self.times.new_zeros(n, 1), self.times.diff(dim=1)], dim=1) < 0
+        self._refuse_first("times", back, "is before the row above it: sort the rows, as `from_arrays` does")
+        self._refuse_first("values", self.values.isinf(), "is infinite: write NaN where a value is missing")
+        self._refuse_first("values", ~self.rows[..., None] & self.mask, "lies behind the sample's length")
+        return self
+
+    def _refuse_first(self, name: str, wrong: Tensor, text: str) -> None:
+        if wrong.any():
+            i, j, *k = wrong.nonzero()[0].tolist()
+            channel = f", channel {self.channels[k[0]]!r}" if k else ""
+            value = getattr(self, name)[(i, j, *k)].item()
+            raise ValueError(f"`{name}` of sample {self.ids[i]!r}, row {j}{channel}: {value!r} {text}")
+
+    @property
+    def mask(self) -> Tensor:
+        return ~self.values.isnan()
+
+    @property
+    def rows(self) -> Tensor:
+        """(N, L), True where a sample has a row."""
+        return torch.arange(self.times.shape[1], device=self.times.device) < self.lengths[:, None]
+
+    @property
+    def start(self) -> Tensor:
+        """(N,), the first time of each sample."""
+        return self.times[:, 0]
+
+    @property
+    def end(self) -> Tensor:
+        """(N,), the last time of each sample."""
+        return self.times[:, -1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator["Series"]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> "Series":
+        """Those samples, as a batch that is as long as the longest of them; of one number a batch of one."""
+        if isinstance(which, int):
+            if not -len(self) <= which < len(self):
+                raise IndexError(f"there are {len(self)} samples, got index {which}")
+            which = [which % len(self)]
+        index = torch.arange(len(self), device=self.device)[which if isinstance(which, slice | Tensor) else list(which)]
+        lengths = self.lengths[index]
+        most = int(lengths.max()) if len(index) else 1
+        return replace(
+            self,
+            times=self.times[index, :most],
+            values=self.values[index, :most],
+            lengths=lengths,
+            static=None if self.static is None else self.static[index],
+            ids=tuple(self.ids[i] for i in index.tolist()),
+        )
+
+    def index_select(self, dim: int, index: Tensor) -> "Series":
+        """The samples `index`, as `Tensor.index_select` with dim 0: so `odenets.train.fit` takes series for tensors."""
+        if dim != 0:
+            raise ValueError(f"`dim` must be 0, the axis of the samples, got {shown(dim)}")
+        return self[index]
+
+    def to(self, *args: Any, **options: Any) -> "Series":
+        """On another device, or with values of another dtype, as `Tensor.to`; times stay in float64."""
+        values = self.values.to(*args, **options)
+        static = None if self.static is None else self.static.to(values.device, values.dtype)
+        return replace(self, values=values, static=static)
+
+    def until(self, time: float | Tensor) -> "Series":
+        """What has been seen up to a time, one for all or (N,) one each.
+
+        Raises:
+            ValueError: If a sample has no row up to then.
+        """
+        at = torch.as_tensor(time, dtype=torch.float64, device=self.device).expand(len(self))
+        seen = (self.times <= at[:, None]) & self.rows
+        return self.kept(seen, "a row up to that time")
+
+    def thinned(self, share: float, seed: int = 0) -> "Series":
+        """A random part of each sample's rows: that share of them, at least one; the first one stays.
+
+        Args:
+            share: From 0 to 1.
+            seed: Of the choice: equal seeds choose equal rows of an equal batch.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"`share` must be from 0 to 1, got {shown(share)}")
+        draw = torch.rand(self.times.shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        draw[:, 0] = -1.0
+        draw = draw.where(self.rows, math.inf)
+        rank = draw.argsort(1).argsort(1)
+        wanted = (share * self.lengths).round().clamp(min=1)
+        return self.kept((rank < wanted[:, None]) & self.rows, "a row")
+
+    def kept(self, keep: Tensor, what: str) -> "Series":
+        """The rows marked in `keep`, in order."""
+        lengths = keep.sum(1)
+        if (lengths == 0).any():
+            raise ValueError(
+                f"sample {self.ids[int((lengths == 0).nonzero()[0])]!r} does not have {what}: leave it out"
+            )
+        most = int(lengths.max()) if len(lengths) else 1
+        order = (~keep).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+        inside = torch.arange(most, device=self.device) < lengths[:, None]
+        times = self.times.gather(1, order)
+        times = times.where(inside, times.gather(1, lengths[:, None] - 1))
+        values = self.values.gather(1, order[..., None].expand(-1, -1, self.values.shape[2]))
+        return replace(self, times=times, values=values.where(inside[..., None], math.nan), lengths=lengths)
+
+    def __repr__(self) -> str:
+        seen = int(self.mask.sum())
+        places = int(self.lengths.sum()) * self.values.shape[2]
+        return (
+            f"Series({len(self)} samples, {self.values.shape[2]} channels, up to {self.times.shape[1]} rows, "
+            f"{100 * seen / max(places, 1):.0f} % of values observed)"
+        )
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """One batch of many, of samples alone or of (samples, targets) pairs: `DataLoader(..., collate_fn=collate)`.
+
+    Args:
+        samples: `Series` of one or more samples each; or tuples that begin with one, the rest tensors or numbers,
+            which are stacked.
+
+    Raises:
+        ValueError: If they have not the same channels.
+    """
+    if not samples:
+        raise ValueError("`samples` must not be empty")
+    if isinstance(samples[0], tuple):
+        series, *others = zip(*samples)
+        return (collate(series), *(torch.stack([torch.as_tensor(x) for x in column]) for column in others))
+    return _together(samples)
+
+
+def _together(samples: Sequence[Series]) -> Series:
+    first = samples[0]
+    for other in samples:
+        if other.channels != first.channels or (other.static is None) != (first.static is None):
+            raise ValueError(f"`samples` must have the same channels: {first.channels} and {other.channels} differ")
+    longest = max(s.times.shape[1] for s in samples)
+    return replace(
+        first,
+        times=torch.cat([_longer(s.times[..., None], longest, repeat=True)[..., 0] for s in samples]),
+        values=torch.cat([_longer(s.values, longest, repeat=False) for s in samples]),
+        lengths=torch.cat([s.lengths for s in samples]),
+        static=None if first.static is None else torch.cat([s.static for s in samples if s.static is not None]),
+        ids=tuple(i for s in samples for i in s.ids),
+    )
+
+
+def _longer(x: Tensor, longest: int, repeat: bool) -> Tensor:
+    """(N, L, C) with rows behind it, the last again or NaN, up to `longest`."""
+    n, have, c = x.shape
+    more = x[:, -1:].expand(n, longest - have, c) if repeat else x.new_full((n, longest - have, c), math.nan)
+    return torch.cat([x, more], dim=1)
+
+
+def _described(x: Any) -> str:
+    return f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else shown(x)

@@ -1,0 +1,177 @@
+"""Series from arrays, a sample each, and from and to the forms of other libraries."""
+
+import datetime
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenets.arguments import shown
+from odenets.series.batch import Series
+
+
+class SortedRows(UserWarning):
+    """Rows were not in the order of their times, and have been put in it."""
+
+
+def from_arrays(
+    times: Sequence[Any],
+    values: Sequence[Any],
+    *,
+    static: Any = None,
+    channels: Sequence[str] = (),
+    ids: Sequence[Any] = (),
+    dtype: torch.dtype = torch.float32,
+) -> Series:
+    """A batch of samples, each with times of its own.
+
+    Args:
+        times: For each sample its times, (L,): numbers, arrays or tensors; of any unit, also seconds since 1970.
+            Equal ones are allowed; where they are not in order the rows are sorted, and a `SortedRows` warning says so.
+        values: For each sample its values, (L, C) or (L,) for one channel; NaN where a value is missing.
+        static: (N, S), or None.
+        channels, ids, dtype: See `Series`.
+
+    Raises:
+        TypeError, ValueError: If a sample has no row, its times and values are not equally long, a time is not finite,
+            or a value infinite; with the sample, the row and the channel.
+    """
+    if len(times) != len(values):
+        raise ValueError(f"`times` and `values` must have an entry for each sample, got {len(times)} and {len(values)}")
+    ids = tuple(ids) or tuple(range(len(times)))
+    pairs = [_sample(name, t, x, dtype) for name, t, x in zip(ids, times, values, strict=True)]
+    if not pairs:
+        raise ValueError("`times` must have an entry for at least one sample, got none")
+    unsorted = [name for name, (t, _) in zip(ids, pairs) if bool((t.diff() < 0).any())]
+    if unsorted:
+        warnings.warn(f"{len(unsorted)} samples were not in the order of time, the first {unsorted[0]!r}: sorted",
+                      SortedRows, stacklevel=2)  # fmt: skip
+        orders = [t.argsort(stable=True) for t, _ in pairs]
+        pairs = [(t[order], x[order]) for (t, x), order in zip(pairs, orders)]
+    counts = {x.shape[1] for _, x in pairs}
+    if len(counts) > 1:
+        raise ValueError(f"`values` must have the same channels in every sample, got {sorted(counts)} of them")
+    lengths = torch.tensor([len(t) for t, _ in pairs])
+    longest = int(lengths.max())
+    series = Series(
+        torch.stack([torch.cat([t, t[-1:].expand(longest - len(t))]) for t, _ in pairs]),
+        torch.stack([torch.cat([x, x.new_full((longest - len(x), x.shape[1]), math.nan)]) for _, x in pairs]),
+        lengths,
+        None if static is None else torch.as_tensor(static, dtype=dtype),
+        tuple(channels),
+        ids,
+    )
+    return series.checked()
+
+
+def _sample(name: Any, times: Any, values: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    t = as_times(times, f"`times` of sample {name!r}")
+    try:
+        x = torch.as_tensor(values, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`values` of sample {name!r} must be numbers, got {shown(values)}: {error}") from None
+    x = x[:, None] if x.dim() == 1 else x
+    if x.dim() != 2 or t.shape != x.shape[:1]:
+        wanted = "(L, C) with one row for each of its times"
+        raise ValueError(f"`values` of sample {name!r} must be {wanted}, got {tuple(x.shape)} for {len(t)} times")
+    if len(t) == 0:
+        raise ValueError(f"sample {name!r} has no row: leave it out")
+    wrong = ~t.isfinite()
+    if wrong.any():
+        i = int(wrong.nonzero()[0])
+        raise ValueError(f"`times` of sample {name!r}, row {i}, is {t[i].item()!r}: leave the row out")
+    return t, x
+
+
+def as_times(times: Any, name: str, unit: str = "h") -> Tensor:
+    """Times as a tensor in float64: numbers as they are, dates in hours (or `unit`) since 1970.
+
+    Raises:
+        TypeError: If they are neither.
+    """
+    if not isinstance(times, Tensor):
+        times = list(times) if not hasattr(times, "dtype") else times
+        dates = str(getattr(times, "dtype", "")).startswith("datetime64")
+        if isinstance(times, list) and times and isinstance(times[0], datetime.datetime):
+            return torch.tensor([_since_1970(x, name) for x in times], dtype=torch.float64) / UNITS[unit]
+        if dates:
+            times = getattr(times, "to_numpy", lambda: times)()
+            ticks = torch.tensor(times.astype("datetime64[ns]").astype("int64"))
+            if (ticks == torch.iinfo(torch.int64).min).any():
+                raise ValueError(f"{name} has no date in row {int(ticks.argmin())}: leave the row out")
+            seconds = ticks.div(10**9, rounding_mode="floor")
+            return (seconds.double() + ticks.remainder(10**9).double() / 1e9) / UNITS[unit]
+    try:
+        found = torch.as_tensor(times) if isinstance(times, Tensor) else torch.tensor(times, dtype=torch.float64)
+        found = found.double()
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be numbers or dates, got {shown(times)}: {error}") from None
+    if found.dim() != 1:
+        raise ValueError(f"{name} must be 1-D, got shape {tuple(found.shape)}")
+    return found
+
+
+UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}  # seconds
+
+
+def _since_1970(x: Any, name: str) -> float:
+    if not isinstance(x, datetime.datetime):
+        raise TypeError(f"{name} must be dates throughout, got {shown(x)}")
+    zone = datetime.UTC
+    return (x if x.tzinfo else x.replace(tzinfo=zone)).timestamp()
+
+
+def from_torchcde(x: Tensor, *, lengths: Tensor | None = None) -> Series:
+    """From torchcde's form: (N, L, 1 + C), time as the first channel, NaN missing; padded by NaN, or by repeating.
+
+    Args:
+        x: The tensor.
+        lengths: (N,), where rows behind a sample's end repeat its last; None: rows whose time is NaN are padding.
+    """
+    if not isinstance(x, Tensor) or x.dim() != 3 or x.shape[2] < 2:
+        raise TypeError(f"`x` must be (N, L, 1 + C) with time as the first channel, got {shown(x)}")
+    if lengths is None:
+        lengths = (~x[..., 0].isnan()).sum(1)
+    each = [x[i, : int(n)] for i, n in enumerate(lengths)]
+    return from_arrays([row[:, 0] for row in each], [row[:, 1:] for row in each], dtype=x.dtype)
+
+
+def to_torchcde(series: Series) -> Tensor:
+    """torchcde's form: (N, L, 1 + C) with time, counted from each sample's first row, as the first channel.
+
+    Behind a sample's end the time stays and values are NaN, which its interpolations fill forward.
+    """
+    time = (series.times - series.start[:, None]).to(series.values.dtype)
+    return torch.cat([time[..., None], series.values], dim=-1)
+
+
+def from_pypots(data: dict[str, Any], *, times: Any = None) -> Series:
+    """From PyPOTS's form: {"X": (n, steps, features) with NaN}; steps are 0, 1, …, or `times`, (steps,) or (n, steps).
+
+    A sample ends with its last observation, since PyPOTS pads by NaN.
+
+    Raises:
+        TypeError, ValueError: If there is no "X" of three axes, or a sample without any observation.
+    """
+    if not isinstance(data, dict) or "X" not in data:
+        raise TypeError(f'`data` must be a dict with "X", got {shown(data)}')
+    x = torch.as_tensor(data["X"])
+    if x.dim() != 3:
+        raise ValueError(f'`data["X"]` must be (n, steps, features), got shape {tuple(x.shape)}')
+    at = torch.arange(x.shape[1], dtype=torch.float64) if times is None else torch.as_tensor(times, dtype=torch.float64)
+    at = at.expand(len(x), -1)
+    seen = (~x.isnan()).any(2)
+    if not seen.any(1).all():
+        raise ValueError(f"sample {int((~seen.any(1)).nonzero()[0])} has no observation: leave it out")
+    last = x.shape[1] - seen.flip(1).to(torch.int8).argmax(1)
+    rows = [int(n) for n in last]
+    return from_arrays([t[:n] for t, n in zip(at, rows)], [v[:n] for v, n in zip(x, rows)], dtype=x.dtype)
+
+
+def to_pypots(series: Series, y: Any = None) -> dict[str, Any]:
+    """PyPOTS's form, {"X": (n, steps, features) as a NumPy array, "y": y}: it knows rows alone, no times."""
+    found: dict[str, Any] = {"X": series.values.detach().cpu().numpy()}
+    return found if y is None else {**found, "y": y}

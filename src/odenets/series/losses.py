@@ -1,0 +1,47 @@
+"""Losses of predicted values against observed ones: each observed value counts once, a missing one never."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def masked_mse(predicted: Tensor, values: Tensor) -> Tensor:
+    """The mean squared error per observed value: Σ (predicted − value)² / number of values that are not NaN.
+
+    Args:
+        predicted: (..., C); a first axis more, of draws, is averaged over.
+        values: (..., C), NaN where nothing was observed.
+
+    Raises:
+        ValueError: If nothing was observed.
+
+    It is the pooled mean, as in mTAN's code. The code of Rubanova et al. (2019) averages each patient's and channel's
+    mean instead, and takes that of a channel that was never observed for 0: its numbers are smaller.
+    """
+    seen = _seen(values)
+    error = (predicted - values.where(seen, 0.0)).square().where(seen, 0.0)
+    draws = predicted.dim() - values.dim()
+    return error.sum() / (seen.sum() * (len(predicted) if draws else 1))
+
+
+def gaussian_nll(predicted: Tensor, values: Tensor, sigma: float | Tensor) -> Tensor:
+    """−log p(values) of each sample, (..., N): the exact density of independent normal errors, observed values alone.
+
+    Args:
+        predicted: (..., N, K, C).
+        values: (N, K, C), NaN where nothing was observed: what adds nothing.
+        sigma: The standard deviation of the observations, > 0: a number, or (C,).
+    """
+    seen = ~values.isnan()
+    sigma = torch.as_tensor(sigma, dtype=predicted.dtype, device=predicted.device)
+    z = (predicted - values.where(seen, 0.0)) / sigma
+    terms = 0.5 * z.square() + sigma.log() + 0.5 * math.log(2 * math.pi)
+    return terms.where(seen, 0.0).sum(dim=(-2, -1))
+
+
+def _seen(values: Tensor) -> Tensor:
+    seen = ~values.isnan()
+    if not seen.any():
+        raise ValueError("`values` has no observation: leave the batch out")
+    return seen

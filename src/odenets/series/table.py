@@ -1,0 +1,159 @@
+"""Series from a table in long form: one line for each sample and time."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenets.arguments import shown
+from odenets.extra import experiments_extra
+from odenets.series.batch import Series
+from odenets.series.forms import UNITS, SortedRows, as_times, from_arrays
+
+
+def from_long(
+    frame: Any,
+    *,
+    id: str,
+    time: str,
+    values: str | Sequence[str] | None = None,
+    variable: str | None = None,
+    static: Sequence[str] = (),
+    unit: str = "h",
+    dtype: torch.dtype = torch.float32,
+) -> Series:
+    """A batch from a table with a line for each row of a sample, such as a CSV file read by pandas.
+
+    Args:
+        frame: A pandas DataFrame.
+        id: The column that names the sample of a line; samples come in the order in which they come first.
+        time: The column of times: numbers, or dates, which become `unit`s since 1970 (dates with a time zone in UTC).
+        values: The columns of the channels, one each; None: all other columns. With `variable`, the one column of
+            numbers.
+        variable: The column that names the channel of each line, for tables with a line for each single value
+            ("time, variable, value"); lines of one sample and time become one row, the last of a channel counts.
+        static: Columns of what is known of a sample at any time: the first value that is not missing.
+        unit: "s", "min", "h" or "d", for dates.
+        dtype: Of the values.
+
+    Raises:
+        KeyError: If there is no such column.
+        TypeError, ValueError: If a time is missing, a value is text or infinite, dates mix time zones, or a sample has
+            no row; with the line of the table (from 0, without its heading), the column, and what to do.
+    """
+    with experiments_extra("`from_long`"):
+        import pandas as pd  # noqa: PLC0415 — not in a plain installation
+
+    if unit not in UNITS:
+        raise ValueError(f"`unit` must be one of {', '.join(UNITS)}, got {shown(unit)}")
+    names = [values] if isinstance(values, str) else list(values or ())
+    for column in (id, time, *names, *static, *([variable] if variable else [])):
+        if column not in frame:
+            raise KeyError(f"the table has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise ValueError("`frame` must have at least one line, got none")
+    if frame[id].isna().any():
+        raise ValueError(f"line {_first(frame[id].isna())}, column {id!r}: no sample is named; leave the line out")
+    at = _times(pd, frame[time], time, unit)
+    if variable is not None:
+        if len(names) != 1:
+            raise ValueError("with `variable`, `values` must be the one column of numbers")
+        frame, at, names = _by_variable(pd, frame, at, id, variable, names[0], static)
+    names = names or [c for c in frame.columns if c not in (id, time, *static)]
+    if not names:
+        raise ValueError("`values` must name at least one column of numbers")
+    table = torch.stack([_numbers(pd, frame[c], c, dtype) for c in names], dim=1)
+    codes, which = pd.factorize(frame[id], sort=False)
+    code = torch.as_tensor(codes)
+    order = _by_sample_and_time(code, at, which)
+    sizes = torch.bincount(code[order], minlength=len(which)).tolist()
+    known = None
+    if static:
+        columns = [_numbers(pd, frame[c], c, dtype) for c in static]
+        known = torch.stack([_first_known(x, code, len(which)) for x in columns], dim=1)
+    return from_arrays(
+        at[order].split(sizes), table[order].split(sizes), static=known, channels=names, ids=which.tolist(), dtype=dtype
+    )
+
+
+def _first(wrong: Any) -> int:
+    return int(wrong.to_numpy().argmax())
+
+
+def _times(pd: Any, column: Any, name: str, unit: str) -> Tensor:
+    if column.isna().any():
+        raise ValueError(f"line {_first(column.isna())}, column {name!r}: the time is missing; leave the line out")
+    if pd.api.types.is_numeric_dtype(column):
+        return as_times(column.to_numpy(), f"column {name!r}")
+    if not pd.api.types.is_datetime64_any_dtype(column):
+        try:
+            column = pd.to_datetime(column)
+        except (TypeError, ValueError) as error:
+            text = str(error).lower()
+            if "zone" in text or "tz-aware" in text:
+                remedy = f"frame[{name!r}] = pandas.to_datetime(frame[{name!r}], utc=True)"
+                raise ValueError(f"column {name!r} mixes time zones: write {remedy}") from None
+            wrong = pd.to_datetime(column, errors="coerce", format="mixed", utc=True).isna()
+            i = _first(wrong) if wrong.any() else 0
+            raise ValueError(
+                f"line {i}, column {name!r}: {column.iloc[i]!r} is neither a number nor a date: mend or leave it out"
+            ) from None
+    if getattr(column.dtype, "tz", None) is not None:
+        column = column.dt.tz_convert("UTC").dt.tz_localize(None)
+    return as_times(column.to_numpy(), f"column {name!r}", unit)
+
+
+def _numbers(pd: Any, column: Any, name: str, dtype: torch.dtype) -> Tensor:
+    found = pd.to_numeric(column, errors="coerce")
+    wrong = found.isna() & column.notna()
+    if wrong.any():
+        i = _first(wrong)
+        raise ValueError(
+            f"line {i}, column {name!r}: {column.iloc[i]!r} is not a number: mend it, or leave it empty where the "
+            "value is missing"
+        )
+    x = torch.tensor(found.to_numpy(dtype="float64", na_value=float("nan")))
+    if x.isinf().any():
+        i = int(x.isinf().nonzero()[0])
+        raise ValueError(f"line {i}, column {name!r}: the value is infinite: leave it empty where the value is missing")
+    return x.to(dtype)
+
+
+def _by_sample_and_time(code: Tensor, at: Tensor, which: Any) -> Tensor:
+    """The order of the lines: sample by sample, in time."""
+    by_time = at.argsort(stable=True)
+    order = by_time[code[by_time].argsort(stable=True)]
+    together = code.argsort(stable=True)
+    moved = (code[together].diff() == 0) & (at[together].diff() < 0)
+    if moved.any():
+        first = which[int(code[together][1:][moved][0])]
+        count = len(code[together][1:][moved].unique())
+        warnings.warn(f"{count} samples were not in the order of time, the first {first!r}: sorted",
+                      SortedRows, stacklevel=3)  # fmt: skip
+    return order
+
+
+def _first_known(x: Tensor, code: Tensor, samples: int) -> Tensor:
+    """(samples,), the first value of each that is not NaN."""
+    line = torch.arange(len(x)).where(~x.isnan(), len(x))
+    first = torch.full((samples,), len(x)).scatter_reduce(0, code, line, "amin")
+    return torch.cat([x, x.new_full((1,), float("nan"))])[first]
+
+
+def _by_variable(
+    pd: Any, frame: Any, at: Tensor, id: str, variable: str, value: str, static: Sequence[str]
+) -> tuple[Any, Tensor, list[str]]:
+    """A line for each sample and time, a column for each variable."""
+    numbers = _numbers(pd, frame[value], value, torch.float64).numpy()
+    slim = pd.DataFrame({"id": frame[id].to_numpy(), "at": at.numpy(), "variable": frame[variable].astype(str)})
+    slim["value"], slim["line"] = numbers, range(len(slim))
+    wide = slim.pivot_table(index=["id", "at"], columns="variable", values="value", aggfunc="last", sort=False)
+    names = list(dict.fromkeys(slim["variable"]))
+    wide = wide.reindex(columns=names).reset_index()
+    wide = wide.rename(columns={"id": id})
+    for column in static:
+        known = frame.dropna(subset=[column]).drop_duplicates(id).set_index(id)[column]
+        wide[column] = wide[id].map(known)
+    return wide, torch.tensor(wide["at"].to_numpy()), names
