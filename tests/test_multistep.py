@@ -163,7 +163,7 @@ def vode(f, y0, end, tolerance):
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("tolerance", [1e-8, *(pytest.param(x, marks=pytest.mark.slow) for x in (1e-4, 1e-12))])
 def test_beside_vode_and_lsoda(problem, tolerance):
-    """As accurate or more, for no more evaluations than a tenth above the fewest of theirs."""
+    """For no more evaluations than a tenth above the larger number of theirs, to the tolerance or about their error."""
     f, y0, end = PROBLEMS[problem]
     exact = solve_ivp(f, (0, end), y0, "DOP853", rtol=3e-14, atol=1e-15, args=(np.array,)).y[:, -1]
     lsoda = solve_ivp(f, (0, end), y0, "LSODA", rtol=tolerance, atol=tolerance, args=(np.array,))
