@@ -21,8 +21,11 @@ from odenets import (
     Status,
     solve,
 )
+from odenets.engine.engines import Keep, _by_loops
+from odenets.engine.tensors.by_python import ByPython
 from odenets.methods import Adams, Past
 from odenets.methods.divided import Polynomial, adams_weights, step_nodes
+from odenets.pullback.function import prepare
 from problems import OSCILLATOR, Net
 
 D = torch.float64
@@ -292,12 +295,12 @@ def test_it_is_transformed_and_differentiated_twice(name):
 NET = Net()
 
 
-def gradients(method, adjoint, times, dense=False, **options):
+def gradients(method, adjoint, times, dense=False, timed=True, **options):
     y0 = torch.linspace(-1, 1, 6, dtype=D).reshape(2, 3).requires_grad_()
-    t = torch.tensor(times, dtype=D, requires_grad=True)
+    t = torch.tensor(times, dtype=D, requires_grad=timed)
     sol = solve(NET, y0, t, method=method, adjoint=adjoint, dense=dense, **options)
     loss = sol.ys.sin().sum() + (sol(times[0] * 0.6 + times[-1] * 0.4).square().sum() if dense else 0)
-    return torch.autograd.grad(loss, (y0, t, *NET.parameters())), sol.stats
+    return torch.autograd.grad(loss, (y0, *([t] if timed else []), *NET.parameters())), sol.stats
 
 
 CASES = {
@@ -354,6 +357,88 @@ def test_continuous_adjoints_come_near_the_exact_gradient(name, adjoint):
     expected, _ = gradients("dopri5", Checkpointed(), [0.0, 0.4, 1.0], rtol=1e-11, atol=1e-11)
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-7)
+
+
+# --- in loops of tensors, and in graphs ---------------------------------------------------------------------------
+
+
+class InLoops:
+    """`Checkpointed` by the loop in tensors, as it is compiled; here Python runs it."""
+
+    interpolates = True
+
+    def __init__(self, memory=None):
+        self.memory = memory
+
+    def integrate(self, problem, engine):
+        prepared = prepare(problem)
+        loops = ByPython(prepared.problem, prepared)
+        return _by_loops(prepared.problem, loops, True, Keep(states=self.memory), prepared.then)
+
+
+LOOPED = {
+    "abm1": ([0.0, 0.0, 1.0], {"controller": Fixed(dt=0.13)}),
+    "ab2": ([0.0, 0.0, 0.37, 1.0], {"controller": Fixed(steps=6), "jumps": [0.55]}),
+    "abm3": ([2.0, 1.0], {"controller": Fixed(dt=0.12), "stops": [1.3, 1.71]}),
+    "ab4": ([2.0, 1.5, 1.0], {"controller": Fixed(steps=13), "jumps": [1.31, 1.35, 1.7]}),
+    "abm5": ([0.0, 0.37, 1.0], {"controller": Fixed(steps=9), "stops": [0.3]}),
+}
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_in_a_loop_of_tensors_they_are_the_same_steps(name, monkeypatch):
+    """Over several chunks, each of which begins with what the one before has left."""
+    monkeypatch.setattr("odenets.engine.tensors.chunks.FEWEST", 5)
+    monkeypatch.setattr("odenets.engine.tensors.chunks.MOST", 5)
+    times, options = LOOPED[name]
+    expected, stats = gradients(name, Direct(), times, **options)
+    for adjoint in (InLoops(), InLoops(memory=40)):
+        found, looped = gradients(name, adjoint, times, **options)
+        assert looped.accepted == stats.accepted
+        for a, b in zip(found, expected):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow  # two programs each
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Direct(), Checkpointed(memory=40)], ids=str)
+@pytest.mark.parametrize("name", ["ab2", "ab4", "abm5"])
+def test_compiled(name, adjoint):
+    times, options = LOOPED[name]
+    for timed in (False, True):
+        expected, eager = gradients(name, Direct(), times, timed=timed, **options)
+        found, compiled = gradients(name, adjoint, times, timed=timed, compile=True, **options)
+        assert compiled.accepted == eager.accepted
+        for a, b in zip(found, expected):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_compiled_they_take_what_evaluations_they_promise():
+    """Without outputs; with others f at the end of each of the first k − 1 steps is evaluated once more."""
+    for name in ("ab3", "abm4"):
+        how = {"method": name, "controller": Fixed(steps=40)}
+        counts = [solve(NET, torch.ones(2, 3, dtype=D), (0.0, 1.0), **how, compile=c).stats.nfe for c in (False, True)]
+        assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("name", ["abm3", pytest.param("ab5", marks=pytest.mark.slow)])
+def test_inside_of_another_graph(name):
+    """Laid out step by step, to values and gradients."""
+    weight = torch.linspace(-1, 1, 9, dtype=D).reshape(3, 3).requires_grad_()
+
+    def end(y):
+        f = lambda t, y: torch.tanh(y @ weight) * torch.cos(t)  # noqa: E731
+        return solve(
+            f, y, [0.0, 0.33, 1.0], method=name, controller=Fixed(steps=METHODS[name].order + 1), jumps=[0.5]
+        ).ys
+
+    y = torch.tensor([[0.3, 0.7, -1.0]], dtype=D, requires_grad=True)
+    results = [end, torch.compile(end, backend="eager", fullgraph=True)]
+    (ys, grads), (same, same_grads) = (
+        (out, torch.autograd.grad(out.sin().sum(), (y, weight))) for out in (call(y) for call in results)
+    )
+    for a, b in zip((same, *same_grads), (ys, *grads)):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 # --- what does not go --------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def solve(
         compile: Compile the whole solve, and its backward pass, once for each shape of y0 without the batch. Other
             tolerances, times, batch sizes and weights compile nothing anew. Where f cannot be traced, or there is no
             C++ compiler, one warning says why and the solve runs eagerly. It goes with `Checkpointed` and `Direct`
-            and with explicit methods.
+            and with explicit methods but "adams".
         progress: Tell how far it is: True writes a line to standard error, where that is a terminal; or a function that
             is called with an `Advance` after each accepted step. What it raises ends the solve.
 

@@ -133,7 +133,6 @@ _STEPS = "pass a method such as 'rk4' and `controller=Fixed(steps=n)`, without `
 _RECORDED = "pass `controller=Fixed(...)` and an explicit method without `event`, or use `torch.func.jvp`"
 _EXACT = "pass `adjoint=Checkpointed()` or `Direct()`, or leave {} out"
 _EACH = "leave `per_sample` out, or pass a method such as 'tsit5'"
-_NOT_IN_A_GRAPH = (OWN_TIMES, ITERATES, REMEMBERS, BY_COMPONENT, NORM, EVENT, PROGRESS)
 _INEXACT = (Interpolated, Backsolve, Reversible)
 CLASHES = (
     Clash(PER_SAMPLE, NO_ESTIMATE, _EACH),
@@ -156,7 +155,7 @@ CLASHES = (
     *(Clash(feature, PROGRESS, "leave one out") for feature in (PER_SAMPLE, COMPILE)),
     *(Clash(COMPILE, ADJOINTS[kind], _EXACT.format("`compile`")) for kind in _INEXACT),
     Clash(COMPILE, ITERATES, "pass an explicit method, or leave `compile` out"),
-    Clash(COMPILE, REMEMBERS, "pass a Runge–Kutta method such as 'tsit5' or 'rk4', or leave `compile` out"),
+    Clash(COMPILE, VARIES, "pass a Runge–Kutta method such as 'tsit5', or leave `compile` out"),
     Clash(COMPILE, BY_COMPONENT, "pass numbers, or leave `compile` out"),
     Clash(COMPILE, NORM, "leave one out"),
     *(Clash(DENSE, ADJOINTS[kind], _EXACT.format("`dense`")) for kind in _INEXACT),
@@ -168,7 +167,7 @@ CLASHES = (
         for feature in (
             OWN_TIMES,
             ITERATES,
-            REMEMBERS,
+            VARIES,
             BY_COMPONENT,
             NORM,
             EVENT,

@@ -15,7 +15,7 @@ from torch import Tensor
 from odenets.engine.eager import run
 from odenets.engine.engines import Keep
 from odenets.engine.tensors.forward import forward
-from odenets.engine.tensors.plan import Clock, Numbers, Plan, Stops
+from odenets.engine.tensors.plan import Clock, Flow, Numbers, Plan, Stops
 from odenets.evaluation import checked
 from odenets.problem import Problem, Trajectory
 
@@ -59,12 +59,12 @@ def _adaptive(problem: Problem) -> Tensor:
     ys = [y] * problem.at_start
     t0, first = times[0], True
     clock = torch.zeros((Clock.length(plan.controller), *plan.time_shape(y)), dtype=torch.float64, device=y.device)
-    state, carry = y, (y,) if plan.carries else ()
+    state, carry = y, plan.carry(y)
     for t1 in times[len(ys) :]:
         if t1 > t0:
             numbers = torch.tensor(Numbers.of(problem, t0, t1, first), dtype=torch.float64, device=y.device)
             _, clock, state, *carry = forward(
-                plan, _while, lambda _: f, numbers, numbers[:1], clock, state, *stops, *carry
+                plan, _FLOW, lambda _: f, numbers, numbers[:1], clock, state, *stops, *carry
             )
             y = torch.where(Clock.read(clock).t >= t1, state, math.nan)
             t0, first = t1, False
@@ -82,3 +82,10 @@ def _while(
     from torch._higher_order_ops import while_loop  # noqa: PLC0415 — imports PyTorch's compiler; and of its private parts
 
     return while_loop(lambda *now: condition(*now, *constants), lambda *now: body(*now, *constants), carry)
+
+
+def _branch(*_: object) -> tuple[Tensor, ...]:
+    raise RuntimeError("steps that are made of those before are laid out, not looped over")
+
+
+_FLOW = Flow(_while, _branch)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 Number = Any  # a Python float, or a 0-dimensional float64 tensor
@@ -59,6 +60,57 @@ class Polynomial(NamedTuple):
         return [self.combined([primitive[power] for primitive in primitives]) for power in range(count)]
 
 
+class Integral(NamedTuple):
+    """The integral of the polynomial through values at some nodes, from the start of a step."""
+
+    weights: Row  # of the values in that to the end of the step
+    coefficients: Sequence[Row]  # of the values in each coefficient of θ, θ², … of that to θ
+
+    @staticmethod
+    def through(nodes: Row, like: Tensor) -> "Integral | IntegralOfTensors":
+        if any(isinstance(x, Tensor) for x in nodes):
+            return IntegralOfTensors.through(nodes, like)
+        known = tuple(round(x * 2.0**40) * 2.0**-40 for x in nodes)
+        if known in EVEN:
+            return EVEN[known]
+        return (_integral if torch.compiler.is_compiling() else _known_integral)(known)  # Dynamo warns of a cache
+
+
+def _integral(nodes: tuple[float, ...]) -> Integral:
+    polynomial = _through(nodes)
+    return Integral(polynomial.weights(len(nodes)), polynomial.coefficients(len(nodes)))
+
+
+class IntegralOfTensors(NamedTuple):
+    """The same where the nodes are tensors, by few operations: a compiler takes its time for each."""
+
+    divided: Tensor  # (q, i)
+    primitives: Tensor  # (q, power): the coefficients of θ, θ², … in the integral of N_q from 0 to θ
+
+    @staticmethod
+    def through(nodes: Row, like: Tensor) -> "IntegralOfTensors":
+        x = _rounded(torch.stack([torch.as_tensor(node, dtype=torch.float64, device=like.device) for node in nodes]))
+        places = torch.arange(len(nodes), device=like.device)
+        same = (places[:, None] == places).to(torch.float64)
+        gaps, divisor, product = x[:, None] - x + same, torch.ones_like(x), same[0]
+        divided, primitives = [], []
+        for q in range(len(nodes)):
+            divisor = divisor * gaps[:, q]
+            divided.append(torch.where(places <= q, 1 / divisor, 0.0))
+            primitives.append(product / (places + 1))
+            product = torch.cat([torch.zeros_like(product[:1]), product[:-1]]) - x[q] * product
+        return IntegralOfTensors(torch.stack(divided), torch.stack(primitives))
+
+    @property
+    def weights(self) -> Row:
+        return (self.primitives.sum(1)[:, None] * self.divided).sum(0).unbind()
+
+    @property
+    def coefficients(self) -> Sequence[Row]:
+        each = (self.primitives[:, :, None] * self.divided[:, None]).sum(0)
+        return [row.unbind() for row in each.unbind()]
+
+
 def _rounded(x: Tensor) -> Tensor:
     """The number that it would be as a float, with the derivative of x."""
     value = x.detach()
@@ -71,13 +123,20 @@ def _through(nodes: tuple[Number, ...]) -> Polynomial:
     for q, x in enumerate(nodes):
         if q:
             gaps = [node - x for node in nodes[:q]]
-            divided.append([*(w / gap for w, gap in zip(divided[-1], gaps)), 1 / math.prod(-gap for gap in gaps)])
+            divided.append([*(w / gap for w, gap in zip(divided[-1], gaps)), 1 / math.prod([-gap for gap in gaps])])
         last = products[-1]
         products.append([a - x * b for a, b in zip([0.0, *last], [*last, 0.0])])
     return Polynomial(nodes, divided, products)
 
 
 _through_known = functools.lru_cache(maxsize=256)(_through)
+_known_integral = functools.lru_cache(maxsize=256)(_integral)
+# Those between even steps, of orders 1 to 5, explicit and implicit.
+EVEN = {
+    nodes: _integral(nodes)
+    for count in range(1, 6)
+    for nodes in (tuple(float(first - i) for i in range(count)) for first in (0, 1))
+}
 
 
 @functools.lru_cache(maxsize=4096)

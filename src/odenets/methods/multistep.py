@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from odenets.methods.base import Carry, Field, Judged, Method, Past, Step
-from odenets.methods.divided import Number, Polynomial, Row
+from odenets.methods.divided import Integral, IntegralOfTensors, Number, Polynomial, Row
 from odenets.methods.explicit import ExplicitRungeKutta
 from odenets.methods.sums import Time, combine, stage_times
 from odenets.methods.tableaus import DOPRI5, RK4
@@ -34,7 +34,8 @@ class Made(NamedTuple):
     """What else is known of a step."""
 
     past: Past  # what it hands on
-    polynomial: Polynomial | None = None  # of the polynomial that was integrated; None at the start
+    integral: Integral | IntegralOfTensors | None = None  # of a step of one order; None at the start
+    polynomial: Polynomial | None = None  # that was integrated, of a step of variable order
     predicted: Tensor | None = None  # where f was evaluated last
     order: int = 0
     slopes: Sequence[Tensor] = ()  # f where it and the steps before it begin
@@ -126,20 +127,20 @@ class Adams(Multistep):
         if len(past.slopes) < self.order - 1:
             return self.starter.step(f, t, y, dt, (f0,))._replace(memory=Made(following))
         slopes, nodes = (f0, *past.slopes), _nodes(past.steps, dt)
-        polynomial = Polynomial.through(nodes)
-        y1 = predicted = combine(y, dt, polynomial.weights(self.order), slopes)
+        integral = Integral.through(nodes, y)
+        y1 = predicted = combine(y, dt, integral.weights, slopes)
         if self.corrects:
             slopes = (f(t1, predicted), *slopes[:-1])
-            polynomial = Polynomial.through([1.0, *nodes[:-1]])
-            y1 = combine(y, dt, polynomial.weights(self.order), slopes)
-        return Step(y1, slopes, t1, memory=Made(following, polynomial, predicted))
+            integral = Integral.through([1.0, *nodes[:-1]], y)
+            y1 = combine(y, dt, integral.weights, slopes)
+        return Step(y1, slopes, t1, memory=Made(following, integral, predicted=predicted))
 
     def complete(self, f: Field, step: Step) -> Step:
         if step.complete:
             return step
         made: Made = step.memory
-        if made.polynomial is not None:
-            rows, slopes = made.polynomial.coefficients(self.order), step.parts
+        if made.integral is not None:
+            rows, slopes = made.integral.coefficients, step.parts
         else:
             slopes = self.starter.complete(f, step).parts
             rows = list(itertools.zip_longest(*self.starter.dense, fillvalue=0.0))
@@ -149,16 +150,16 @@ class Adams(Multistep):
 
     def quadrature(self, step: Step) -> Sequence[tuple[Tensor, float]]:
         made: Made = step.memory
-        if made.polynomial is None:
+        if made.integral is None:
             return self.starter.quadrature(step)
-        return list(zip(step.parts, made.polynomial.weights(self.order)))
+        return list(zip(step.parts, made.integral.weights))
 
     def carry_again(self, step: Step, carry: Carry) -> Carry:
         return carry
 
     def evaluated_at(self, i: int, y: Tensor, dt: float | Tensor, step: Step) -> Tensor:
         made: Made = step.memory
-        if made.polynomial is None:
+        if made.integral is None:
             return self.starter.evaluated_at(i, y, dt, step)
         return made.predicted if self.corrects and i == 0 and made.predicted is not None else y
 
@@ -234,7 +235,9 @@ class VariableAdams(Multistep):
         leading = combine(None, 1.0, (1 / ends[k],), (missed,))
         y1 = combine(predicted, dt, (polynomial.integral(k),), (leading,))
         following = Past(None, slopes, (dt, *past.steps), _policy(carry))
-        return Step(y1, (f0, f1, *past.slopes), t1, memory=Made(following, polynomial, predicted, k, slopes, leading))
+        return Step(
+            y1, (f0, f1, *past.slopes), t1, memory=Made(following, None, polynomial, predicted, k, slopes, leading)
+        )
 
     def complete(self, f: Field, step: Step) -> Step:
         if step.complete:

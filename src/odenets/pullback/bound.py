@@ -32,7 +32,7 @@ class Vjp(Protocol):
         ...
 
     def through(
-        self, tensors: Sequence[Any], step: Callable[..., Sequence[Tensor]], t: Tensor, y: Tensor, dt: Tensor
+        self, tensors: Sequence[Any], step: Callable[..., Sequence[Tensor]], *at: Tensor, moved: Sequence[int]
     ) -> tuple[Sequence[Tensor], Callable[[Sequence[Tensor]], Sequence[Tensor]]]:
-        """step(f, t, y, dt), and its pullback to (t, y, dt, *wanted)."""
+        """step(f, *at) and its pullback to (*at, *wanted); of `at` those `moved` alone need have theirs."""
         ...

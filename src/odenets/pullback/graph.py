@@ -30,18 +30,31 @@ def vjp(bind: Bind, wanted: Sequence[int], rest: Sequence[Any], t: Tensor, y: Te
 
 
 def vjp_through(
-    bind: Bind, wanted: Sequence[int], rest: Sequence[Any], step: Callable[..., Sequence[Tensor]], *at: Tensor
+    bind: Bind,
+    wanted: Sequence[int],
+    rest: Sequence[Any],
+    step: Callable[..., Sequence[Tensor]],
+    *at: Tensor,
+    moved: Sequence[int],
 ) -> Any:
-    """step(f, t, y, dt) at these, and its pullback to (t, y, dt, *the wanted of `rest`)."""
+    """step(f, *at), and its pullback to (*at, *the wanted of `rest`), with 0 for all of `at` but those `moved`."""
 
-    def stepped(t: Tensor, y: Tensor, dt: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        values = list(rest)
-        for i, tensor in zip(wanted, tensors):
+    def stepped(*given: Tensor) -> tuple[Tensor, ...]:
+        values, there = list(rest), list(at)
+        for i, tensor in zip(moved, given):
+            there[i] = tensor
+        for i, tensor in zip(wanted, given[len(moved) :]):
             values[i] = tensor
-        return tuple(step(bind(values), t, y, dt))
+        return tuple(step(bind(values), *there))
 
-    out, pull, *_ = torch.func.vjp(stepped, *at, *(rest[i] for i in wanted))
-    return out, lambda bars: pull(tuple(bars))
+    out, pull, *_ = torch.func.vjp(stepped, *(at[i] for i in moved), *(rest[i] for i in wanted))
+
+    def pulled(bars: Sequence[Tensor]) -> list[Tensor]:
+        found = pull(tuple(bars))
+        own = dict(zip(moved, found))
+        return [*(own[i] if i in own else torch.zeros_like(x) for i, x in enumerate(at)), *found[len(moved) :]]
+
+    return out, pulled
 
 
 class Halves:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo.source import ConstantSource
+from torch._higher_order_ops.cond import cond_op
 from torch._higher_order_ops.while_loop import while_loop_op
 from torch.fx.experimental.symbolic_shapes import DimDynamic
 
@@ -16,7 +17,8 @@ from odenets.engine.compile.lower import lowered
 from odenets.engine.compile.told import tell_of_many
 from odenets.engine.tensors.backward import backward
 from odenets.engine.tensors.forward import forward
-from odenets.engine.tensors.plan import BackClock, Buffers, Clock, Numbers, Plan
+from odenets.engine.tensors.history import HistoryBars
+from odenets.engine.tensors.plan import BackClock, Buffers, Clock, Flow, Numbers, Plan
 from odenets.pullback.bound import Activation, Bind
 from odenets.pullback.graph import vjp, vjp_through
 
@@ -55,11 +57,11 @@ class CompiledLoops:
             bind = plan.arranged_field(self.graph.bind)
         else:
             bind = functools.partial(functools.partial, self.graph.split(self.wanted).evaluate)  # bind(tensors)(t, y)
-        return functools.partial(forward, plan, _while, bind)
+        return functools.partial(forward, plan, _FLOW, bind)
 
     def _backward(self, plan: Plan) -> Callable[..., Any]:
         pullback = _ByGraph(self.graph, plan.arranged_field(self.graph.bind), self.wanted)
-        return functools.partial(backward, plan, _while, pullback, self.wanted)
+        return functools.partial(backward, plan, _FLOW, pullback, self.wanted)
 
     def _program(self, plan: Plan, name: str, example: Callable[[Plan], list], function: Callable) -> Callable:
         wanted = () if name == "forward" and plan.activations is None else tuple(self.wanted)
@@ -80,7 +82,17 @@ class CompiledLoops:
         rows = make.constant(torch.zeros(1, dtype=torch.int64))
         outputs = (make.ys(),) if plan.outputs else ()
         clock = make.clock(rows=len(BackClock._fields))
-        return [rows, make.times(), clock, make.state(), *make.stops(), *outputs, *make.buffers(), *make.rest()]
+        return [
+            rows,
+            make.times(),
+            clock,
+            make.state(),
+            *make.stops(),
+            *make.behind(),
+            *outputs,
+            *make.buffers(),
+            *make.rest(),
+        ]
 
     def _fakes(self, plan: Plan) -> "_Fakes":
         if plan.activations is not None:  # their sizes may change from call to call
@@ -99,8 +111,8 @@ class _ByGraph:
             return vjp(self.bind, self.wanted, tensors, t, y)
         return k, functools.partial(self.graph.split(self.wanted).pull, tensors, t, y, k, activations)
 
-    def through(self, tensors: Sequence[Any], step: Any, t: Tensor, y: Tensor, dt: Tensor) -> Any:
-        return vjp_through(self.bind, self.wanted, tensors, step, t, y, dt)
+    def through(self, tensors: Sequence[Any], step: Any, *at: Tensor, moved: Sequence[int]) -> Any:
+        return vjp_through(self.bind, self.wanted, tensors, step, *at, moved=moved)
 
 
 class _Fakes:
@@ -120,11 +132,12 @@ class _Fakes:
             return torch.empty(self.y.shape, dtype=self.y.dtype, device=self.y.device)
 
     def carry(self) -> list[Tensor]:
-        if not self.plan.carries:
-            return []
         with self.mode:
-            kept = (torch.empty(x.shape, dtype=x.dtype, device=self.y.device) for x in self.plan.activations or ())
-            return [self.state(), *kept]
+            return [torch.empty_like(x) for x in self.plan.carry(self.y)]
+
+    def behind(self) -> list[Tensor]:
+        with self.mode:
+            return list(HistoryBars.none(self.plan.past, self.state())) if self.plan.past else []
 
     def numbers(self) -> Tensor:
         length = Numbers.length(self.plan.controller)
@@ -185,3 +198,10 @@ def _run(program: Callable[..., Any], sizes: Sequence[int], *arguments: Tensor) 
 def _while(condition: Any, body: Any, carry: tuple, constants: tuple, mutated: Sequence[int]) -> Any:
     indices = ",".join(str(len(carry) + i) for i in mutated)
     return while_loop_op(condition, body, tuple(carry), tuple(constants), mutated_arg_indices=indices)
+
+
+def _branch(which: Tensor, one: Any, other: Any, operands: tuple) -> Any:
+    return cond_op(which, one, other, tuple(operands))
+
+
+_FLOW = Flow(_while, _branch)

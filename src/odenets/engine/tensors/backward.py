@@ -1,5 +1,6 @@
 """A chunk of a solve, in reverse."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from odenets.engine.clock import TimeBars
+from odenets.engine.tensors.history import HistoryBars
 from odenets.engine.tensors.outputs import Bars, product, take_up_outputs
-from odenets.engine.tensors.plan import BackClock, Buffers, Plan, Stops, While
+from odenets.engine.tensors.plan import BackClock, Buffers, Flow, Plan, Stops
 from odenets.methods import Bars as Gradients
-from odenets.methods import Carry, Pull, Since, Time
+from odenets.methods import Carry, Past, Pull, Since, Time
 from odenets.pullback.bound import Vjp
 
 T = TypeVar("T")
@@ -20,7 +22,7 @@ T = TypeVar("T")
 
 def backward(
     plan: Plan,
-    while_: While,
+    flow: Flow,
     vjp: Vjp,
     wanted: Sequence[int],
     rows: Tensor,
@@ -37,13 +39,15 @@ def backward(
         rows: How many steps are to be undone.
         clock: The `BackClock` at the end of the chunk.
         lam: ∂L/∂y there.
-        rest: `Stops`, ∂L/∂ys (where there are outputs), `Bars` (of dense output), the buffers, the tensors.
+        rest: `Stops`, `HistoryBars` (where steps are made of those before), ∂L/∂ys (where there are outputs), `Bars`
+            (of dense output), the buffers, the tensors.
 
     Returns:
-        The clock and ∂L/∂y at the start of the chunk; the evaluations of f; ∂L/∂times (where there are outputs) and
-        the gradients, of this chunk alone.
+        The clock and ∂L/∂y at the start of the chunk; the evaluations of f; the `HistoryBars` there; ∂L/∂times (where
+        there are outputs) and the gradients, of this chunk alone.
     """
     stops, rest = Stops.split(plan, rest)
+    behind, rest = _history_bars(plan, rest)
     grad_ys = rest[0] if plan.outputs else None
     rest = rest[1 if plan.outputs else 0 :]
     dense, rest = (Bars(*rest[:2]), rest[2:]) if plan.dense else (None, rest)
@@ -52,25 +56,40 @@ def backward(
     sums = [torch.zeros_like(tensors[i]) for i in wanted]
     bars, grad_times = None, ()
     if grad_ys is not None:
-        bars, output, *grad_times = take_up_outputs(plan, while_, times, clock[0], lam, grad_ys, buffers, dense)
+        bars, output, *grad_times = take_up_outputs(plan, flow.loop, times, clock[0], lam, grad_ys, buffers, dense)
         clock = torch.stack([output, *clock[1:].unbind()])
     rows = rows.reshape(())
-    carry = (rows.clone(), torch.zeros_like(rows), clock.clone(), lam.clone(), *sums)
+    carry = (rows.clone(), torch.zeros_like(rows), clock.clone(), lam.clone(), *(x.clone() for x in behind), *sums)
     shared = (*stops.tensors, *buffers.tensors, *(bars or ()), *tensors)
 
     def condition(*arguments: Tensor) -> Tensor:
         return arguments[0] > 0
 
     def body(*arguments: Tensor) -> tuple[Tensor, ...]:
+        if not plan.past:
+            return undo(None, *arguments)
+        kept, _ = Buffers.split(plan, Stops.split(plan, arguments[len(carry) :])[1])
+        full = _certain(kept).read_history(arguments[0] - 1, plan.past).full
+        ways = (functools.partial(undo, with_past) for with_past in (True, False))
+        return tuple(flow.branch(full, *ways, arguments))
+
+    def undo(with_past: bool | None, *arguments: Tensor) -> tuple[Tensor, ...]:
         now, inner = arguments[: len(carry)], arguments[len(carry) :]
         stops, inner = Stops.split(plan, inner)
         kept, inner = Buffers.split(plan, inner)
         given = None if bars is None else Bars(*inner[: len(bars)])
         tensors = inner[len(bars or ()) :]
-        return _Undo(plan, vjp, tensors, given, stops)(_certain(kept), *now)
+        return _Undo(plan, vjp, tensors, given, stops, with_past)(_certain(kept), *now)
 
-    nfe, clock, lam, *sums = while_(condition, body, carry, shared, ())[1:]
-    return clock, lam, nfe, *grad_times, *sums
+    nfe, clock, lam, *found = flow.loop(condition, body, carry, shared, ())[1:]
+    behind, sums = _history_bars(plan, found)
+    return clock, lam, nfe, *behind, *grad_times, *sums
+
+
+def _history_bars(plan: Plan, items: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """`HistoryBars`, where there are any, at the beginning of these tensors, and the others."""
+    count = len(HistoryBars._fields) if plan.past else 0
+    return tuple(items[:count]), tuple(items[count:])
 
 
 @dataclass
@@ -82,10 +101,14 @@ class _Undo:
     tensors: Sequence[Tensor]
     bars: Bars | None
     stops: Stops
+    with_past: bool | None = None  # whether the step was made of those before it, where its method remembers some
 
     def __call__(
-        self, buffers: Buffers, rows: Tensor, nfe: Tensor, clock: Tensor, lam: Tensor, *sums: Tensor
+        self, buffers: Buffers, rows: Tensor, nfe: Tensor, clock: Tensor, lam: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
+        bars, sums = _history_bars(self.plan, rest)
+        behind = HistoryBars(*bars) if bars else None
+        carry = buffers.read_history(rows - 1, self.plan.past).past if self.with_past else ()
         method, row, back = self.plan.method, rows - 1, BackClock(*clock.unbind())
         (t, dt, _, cut), y, kept = buffers.read(row)
         self.taken = dt > 0
@@ -94,16 +117,19 @@ class _Undo:
         self.sums, self.nfe = list(sums), 0
         activations = None if self.plan.activations is None else buffers.read_activations(row, self.plan.pulled)
         self.known = itertools.repeat((None, None)) if activations is None else zip(_certain(kept), activations)
-        remade = method.remake(self, Since(back.origin, t), y, dt, complete=self.plan.outputs, known=kept)
+        remade = method.remake(self, Since(back.origin, t), y, dt, complete=self.plan.outputs, known=kept, carry=carry)
         y_bar, part_bars, time_bars = None, None, None
         if self.bars is not None:
             y_bar, part_bars, time_bars = self.bars.read(row)
         inner = self._inner if self.plan.timed else None
-        lam, t_bar, dt_bar, *_ = remade.pull(lam, part_bars, inner, ())
+        slope_bars = () if behind is None else behind.slopes.unbind()
+        lam, t_bar, dt_bar, slope_bars, step_bars = remade.pull(lam, part_bars, inner, slope_bars)
+        if behind is not None:
+            dt_bar, behind = dt_bar + behind.of_step, behind.before(slope_bars, step_bars)
         if y_bar is not None and time_bars is not None:
             lam, t_bar, dt_bar = lam + y_bar, t_bar + time_bars[0], dt_bar + time_bars[1]
         clock = self._clock(back, t_bar, dt_bar, cut) if self.plan.timed else clock.clone()
-        return row, nfe + self.nfe, clock, lam, *self.sums
+        return row, nfe + self.nfe, clock, lam, *(behind or ()), *self.sums
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         raise RuntimeError("a step whose equations have to be solved is none of a loop in tensors")
@@ -125,21 +151,25 @@ class _Undo:
         self, step: Callable[..., Sequence[Tensor]], t: Time, y: Tensor, dt: float | Tensor, carry: Carry = ()
     ) -> tuple[Sequence[Tensor], Callable[[Sequence[Tensor | None]], Gradients]]:
         origin, t = (t.origin, t.t) if isinstance(t, Since) else (0.0, t)
+        past = Past(*carry)
+        n = len(past.slopes)
 
-        def of_field(f: Callable[..., Tensor], t: Tensor, y: Tensor, dt: Tensor) -> Sequence[Tensor]:
+        def of_field(f: Callable[..., Tensor], t: Tensor, y: Tensor, dt: Tensor, *rest: Tensor) -> Sequence[Tensor]:
             def counted(at: Tensor, y: Tensor) -> Tensor:
                 self.nfe += 1
                 return self._finite(f(self.inside(at), y))
 
-            return tuple(step(counted, Since(origin, t), y, dt, carry))
+            return tuple(step(counted, Since(origin, t), y, dt, past._replace(slopes=rest[:n], steps=rest[n:])))
 
-        out, pullback = self.vjp.through(self.tensors, of_field, torch.as_tensor(t), y, torch.as_tensor(dt))
+        given = (torch.as_tensor(t), y, torch.as_tensor(dt), *past.slopes, *map(torch.as_tensor, past.steps))
+        moved = range(len(given)) if self.plan.timed else (1, *range(3, 3 + n))  # y and the slopes alone
+        out, pullback = self.vjp.through(self.tensors, of_field, *given, moved=moved)
 
         def pull(bars: Sequence[Tensor | None]) -> Gradients:
             given = [torch.zeros_like(x) if bar is None else bar for x, bar in zip(out, bars)]
-            t_bar, y_bar, dt_bar, *of_tensors = pullback(given)
-            self.sums = [total + bar for total, bar in zip(self.sums, of_tensors)]
-            return Gradients(y_bar, t_bar.to(torch.float64), dt_bar.to(torch.float64))
+            t_bar, y_bar, dt_bar, *rest = pullback(given)
+            self.sums = [total + bar for total, bar in zip(self.sums, rest[2 * n :])]
+            return Gradients(y_bar, t_bar.to(torch.float64), dt_bar.to(torch.float64), rest[:n], rest[n : 2 * n])
 
         return out, pull
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from odenets import transforms
 from odenets.engine.tensors.backward import backward
 from odenets.engine.tensors.forward import forward
-from odenets.engine.tensors.plan import Plan
+from odenets.engine.tensors.plan import Flow, Plan
 from odenets.evaluation import CountedField
+from odenets.methods import Past
 from odenets.problem import Problem
 from odenets.pullback.by_autograd import ByAutograd, Wanted
 from odenets.pullback.function import Prepared
@@ -43,14 +44,14 @@ class ByPython:
 
     def forward(self, plan: Plan) -> Any:
         f = CountedField(self.problem.f, Stats())
-        return functools.partial(forward, plan, _while, lambda tensors: f)
+        return functools.partial(forward, plan, _FLOW, lambda tensors: f)
 
     def backward(self, plan: Plan) -> Any:
         if self.prepared is None:
             raise RuntimeError("there is nothing to differentiate")
         f, reached = CountedField(self.problem.f, Stats()), self.prepared.reached
         vjp = _ByAutograd(ByAutograd(f, reached, Wanted(reached), timed=True))
-        return functools.partial(backward, plan, _while, vjp, self.wanted)
+        return functools.partial(backward, plan, _FLOW, vjp, self.wanted)
 
 
 @dataclass
@@ -69,14 +70,16 @@ class _ByAutograd:
 
         return k, pull
 
-    def through(self, tensors: Any, step: Any, t: Tensor, y: Tensor, dt: Tensor) -> Any:
-        made = lambda f, t, y, dt, _: step(f, t.t, y, dt)  # noqa: E731 — which gives the time its origin itself
-        out, pullback = self.of_f.through(made, t, y, dt)
-        like = (t, y, dt, *self.of_f.wanted.tensors)
+    def through(self, tensors: Any, step: Any, t: Tensor, y: Tensor, dt: Tensor, *past: Tensor, moved: Any) -> Any:
+        n = len(past) // 2
+        # The step gives the time its origin itself.
+        made = lambda f, t, y, dt, past: step(f, t.t, y, dt, *Past(*past).slopes, *Past(*past).steps)  # noqa: E731
+        out, pullback = self.of_f.through(made, t, y, dt, Past(None, past[:n], past[n:]))
+        like = (t, y, dt, *past, *self.of_f.wanted.tensors)
 
         def pull(bars: Sequence[Tensor]) -> list[Tensor]:
-            y_bar, _, (t_bar, dt_bar), of_tensors = pullback(bars)
-            return _with_zeros((t_bar, y_bar, dt_bar, *of_tensors), like)
+            y_bar, slope_bars, (t_bar, dt_bar, *step_bars), of_tensors = pullback(bars)
+            return _with_zeros((t_bar, y_bar, dt_bar, *slope_bars, *step_bars, *of_tensors), like)
 
         return out, pull
 
@@ -89,6 +92,13 @@ def _while(condition: Any, body: Any, carry: tuple, constants: tuple, mutated: t
     while _holds(condition(*carry, *constants)):
         carry = body(*carry, *constants)
     return carry
+
+
+def _branch(which: Tensor, one: Any, other: Any, operands: tuple) -> tuple:
+    return (one if which else other)(*operands)
+
+
+_FLOW = Flow(_while, _branch)
 
 
 def _holds(condition: Tensor) -> bool:

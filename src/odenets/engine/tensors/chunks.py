@@ -15,6 +15,7 @@ from odenets import transforms
 from odenets.controller import PID
 from odenets.engine.clock import stretch
 from odenets.engine.tape import Tape, reversal
+from odenets.engine.tensors.history import HistoryBars
 from odenets.engine.tensors.outputs import Bars, product
 from odenets.engine.tensors.plan import BackClock, Buffers, Clock, Numbers, Plan, Report, Stops
 from odenets.problem import Problem
@@ -64,7 +65,7 @@ class Entry(NamedTuple):
 
     clock: Tensor
     y: Tensor
-    carry: tuple[Tensor, ...]  # f there and what its evaluation keeps, where that is carried
+    carry: tuple[Tensor, ...]  # see `Plan.carried`
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -97,15 +98,15 @@ class Walk:
         clock = constant((0.0,) * Clock.length(plan.controller), torch.float64, y.device)
         if plan.per_sample:
             clock = clock.reshape(-1, *(1,) * y.dim()).expand(-1, *plan.time_shape(y)).contiguous()
-        # The carry may have any values, those of the first chunk are not used.
-        kept = (y.new_empty(shape, dtype=dtype) for shape, dtype in plan.activations or ())
-        return Entry(clock, y, (y, *kept) if plan.carries else ())
+        return Entry(clock, y, plan.carry(y))
 
     def chunk(
         self, entry: Entry, first: bool, ys: Tensor | None, buffers: Buffers | None
     ) -> tuple[Report, list[float], Entry]:
         """The report, the clock that follows it, and where the next chunk begins."""
         numbers = self._numbers(entry.y, first)
+        if buffers is not None:
+            buffers.begin_history(entry.carry)
         written = (*(() if ys is None else (ys,)), *(buffers.tensors if buffers else ()))
         where = (numbers, self.times, entry.clock, entry.y, *self.stops)
         report_, clock, y, *carry = self.program(*where, *entry.carry, *written, *self.tensors)
@@ -179,12 +180,13 @@ class _Shares(NamedTuple):
     """How the states that may be kept are shared out."""
 
     rows: int  # of the buffers of one chunk
-    saved: int  # starts of chunks kept from the forward pass; each is the state and f there
+    saved: int  # starts of chunks kept from the forward pass
     free: int  # starts that the backward pass may keep beside them
 
 
 def _shares(plan: Plan, states: int) -> _Shares:
-    return _Shares(max(1, states // 2 // plan.row_states), states // 8, states // 4 - states // 8)
+    starts, saved = states // (2 * plan.entry_states), states // (4 * plan.entry_states)
+    return _Shares(max(1, states // 2 // plan.row_states), saved, starts - saved)
 
 
 def _capacity(plan: Plan, y: Tensor, states: int | None) -> int:
@@ -316,14 +318,16 @@ class InChunks(Outside):
         grad_times, sums = times.new_zeros((len(problem.times), *times.shape[1:])), []
         with_outputs = (grad_ys,) if plan.outputs else ()
         counts, first, stops = [], None, Stops.given(plan, problem)
+        behind: Sequence[Tensor] = HistoryBars.none(plan.past, lam) if plan.past else ()
         for chunk, given_out in zip(chunks, dense):
             first = chunk
             if chunk.rows == 0:
                 continue
             rows = constant((chunk.rows,), torch.int64, t.device)
             bars = () if given_out is None else Bars.of_dense(given_out.buffers)
-            given = (*stops, *with_outputs, *bars, *chunk.buffers.tensors, *tensors)
+            given = (*stops, *behind, *with_outputs, *bars, *chunk.buffers.tensors, *tensors)
             state, lam, nfe, *rest = self.reverse(rows, times, state, lam, *given)
+            behind, rest = rest[: len(behind)], rest[len(behind) :]
             if plan.outputs:
                 more, *rest = rest
                 grad_times = grad_times + more if plan.timed else grad_times

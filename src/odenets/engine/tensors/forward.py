@@ -1,6 +1,7 @@
 """A chunk of a solve, forward."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor
 
 from odenets.controller import FirstStep, Number, Start
 from odenets.engine.clock import conclude, shortened
+from odenets.engine.tensors.history import History
 from odenets.engine.tensors.outputs import read_outputs
-from odenets.engine.tensors.plan import Buffers, Clock, Numbers, Plan, Report, Stops, While, tuned
-from odenets.methods import Since, real_dtype
+from odenets.engine.tensors.plan import Buffers, Clock, Flow, Numbers, Plan, Report, Stops, tuned
+from odenets.methods import Carry, Since, Step, real_dtype, slopes_of
 from odenets.pullback.bound import Bind
 
 
@@ -25,7 +27,7 @@ class Now(NamedTuple):
     row: Tensor  # the next row of the buffers
     nfe: Tensor  # evaluations of f in this chunk
     y: Tensor
-    carry: tuple[Tensor, ...]  # f(t, y) and what its evaluation keeps, where that is carried
+    carry: tuple[Tensor, ...]  # see `Plan.carried`
 
     @property
     def flat(self) -> tuple[Tensor, ...]:
@@ -45,7 +47,7 @@ class Now(NamedTuple):
 
 
 def forward(
-    plan: Plan, while_: While, bind: Bind, numbers: Tensor, times: Tensor, clock: Tensor, y: Tensor, *rest: Tensor
+    plan: Plan, flow: Flow, bind: Bind, numbers: Tensor, times: Tensor, clock: Tensor, y: Tensor, *rest: Tensor
 ) -> tuple[Tensor, ...]:
     """A chunk of the solve.
 
@@ -86,13 +88,12 @@ def forward(
 
     def body(*arguments: Tensor) -> tuple[Tensor, ...]:
         now, numbers, stops, buffers, tensors = here(arguments)
-        f = _Evaluations(plan, bind(tensors))
-        f.within(stops, now.t, Numbers.read(numbers).origin)
-        return _advance(plan, f, stops, numbers, buffers, now).flat
+        trial = _Trial(plan, flow, bind, tensors, stops, numbers)
+        return _advance(trial, buffers, now).flat
 
-    end = Now.of(plan, while_(condition, body, start.flat, shared, written))
+    end = Now.of(plan, flow.loop(condition, body, start.flat, shared, written))
     if ys is not None and buffers is not None:
-        output = read_outputs(plan, while_, times, end.t, output, ys, buffers)
+        output = read_outputs(plan, flow.loop, times, end.t, output, ys, buffers)
     clock = torch.stack([*Clock(end.t, end.dt, end.accepted, end.rejected, output, size), *end.memory])
     going = end.alive(Numbers.read(numbers)).any()
     report = torch.stack([x.double() for x in Report(end.row, going, end.nfe)])
@@ -144,20 +145,75 @@ def _begin(
     memory = [zero + value for value in controller.start]
     start = torch.stack([*Clock(t0 + zero, dt + zero, zero, zero, output + zero, size + zero), *memory])
     fresh = given.first > 0
-    chosen = tuple(torch.where(fresh, new, old) for new, old in zip(begun if plan.carries else (), carry))
-    return torch.where(fresh, start, clock), chosen
+    if plan.carries:
+        carry = tuple(torch.where(fresh, new, old) for new, old in zip(begun, carry))
+    return torch.where(fresh, start, clock), carry
 
 
-def _advance(plan: Plan, f: _Evaluations, stops: Stops, numbers: Tensor, buffers: Buffers | None, now: Now) -> Now:
+class _Tried(NamedTuple):
+    """A step that was tried."""
+
+    y: Tensor
+    parts: Sequence[Tensor]
+    nfe: Any
+    following: tuple[Tensor, ...]  # of what is carried: f at the end and what its evaluation keeps, or f at the start
+    kept: Sequence[Sequence[Tensor]]  # what each evaluation keeps
+
+
+@dataclass
+class _Trial:
+    """What steps are tried with."""
+
+    plan: Plan
+    flow: Flow
+    bind: Bind
+    tensors: Sequence[Any]
+    stops: Stops
+    numbers: Tensor
+
+    def step(self, now: Now, dt: Tensor) -> _Tried:
+        """The step of size dt from where the solve stands."""
+        plan = self.plan
+        if not plan.past:
+            f, step = self._made(now, dt, now.carry[:1])
+            following = (*plan.method.carry(step)[-1:], *f.kept[-1]) if plan.carries else ()
+            kept = (now.carry[1:], *f.kept) if plan.carries else f.kept
+            return _Tried(step.y, step.parts, f.count, following, kept)
+        count = len(now.flat)
+
+        def one_of(full: bool) -> Callable[..., tuple[Tensor, ...]]:
+            def tried(dt: Tensor, numbers: Tensor, *items: Any) -> tuple[Tensor, ...]:
+                now, (stops, tensors) = Now.of(plan, items), Stops.split(plan, items[count:])
+                trial = replace(self, tensors=tensors, stops=stops, numbers=numbers)
+                f, step = trial._made(now, dt, History(*now.carry).past if full else ())
+                nfe = torch.full((), f.count, dtype=torch.int64, device=dt.device)
+                none = [torch.zeros_like(now.y) for _ in range(plan.method.parts - len(step.parts))]
+                return step.y, nfe, slopes_of(plan.method, step)[0], *((*step.parts, *none) if plan.completes else ())
+
+            return tried
+
+        operands = (dt, self.numbers, *now.flat, *self.stops.tensors, *self.tensors)
+        y, nfe, slope, *parts = self.flow.branch(History(*now.carry).full, one_of(True), one_of(False), operands)
+        return _Tried(y, parts, nfe, (slope,), ())
+
+    def _made(self, now: Now, dt: Tensor, carry: Carry) -> tuple[_Evaluations, Step]:
+        """The step, and its evaluations of f."""
+        plan, origin = self.plan, Numbers.read(self.numbers).origin
+        f = _Evaluations(plan, self.bind(self.tensors))
+        f.within(self.stops, now.t, origin)
+        step = plan.method.step(f, Since(origin, now.t), now.y, dt, carry)
+        return f, plan.method.complete(f, step) if plan.completes else step
+
+
+def _advance(trial: _Trial, buffers: Buffers | None, now: Now) -> Now:
     """Try a step, judge it, write it down."""
-    controller, given = tuned(plan.controller, numbers), Numbers.read(numbers)
+    plan, stops = trial.plan, trial.stops
+    controller, given = tuned(plan.controller, trial.numbers), Numbers.read(trial.numbers)
     alive = now.alive(given)
     goal = stops.goal(now.t, given.t_end)
     final, dt = shortened(now.t, now.dt, goal)
     dt = torch.where(alive, dt, 0.0)
-    step = plan.method.step(f, Since(given.origin, now.t), now.y, dt, now.carry[:1])
-    if plan.completes:
-        step = plan.method.complete(f, step)
+    step = trial.step(now, dt)
     ratio: Number = torch.zeros_like(now.t)
     if controller.adaptive:
         error = plan.method.error(dt, [k.detach() for k in step.parts])  # step sizes are constants to the gradient
@@ -172,9 +228,13 @@ def _advance(plan: Plan, f: _Evaluations, stops: Stops, numbers: Tensor, buffers
         parts = (*step.parts, *[none] * (plan.method.parts - len(step.parts)))
         cut = torch.where(final, torch.where(goal < given.t_end, 2.0, 1.0).to(t1.dtype), 0.0)
         times = (now.t, torch.where(accept, dt, 0.0), t1, cut)
-        kept = (now.carry[1:], *f.kept) if now.carry else f.kept
-        buffers.write(now.row, times, now.y, parts, kept[: plan.pulled])
-    following = (*plan.method.carry(step)[-1:], *f.kept[-1]) if plan.carries else ()
+        buffers.write(now.row, times, now.y, parts, step.kept[: plan.pulled])
+    following = step.following
+    if plan.past:
+        (slope,), history = following, History(*now.carry)
+        if buffers is not None:
+            buffers.write_history(now.row, slope, history)
+        following = history.after(slope, dt, stops.jumped(now.t, t1))
     return Now(
         t1,
         torch.where(alive, dt_next, now.dt),
@@ -182,7 +242,7 @@ def _advance(plan: Plan, f: _Evaluations, stops: Stops, numbers: Tensor, buffers
         now.rejected + (alive & ~accept),
         tuple(torch.where(alive, new, old) for new, old in zip(memory, now.memory)),
         now.row + accept.any(),
-        now.nfe + f.count,
+        now.nfe + step.nfe,
         torch.where(accept, step.y, now.y),
         tuple(torch.where(accept, new, old) for new, old in zip(following, now.carry)),
     )

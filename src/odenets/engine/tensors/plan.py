@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from odenets.controller import Controller, rms
+from odenets.engine.tensors.history import History
 from odenets.methods import Field, Method
 from odenets.problem import Problem, inside, sample_shape
 from odenets.pullback.bound import Activation, Bind
@@ -17,6 +18,14 @@ from odenets.pullback.bound import Activation, Bind
 # constants that the body writes into. Every loop here makes at least one round, harmless if there was nothing to do:
 # a compiled loop without a round returns memory that the compiler takes to be free.
 While = Callable[..., tuple[Tensor, ...]]
+
+
+class Flow(NamedTuple):
+    """How a loop goes round, and how it chooses between two ways."""
+
+    loop: While
+    branch: Callable[..., tuple[Tensor, ...]]  # branch(which, one, other, operands): one(*operands) or other(*operands)
+
 
 _GIVEN = ("dt0", "dt", "steps")  # of a controller: of these a loop gets the size of the first step, as an input
 
@@ -68,9 +77,14 @@ class Plan:
         return self.controller.adaptive or self.outputs
 
     @property
+    def past(self) -> int:
+        """Of how many steps before it a step is made, where there are so many."""
+        return self.method.order - 1 if self.method.remembers else 0
+
+    @property
     def begins(self) -> bool:
         """Whether f at the start is evaluated before the first step."""
-        return self.completes or self.method.hands_on
+        return (self.completes or self.method.hands_on) and not self.method.remembers
 
     @property
     def carries(self) -> bool:
@@ -79,8 +93,15 @@ class Plan:
 
     @property
     def carried(self) -> int:
-        """How many tensors that are: f there, and what its evaluation keeps."""
-        return 1 + len(self.activations or ()) if self.carries else 0
+        """How many tensors are: f there, and what its evaluation keeps; or a `History`."""
+        return 2 if self.past else 1 + len(self.activations or ()) if self.carries else 0
+
+    def carry(self, y: Tensor) -> tuple[Tensor, ...]:
+        """Those at the start of a solve. Of a history nothing is there; others are not read."""
+        if self.past:
+            return History.none(self.past, y)
+        kept = (torch.empty(x.shape, dtype=x.dtype, device=y.device) for x in self.activations or ())
+        return (y, *kept) if self.carries else ()
 
     @property
     def buffered(self) -> bool:
@@ -93,8 +114,17 @@ class Plan:
 
     @property
     def row_states(self) -> int:
-        """The states that a step takes in the buffers: its own and its parts."""
-        return 1 + (self.method.parts if self.parts else 0)
+        """The states that a step takes in the buffers: its own, its parts, and f at its start for those behind it."""
+        return 1 + (self.method.parts if self.parts else 0) + int(self.keeps_past)
+
+    @property
+    def entry_states(self) -> int:
+        """The states that a chunk begins with: y, and what is carried."""
+        return max(2, 1 + self.past)
+
+    @property
+    def keeps_past(self) -> bool:
+        return self.keep and self.past > 0
 
     def row_bytes(self, y: Tensor) -> int:
         """What a step takes in the buffers, but for its times."""
@@ -171,6 +201,10 @@ class Stops(NamedTuple):
         if self.stops is None:
             return t_end
         return torch.minimum(pick(self.stops, _count(self.stops, t)[None])[0], t_end)
+
+    def jumped(self, t: Tensor, t1: Tensor) -> Tensor | None:
+        """Whether a step from t to t1 has led to a time at which f jumps; None where it never does."""
+        return None if self.jumps is None else _count(self.jumps, t1) > _count(self.jumps, t)
 
     def inside(self, t: Tensor, origin: Tensor) -> Callable[[Tensor], Tensor]:
         """What moves the times of f to where they are inside of the piece, between two jumps, of a step from t."""
@@ -290,6 +324,9 @@ class Buffers(NamedTuple):
     y: Tensor  # (capacity, *y.shape)
     parts: Tensor | None  # (capacity · parts, *y.shape)
     activations: tuple[Tensor, ...]  # each (capacity · Plan.pulled, *its shape)
+    # f where steps began: those before the chunk first, the oldest of them first; (Plan.past + capacity, *y.shape)
+    slopes: Tensor | None = None
+    sizes: Tensor | None = None  # (capacity · (Plan.past + 1),): of the `History` of each step
 
     @staticmethod
     def empty(plan: Plan, y: Tensor, capacity: int) -> "Buffers":
@@ -300,25 +337,32 @@ class Buffers(NamedTuple):
         activations = (
             y.new_empty((capacity * plan.pulled, *shape), dtype=dtype) for shape, dtype in plan.activations or ()
         )
-        return Buffers(times, y.new_empty((capacity, *y.shape)), parts, tuple(activations))
+        buffers = Buffers(times, y.new_empty((capacity, *y.shape)), parts, tuple(activations))
+        if not plan.keeps_past:
+            return buffers
+        slopes = y.new_empty((plan.past + capacity, *y.shape))
+        return buffers._replace(slopes=slopes, sizes=times.new_empty(capacity * (plan.past + 1)))
 
     @staticmethod
     def of(plan: Plan, tensors: Sequence[Tensor]) -> "Buffers":
         """The buffers with these `tensors`."""
         times, y, *rest = tensors
-        return Buffers(times, y, rest.pop(0) if plan.parts else None, tuple(rest))
+        parts = rest.pop(0) if plan.parts else None
+        slopes, sizes = (rest.pop(0), rest.pop(0)) if plan.keeps_past else (None, None)
+        return Buffers(times, y, parts, tuple(rest), slopes, sizes)
 
     @staticmethod
     def split(plan: Plan, items: Sequence[Tensor]) -> "tuple[Buffers | None, Sequence[Tensor]]":
         """The buffers, where there are any, at the beginning of these tensors, and the others."""
         if not plan.buffered:
             return None, tuple(items)
-        count = 2 + int(plan.parts) + len(plan.activations or ())
+        count = 2 + int(plan.parts) + 2 * int(plan.keeps_past) + len(plan.activations or ())
         return Buffers.of(plan, items[:count]), tuple(items[count:])
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.times, self.y, *(() if self.parts is None else (self.parts,)), *self.activations
+        some = (x for x in (self.parts, self.slopes, self.sizes) if x is not None)
+        return self.times, self.y, *some, *self.activations
 
     def write(
         self,
@@ -335,6 +379,25 @@ class Buffers(NamedTuple):
             for i, value in enumerate(values if buffer is not None else ()):
                 buffer.index_copy_(0, (row * len(values) + i).reshape(1), value[None])  # pyright: ignore
 
+    def begin_history(self, carry: Sequence[Tensor]) -> None:
+        """Take up the `History` with which a chunk begins, where histories are kept."""
+        if self.slopes is not None:
+            self.slopes[: len(carry[0])] = carry[0].flip(0)
+
+    def write_history(self, row: Tensor, slope: Tensor, history: History) -> None:
+        """That of row `row`, in which f was `slope` at its start."""
+        if self.slopes is not None and self.sizes is not None:
+            self.slopes.index_copy_(0, (row + len(history.slopes)).reshape(1), slope[None])
+            self.sizes.index_copy_(0, row * len(history.sizes) + _places(history.sizes), history.sizes)
+
+    def read_history(self, row: Tensor, length: int) -> History:
+        """That of a row, of so many steps."""
+        if self.slopes is None or self.sizes is None:
+            raise RuntimeError("a loop keeps no history of its steps")
+        newest = _places(self.sizes[:length]).flip(0)
+        sizes = self.sizes.index_select(0, row * (length + 1) + _places(self.sizes[: length + 1]))
+        return History(self.slopes.index_select(0, row + newest), sizes)
+
     def read(self, row: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor] | None]:
         """The times, the state and the parts of a row."""
         parts = None if self.parts is None else rows_of(self.parts, row, self.parts.shape[0] // self.y.shape[0])
@@ -348,6 +411,10 @@ class Buffers(NamedTuple):
 def rows_of(buffer: Tensor, row: Tensor, count: Any) -> list[Tensor]:
     """The `count` tensors of a row of a buffer."""
     return [_at(buffer, row * count + i) for i in range(count)]
+
+
+def _places(x: Tensor) -> Tensor:
+    return torch.arange(len(x), device=x.device)
 
 
 def _at(buffer: Tensor, row: Tensor) -> Tensor:
