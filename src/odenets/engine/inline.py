@@ -15,7 +15,8 @@ from torch import Tensor
 from odenets.engine.eager import run
 from odenets.engine.engines import Keep
 from odenets.engine.tensors.forward import forward
-from odenets.engine.tensors.plan import Clock, Flow, Numbers, Plan, Stops
+from odenets.engine.tensors.plan import Clock, Flow, Numbers, Plan
+from odenets.engine.tensors.stops import Stops
 from odenets.evaluation import checked
 from odenets.problem import Problem, Trajectory
 

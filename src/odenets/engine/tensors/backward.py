@@ -12,7 +12,8 @@ from torch import Tensor
 from odenets.engine.clock import TimeBars
 from odenets.engine.tensors.history import HistoryBars
 from odenets.engine.tensors.outputs import Bars, product, take_up_outputs
-from odenets.engine.tensors.plan import BackClock, Buffers, Flow, Plan, Stops
+from odenets.engine.tensors.plan import BackClock, Buffers, Flow, Plan
+from odenets.engine.tensors.stops import Stops
 from odenets.methods import Bars as Gradients
 from odenets.methods import Carry, Past, Pull, Since, Time
 from odenets.pullback.bound import Vjp

@@ -17,7 +17,8 @@ from odenets.engine.clock import stretch
 from odenets.engine.tape import Tape, reversal
 from odenets.engine.tensors.history import HistoryBars
 from odenets.engine.tensors.outputs import Bars, product
-from odenets.engine.tensors.plan import BackClock, Buffers, Clock, Numbers, Plan, Report, Stops
+from odenets.engine.tensors.plan import BackClock, Buffers, Clock, Numbers, Plan, Report
+from odenets.engine.tensors.stops import Stops
 from odenets.problem import Problem
 from odenets.pullback.bound import Activation
 from odenets.pullback.function import Around, Outside

@@ -11,7 +11,8 @@ from odenets.controller import FirstStep, Number, Start
 from odenets.engine.clock import conclude, shortened
 from odenets.engine.tensors.history import History
 from odenets.engine.tensors.outputs import read_outputs
-from odenets.engine.tensors.plan import Buffers, Clock, Flow, Numbers, Plan, Report, Stops, tuned
+from odenets.engine.tensors.plan import Buffers, Clock, Flow, Numbers, Plan, Report, tuned
+from odenets.engine.tensors.stops import Stops
 from odenets.methods import Carry, Since, Step, real_dtype, slopes_of
 from odenets.pullback.bound import Bind
 

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from odenets.engine.tensors.plan import Buffers, Plan, While, pick, rows_of
+from odenets.engine.tensors.plan import Buffers, Plan, While, rows_of
+from odenets.engine.tensors.stops import pick
 
 
 def read_outputs(
