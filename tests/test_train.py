@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from odenets import SolveError
 from odenets.files import read_directory, whole, write_directory
-from odenets.nn import MLPField, ODEBlock
+from odenets.nn import GapGRU, MLPField, ODEBlock
+from odenets.series import from_arrays
 from odenets.train import (
     CheckpointError,
     EpochRecord,
@@ -414,6 +415,53 @@ def test_a_finished_training_may_go_on_longer(tmp_path):
     train(short, folder=tmp_path)
     train(short, replace(CONFIG, epochs=5, checkpoint_every=None), tmp_path, resume=True)
     assert_same_bits(long, short)
+
+
+# -- an end once the test loss falls no more
+
+WAITING = replace(CONFIG, epochs=40, lr=0.5, patience=3)
+
+
+def test_with_patience_a_training_ends_with_its_best_weights(tmp_path):
+    net = network(dropout=0.0)
+    history = train(net, WAITING, tmp_path)
+    losses = history.column("test_loss")
+    best = losses.index(min(losses))
+    assert len(losses) == best + 1 + 3 < 40
+    assert evaluate(net, LOSS, *TEST)[0] == pytest.approx(min(losses), rel=1e-6)
+    saved, other = network(dropout=0.0), network(dropout=0.0)
+    saved.load_state_dict(load_file(tmp_path / "net-seed0.safetensors"))
+    train(other, replace(WAITING, patience=None, epochs=best + 1))
+    assert_same_bits(net, other)
+    assert_same_bits(net, saved)
+
+
+@pytest.mark.parametrize("epochs_after", [0, 2])
+def test_a_stopped_training_with_patience_goes_on_to_the_same_end(tmp_path, epochs_after):
+    whole_run, again = network(dropout=0.0), network(dropout=0.0)
+    history = train(whole_run, WAITING)
+    losses = history.column("test_loss")
+    steps = (losses.index(min(losses)) + 1 + epochs_after) * 5  # of five batches each
+    with pytest.raises(Crash):
+        train(network(crash_at(steps + 2), dropout=0.0), WAITING, tmp_path)
+    assert without_time(train(again, WAITING, tmp_path, resume=True).records) == without_time(history.records)
+    assert_same_bits(whole_run, again)
+
+
+def test_a_training_takes_series(tmp_path):
+    times = [torch.rand(n, dtype=torch.float64).sort().values for n in (3, 1, 5, 2, 4, 4)]
+    series = from_arrays(times, [torch.randn(len(t), 2) for t in times])
+    y = torch.tensor([0, 1, 0, 1, 0, 1])
+    net = GapGRU(2, 2, 4)
+    config = TrainConfig(epochs=30, lr=0.05, batch_size=4, optimizer="adam")
+    history = train(net, config, tmp_path, train=(series, y), test=(series, y))
+    assert history.final.test_loss < 0.5 * history.records[0].test_loss
+    assert evaluate(net, LOSS, series, y, 2)[0] == pytest.approx(history.final.test_loss, rel=1e-5)
+    with pytest.raises(ValueError, match=r"`train\[0\]` has 6 samples and `train\[1\]` 5"):
+        train(net, config, train=(series, y[:5]), test=(series, y))
+    with pytest.raises(ValueError, match="made for `channels=3`") as caught:
+        train(GapGRU(3, 2, 4), config, train=(series, y), test=(series, y))
+    assert "`train[0]` is float32, samples (5, 2)" in caught.value.__notes__[0]
 
 
 def test_resume_without_a_checkpoint_starts(tmp_path):
@@ -833,6 +881,7 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
     ("field", "value", "message"),
     [
         ("epochs", 0, "`epochs` is 0; it must be a whole number from 1."),
+        ("patience", 0, "`patience` is 0; it must be a whole number of epochs from 1, or None: train all of them."),
         ("epochs", True, "`epochs` is True; it must be a whole number from 1."),
         ("batch_size", 2.5, "`batch_size` is 2.5; it must be a whole number from 1."),
         ("accumulate", 0, "`accumulate` is 0; it must be a whole number from 1."),

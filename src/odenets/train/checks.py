@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from odenets.series import Series
+
 __all__ = ["about_data", "check_data", "check_outputs", "check_pair", "check_targets", "not_finite"]
 
 _Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def check_pair(name: str, pair: object) -> tuple[Tensor, Tensor]:
+def check_pair(name: str, pair: object) -> tuple[Tensor | Series, Tensor]:
     """`pair` as (x, y); raises `TypeError` where it is no pair of tensors."""
     if isinstance(pair, DataLoader):
         raise TypeError(
@@ -33,9 +35,10 @@ def check_pair(name: str, pair: object) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def check_data(x_name: str, y_name: str, x: Tensor, y: Tensor) -> None:
-    """Raise unless `x` and `y` are tensors without a gradient, with equally many samples, and not none."""
-    for name, value in {x_name: x, y_name: y}.items():
+def check_data(x_name: str, y_name: str, x: Tensor | Series, y: Tensor) -> None:
+    """Raise unless `x` (or the series) and `y` are without a gradient, of equally many samples, and not none."""
+    tensors = {x_name: x.values if isinstance(x, Series) else x, y_name: y}
+    for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"`{name}` is a {type(value).__name__}; it must be a tensor: `torch.as_tensor`.")
         if value.ndim == 0:
@@ -99,12 +102,13 @@ def _losses(loss: _Loss, outputs: Tensor, y: Tensor, parts: Sequence[Sequence[in
         return [loss(outputs[list(part)], y[list(part)]) for part in parts]
 
 
-def about_data(network: nn.Module, data: Mapping[str, Tensor]) -> str:
+def about_data(network: nn.Module, data: Mapping[str, Tensor | Series]) -> str:
     """What may have made the first batch fail: shapes, dtypes that differ, and values that are not finite."""
     return " ".join([_kinds(network, data), *not_finite(data)])
 
 
-def _kinds(network: nn.Module, data: Mapping[str, Tensor]) -> str:
+def _kinds(network: nn.Module, given: Mapping[str, Tensor | Series]) -> str:
+    data = {name: value.values if isinstance(value, Series) else value for name, value in given.items()}
     dtypes = {p.dtype for p in network.parameters() if p.is_floating_point()}
     shown = "; ".join(f"`{name}` is {_dtype(value)}, samples {tuple(value.shape[1:])}" for name, value in data.items())
     other = {value.dtype for value in data.values() if value.is_floating_point()} - dtypes
@@ -115,9 +119,10 @@ def _kinds(network: nn.Module, data: Mapping[str, Tensor]) -> str:
     return text
 
 
-def not_finite(data: Mapping[str, Tensor]) -> list[str]:
-    """A sentence on each tensor (N, ...) that holds NaNs or infinities."""
-    return [sentence for name, value in data.items() if (sentence := _not_finite(name, value)) is not None]
+def not_finite(data: Mapping[str, Tensor | Series]) -> list[str]:
+    """A sentence on each tensor (N, ...) that holds NaNs or infinities; in a series they are what is missing."""
+    tensors = {name: value for name, value in data.items() if isinstance(value, Tensor)}
+    return [sentence for name, value in tensors.items() if (sentence := _not_finite(name, value)) is not None]
 
 
 def _not_finite(name: str, value: Tensor) -> str | None:

@@ -59,6 +59,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "seed": (_whole(0), "a whole number from 0"),
     "device": _one_of(DEVICES),
     "precision": _one_of(PRECISIONS),
+    "patience": (_or_none(_whole(1)), "a whole number of epochs from 1, or None: train all of them"),
     "checkpoint_every": (_or_none(_whole(1)), "a whole number of steps from 1, or None: once an epoch"),
 }
 
@@ -77,6 +78,9 @@ class TrainConfig:
     - `seed`: of the order of the samples and of dropout. The initial weights are the caller's.
     - `device`: "auto" takes the GPU if there is one. `precision`: of the forward pass (autocast); the weights
       and the loss keep theirs. "fp16" scales the loss and needs a GPU.
+    - `patience`: end once the test loss has not fallen for so many epochs, and with the weights of the epoch where it
+      was lowest. What it is measured on is then part of the training: give a validation part, and test on another.
+      None trains all epochs and ends with the last weights.
     - `checkpoint_every`: steps between two checkpoints; None makes one at the end of each epoch only.
 
     Raises `ValueError` for values out of range and for a `momentum` that would be ignored.
@@ -93,6 +97,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     precision: str = "no"
+    patience: int | None = None
     checkpoint_every: int | None = None
 
     def __post_init__(self):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from odenets.arguments import shown
+from odenets.series import Series
 from odenets.train.checks import check_data, check_outputs, check_targets
 
 __all__ = ["Loss", "accuracy", "evaluate", "mean_loss"]
@@ -15,21 +16,23 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """`loss(outputs, y)` -> the mean over the samples, shape ()."""
 
 
-def evaluate(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, batch_size: int = 1024) -> tuple[float, Tensor]:
+def evaluate(
+    network: nn.Module, loss: Loss, x: Tensor | Series, y: Tensor, batch_size: int = 1024
+) -> tuple[float, Tensor]:
     """The mean loss over all samples, exactly, and all outputs, (N, ...), on the network's device.
 
-    `x` is (N, ...) and `y` (N, ...). The network is run in eval mode without gradients, in batches of
+    `x` is (N, ...), or a `Series`, and `y` (N, ...). The network is run in eval mode without gradients, in batches of
     `batch_size`, and afterwards has the modes it had. The mean does not depend on `batch_size`: each
     batch counts by its size.
     """
     check_data("x", "y", x, y)
     if batch_size < 1:
         raise ValueError(f"`batch_size` is {shown(batch_size)}; it must be a whole number from 1.")
-    parameter = next(network.parameters(), x)
+    device = next((parameter.device for parameter in network.parameters()), x.device)
     losses, outputs = [], []
     with _eval_mode(network), torch.no_grad():
         for begin in range(0, len(x), batch_size):
-            inputs, targets = (data[begin : begin + batch_size].to(parameter.device) for data in (x, y))
+            inputs, targets = (data[begin : begin + batch_size].to(device) for data in (x, y))
             outputs.append(network(inputs))
             if begin == 0:
                 check_targets("y", loss, outputs[0], y)

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from odenets.series import Series
 from odenets.train.checkpoint import Label, Store
 from odenets.train.checks import check_pair
 from odenets.train.config import TrainConfig
@@ -39,8 +40,8 @@ from odenets.train.trainer import Data, Trainer
 def fit(
     network: nn.Module,
     loss: Loss,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: tuple[Tensor | Series, Tensor],
+    test: tuple[Tensor | Series, Tensor],
     config: TrainConfig,
     folder: Path | str | None = None,
     name: str = "network",
@@ -52,7 +53,8 @@ def fit(
     """Train `network` in place, and leave it on the device of `config` in eval mode; returns the `History`.
 
     - `loss(outputs, y)` returns the mean over the samples, shape ().
-    - `train` and `test` are pairs (x, y), each (N, ...); both are moved to the device whole.
+    - `train` and `test` are pairs (x, y), each (N, ...), x also a `Series` of N samples; both are moved to the
+      device whole.
     - `folder`: where to write `metrics.jsonl`, `checkpoints/<name>-seed<seed>/` and, at the end,
       `<name>-seed<seed>.safetensors`. Several networks and seeds may share it, one after the other. None:
       nowhere.

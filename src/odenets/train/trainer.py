@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from odenets.files import RunFolderError
+from odenets.series import Series
 from odenets.train.batches import Share, epoch_order, shares
 from odenets.train.checkpoint import Checkpoint, Label, Store
 from odenets.train.checks import about_data, check_outputs, check_targets, not_finite
@@ -38,14 +39,14 @@ _BAR_SECONDS = 0.25  # between two movements of the progress bar
 
 @dataclass(frozen=True)
 class Data:
-    """The tensors of a training, on its device."""
+    """The tensors of a training, on its device; inputs may be series."""
 
-    x: Tensor  # (N, ...)
+    x: Tensor | Series  # (N, ...)
     y: Tensor  # (N, ...)
-    test_x: Tensor  # (M, ...)
+    test_x: Tensor | Series  # (M, ...)
     test_y: Tensor  # (M, ...)
 
-    def named(self) -> dict[str, Tensor]:
+    def named(self) -> dict[str, Tensor | Series]:
         """The tensors under the names that the caller of `fit` gave them."""
         return {"train[0]": self.x, "train[1]": self.y, "test[0]": self.test_x, "test[1]": self.test_y}
 
@@ -89,12 +90,13 @@ class Trainer:
         self.layers = ode_layers(self.network)
         self.steps = math.ceil(len(self.data.x) / (self.config.batch_size * self.config.accumulate))
         self.records: list[EpochRecord] = []
+        self.best: dict[str, Tensor] | None = None  # with `patience`, the weights of the epoch of the lowest test loss
         self.checked = self.proven = False  # the first outputs are; a first epoch with these data went through
         self._start_epoch(0)
 
     def run(self, resume: bool) -> History:
         self._open(resume)
-        while self.position.epoch < self.config.epochs:
+        while self.position.epoch < self.config.epochs and not self._has_waited():
             with self._note_on_data():
                 self._train_epoch()
                 record = self._finish_epoch()
@@ -103,12 +105,21 @@ class Trainer:
             self._report(record)
             if self.position.epoch < self.config.epochs:
                 self._obey_stop()
+        if self.best is not None:
+            self.network.load_state_dict(self.best)
         self.network.eval()
         if self.store is not None:
             self.store.save_weights(cpu_tensors(self.network))
         self.accelerator.wait_for_everyone()  # so that the files are there for every process
         self._obey_stop()
         return History(tuple(self.records))
+
+    def _has_waited(self) -> bool:
+        """Whether the test loss has not fallen for `patience` epochs."""
+        if self.config.patience is None or not self.records:
+            return False
+        lowest = min(self.records, key=lambda record: record.test_loss)
+        return self.records[-1].epoch - lowest.epoch >= self.config.patience
 
     @contextlib.contextmanager
     def _note_on_data(self) -> Iterator[None]:
@@ -276,6 +287,8 @@ class Trainer:
             seconds=position.seconds,
             samples=position.samples,
         )
+        if self.config.patience is not None and test_loss < min((r.test_loss for r in self.records), default=math.inf):
+            self.best = cpu_tensors(self.network)
         self.records.append(record)
         self._start_epoch(position.epoch + 1)
         return record
@@ -368,6 +381,7 @@ class Trainer:
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "generators": generators,
                 "losses": losses,
+                "best": self.best,
             }
             checkpoint = Checkpoint(about, self.records, cpu_tensors(self.network), state)
             self.store.save(self._total_steps(), checkpoint, ends_epoch=position.step == 0)
@@ -384,7 +398,7 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
         set_generator_states(checkpoint.state["generators"][self.rank], self.device)
-        self.records = list(checkpoint.records)
+        self.records, self.best = list(checkpoint.records), checkpoint.state["best"]
         saved = _Position(**checkpoint.about["position"])
         self._start_epoch(saved.epoch)
         if self.rank == 0:  # the sums were of all processes; the first carries them on
