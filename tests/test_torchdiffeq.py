@@ -229,7 +229,8 @@ def test_options_of_adaptive_methods_choose_the_same_steps(option, state, sign):
     common = min(len(known.accepted), len(mine.accepted)) - 1
     assert common >= 4
     assert [t for t, _, _ in mine.accepted[:common]] == pytest.approx(
-        [t for t, _, _ in known.accepted[:common]], rel=1e-4
+        [t for t, _, _ in known.accepted[:common]],
+        rel=1e-3 if option == "step_t" else 1e-4,  # behind a stop theirs goes on with the step that was cut
     )
     assert abs(len(mine.steps) - len(known.steps)) <= 2
     assert torch.allclose(*answers, rtol=1e-2 if option == "min_step" else 1e-3)

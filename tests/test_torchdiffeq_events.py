@@ -287,8 +287,11 @@ def test_steps_as_short_as_allowed_are_taken(min_step, method):
     torch.testing.assert_close(found[-1], theirs.odeint(f, y0, t, **options)[-1], rtol=0.05, atol=0.02)
 
 
-@pytest.mark.parametrize("interface", [ours.odeint, ours.odeint_adjoint])
-def test_callbacks_see_each_step_to_an_event_once(interface):
+@pytest.mark.parametrize(
+    ("interface", "options"),
+    [(ours.odeint, {}), (ours.odeint_adjoint, {}), (ours.odeint_adjoint, {"adjoint_rtol": 1e-6})],
+)
+def test_callbacks_see_each_step_to_an_event_once(interface, options):
     class Field(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -303,7 +306,7 @@ def test_callbacks_see_each_step_to_an_event_once(interface):
 
     f, start = Field(), torch.zeros((), dtype=torch.float64)
     y0 = torch.ones(1, dtype=torch.float64)
-    ours.odeint_event(f, y0, start, event_fn=lambda t, y: y[0] - 0.5, odeint_interface=interface)
+    ours.odeint_event(f, y0, start, event_fn=lambda t, y: y[0] - 0.5, odeint_interface=interface, **options)
     assert f.seen == sorted(set(f.seen))
 
 
@@ -318,14 +321,31 @@ def test_a_start_of_several_elements():
         ours.odeint_event(lambda t, y: -y, torch.ones(1), torch.zeros(2), event_fn=lambda t, y: y[0] - 0.5)
 
 
-@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd])
+@pytest.mark.parametrize(
+    ("transform", "interface", "options"),
+    [
+        (torch.func.jacfwd, ours.odeint, {}),
+        (torch.func.grad, ours.odeint_adjoint, {}),
+        *((torch.func.grad, ours.odeint, {"method": m, "options": {"step_size": 0.1}}) for m in ("rk4", "fixed_adams")),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script. is deprecated")
-def test_transforms_of_functions_are_refused_by_name(transform):
+def test_transforms_of_functions_differentiate_the_time(transform, interface, options):
     def time(y):
-        return ours.odeint_event(lambda t, y: -y, y[None], torch.zeros(()), event_fn=lambda t, y: y[0] - 0.5)[0]
+        call = {"event_fn": lambda t, y: y[0] - 0.5, "odeint_interface": interface, **options}
+        return ours.odeint_event(lambda t, y: -y, y[None], ZERO, **call)[0]
 
-    with pytest.raises(NotImplementedError, match=r"until an event has derivatives by `torch.autograd.grad`"):
-        transform(time)(torch.ones(()))
+    assert float(transform(time)(torch.tensor(2.0, dtype=DOUBLE))) == pytest.approx(0.5, rel=1e-3)  # log(2 y)' = 1/y
+
+
+def test_a_sign_that_changes_and_changes_back_within_one_step():
+    t, y = ours.odeint_event(
+        lambda t, y: torch.ones_like(y),
+        torch.zeros(1, dtype=DOUBLE),
+        ZERO,
+        event_fn=lambda t, y: (y[0] - 1) ** 2 - 1e-4,
+    )
+    assert (t.item(), y[-1].item()) == pytest.approx((0.99, 0.99), abs=1e-9)
 
 
 # Events that never come.

@@ -1,6 +1,5 @@
 """The stops of the drop-in's steps: each met once, at once, wherever the times lie."""
 
-import itertools
 import math
 
 import pytest
@@ -9,65 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import odenets.torchdiffeq as ours
-from odenets.torchdiffeq.stops import Stops
 
 DOUBLE = torch.float64
-
-
-def walk(stops):
-    """The times since the start at which steps end that go from stop to stop, as a solver adds them up."""
-    place, t, ends = stops.begin, 0.0, []
-    while math.isfinite(dt := stops.ahead(place)):
-        place, t = stops.after(place, dt), t + dt
-        ends.append(t)
-    return ends
-
-
-@given(
-    st.sampled_from([0.0, 1.0, -3.0, 1.7e9, -1.7e9, 1e15, 1e-12]),
-    st.lists(st.floats(min_value=1e-15, max_value=1e15), min_size=1, max_size=50),
-    st.randoms(use_true_random=False),
-)
-def test_steps_end_on_every_stop_and_on_nothing_else(start, gaps, random):
-    times = [start + gap for gap in itertools.accumulate(gaps)]
-    shuffled = [*times, *times[:3], start - 1.0]
-    random.shuffle(shuffled)
-    assert walk(Stops(shuffled, start)) == sorted({t - start for t in times if t > start})
-
-
-@given(st.floats(min_value=0.01, max_value=0.99), st.integers(min_value=1, max_value=20))
-def test_a_step_that_the_solver_cut_does_not_lose_the_next_stop(share, parts):
-    """An output between two stops ends a step; the next goes on to the stop, unless only a rounding error is left."""
-    stops = Stops([1.0, 2.0], 0.0)
-    place = stops.after(stops.begin, share)
-    assert stops.ahead(place) == pytest.approx(1.0 - share)
-    place = stops.begin
-    for _ in range(parts):
-        place = stops.after(place, 1.0 / parts)  # their sum may be a rounding error short of 1
-    assert stops.ahead(place) == pytest.approx(1.0)
-
-
-class Counting(list):
-    """A list that counts how often it is looked into."""
-
-    looked = 0
-
-    def __getitem__(self, index):
-        self.looked += 1
-        return super().__getitem__(index)
-
-    def __iter__(self):
-        raise AssertionError("a walk over all of the list")
-
-
-@pytest.mark.parametrize("number", [100, 10_000])
-def test_the_cost_of_a_step_does_not_grow_with_the_number_of_stops(number):
-    stops = Stops([float(k) for k in range(1, number + 1)], 0.0)
-    stops.times = Counting(stops.times)
-    assert len(walk(stops)) == number
-    assert stops.times.looked <= 6 * number
-
-
 FAR = [0.0, 1.7e9, -1.7e9]
 
 

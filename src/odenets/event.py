@@ -47,6 +47,8 @@ class Event:
     dense output; gradients: Chen, Amos and Nickel, "Learning neural event functions", ICLR 2021, equation (6).
     """
 
+    called = "condition"  # what errors call the condition
+
     condition: Callable[..., Tensor]
     direction: int = 0
     terminal: bool | int | None = None
@@ -68,6 +70,13 @@ class Event:
         if self.terminal is None:
             return 1 if self.jump is None else None
         return (1 if self.terminal else None) if isinstance(self.terminal, bool) else self.terminal
+
+    def without_slope(self, t: Tensor, y: Tensor, slope: float) -> Tensor | None:
+        """What takes the place of its time t, with y there, where the slope of the condition gives t no derivatives.
+
+        None: a gradient that arrives there raises.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class Watched:
             return sign * t, state
 
         def value(t: Tensor, y: Tensor) -> Tensor:
-            return _numbers(_called("condition", event.condition, *given(t, y), args), batch)
+            return _numbers(_called(event.called, event.condition, *given(t, y), args), batch)
 
         def jump(t: Tensor, y: Tensor) -> Tensor:
             at, state = given(t, y)

@@ -76,7 +76,10 @@ class Chain:
         if trajectory.failure is not None:
             self._failure = replace(trajectory.failure, t=since + trajectory.failure.t)
             return None
-        happened = [_differentiable(piece, located) for located in trajectory.events]
+        happened = [
+            differentiable(piece.events[one.of], piece.origin, piece.t.detach().new_tensor(one.t), one)
+            for one in trajectory.events
+        ]
         self.happened += [event._replace(t=since + event.t) for event in happened]
         return self._following(piece, happened, since) if trajectory.ended else None
 
@@ -189,10 +192,7 @@ def _without_end(problem: Problem, trajectory: Trajectory) -> Trajectory:
     failure = trajectory.failure
     if problem.times[-1] < math.inf or trajectory.ended:
         return trajectory
-    if failure is None:
-        furthest = Failure(Status.NO_EVENT, problem.times[-1], 0.0, "It has gone as far as times have numbers.")
-        return replace(trajectory, failure=furthest)
-    if failure.status is Status.MAX_STEPS:
+    if failure is not None and failure.status is Status.MAX_STEPS:
         detail = "It took `max_steps` steps: a larger `max_steps` goes further."
         return replace(trajectory, failure=replace(failure, status=Status.NO_EVENT, detail=detail))
     return trajectory
@@ -226,23 +226,28 @@ def _once_more(problem: Problem, found: Trajectory, adjoint: Adjoint, engine: En
     return replace(trajectory, ys=ys, events=events, end=None if trajectory.failure else found.end)
 
 
-def _differentiable(problem: Problem, located: Located) -> Happened:
-    """The event with the derivatives of its time and its state, where there are any.
+def differentiable(watched: Watched, origin: float, t: Tensor, located: Located) -> Happened:
+    """The event, at the time t of a solve from `origin` on, with the derivatives of its time and its state, if any.
 
     Where g(t, y(t)) = 0 defines the time, one step of Newton's method from there has its first derivative, and two
     have all up to the third.
     """
-    value = problem.events[located.of].value
-    t = problem.t.detach().new_tensor(located.t)
     at = located.at or _along(t, located)
     if not (torch.is_grad_enabled() or transforms.active()):
         return Happened(located.of, t, located.y)
     for _ in range(1 if located.at is None else 2):
         y, slope = at(t)
-        g = value((problem.origin + t).to(real_dtype(y)), y)
+        time = (origin + t).to(real_dtype(y))
+        g = watched.value(time, y)
         if not (transforms.is_differentiated(g) or transforms.is_differentiated(y)):
             break
-        t = _newton(t, g, _rate(problem, value, t, y, slope, again=located.at is not None), y)
+        rate = _rate(watched.value, time, y, slope, again=located.at is not None)
+        size = abs(_number(rate))
+        if math.isfinite(size) and size >= torch.finfo(rate.dtype).tiny:
+            t = t - ((g - g.detach()) / rate).to(t.dtype)
+        else:
+            held = watched.event.without_slope(t, y, size)
+            t = _refusing(t, y) if held is None else held
     return Happened(located.of, t, at(t)[0])
 
 
@@ -251,17 +256,9 @@ def _along(t0: Tensor, located: Located) -> Callable[[Tensor], tuple[Tensor, Ten
     return lambda t: (located.y + (t - t0).to(real_dtype(located.y)) * located.slope, located.slope)
 
 
-def _rate(
-    problem: Problem,
-    value: Callable[[Tensor, Tensor], Tensor],
-    t: Tensor,
-    y: Tensor,
-    slope: Tensor,
-    again: bool,
-) -> Tensor:
+def _rate(value: Callable[[Tensor, Tensor], Tensor], time: Tensor, y: Tensor, slope: Tensor, again: bool) -> Tensor:
     """The derivative of the condition along the solution; `again` says that it has derivatives itself."""
-    y, t, slope = (y, t, slope) if again else (y.detach(), t.detach(), slope.detach())
-    time = (problem.origin + t).to(real_dtype(y))
+    y, time, slope = (y, time, slope) if again else (y.detach(), time.detach(), slope.detach())
     if transforms.active():
         g, pull, *_ = torch.func.vjp(value, time, y)
         time_bar, y_bar = pull(torch.ones_like(g))
@@ -285,11 +282,8 @@ def derivatives(
         return time_bar, y_bar
 
 
-def _newton(t: Tensor, g: Tensor, rate: Tensor, y: Tensor) -> Tensor:
-    """t − g / rate, of the value t."""
-    size = abs(_number(rate))
-    if math.isfinite(size) and size >= torch.finfo(rate.dtype).tiny:
-        return t - ((g - g.detach()) / rate).to(t.dtype)
+def _refusing(t: Tensor, y: Tensor) -> Tensor:
+    """The time of an event, which refuses derivatives."""
     if transforms.active():
         raise LostGradientError(_FLAT)
     return Flat.apply(t, y)

@@ -1,7 +1,6 @@
 """The continuous adjoint: equations (6) and (7), solved backward in time."""
 
 import contextlib
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -34,6 +33,7 @@ class Backward:
     controller: Controller
     interpolated: bool = False  # whether the state comes from dense output
     max_steps: int | None = None  # None for the limit of the forward solve
+    stops: tuple[float, ...] | None = None  # None for those of the forward solve; it has its jumps in any case
     around: Around = contextlib.nullcontext  # what errors of the backward pass are raised in
 
 
@@ -164,8 +164,8 @@ class _Continuous(Outside):
         backward = replace(
             problem,
             method=self.how.method,
-            # A controller may remember where it is; another backward pass through the same graph starts anew.
-            controller=copy.copy(self.how.controller if states is not None else _of_pair(self.how.controller)),
+            controller=self.how.controller if states is not None else _of_pair(self.how.controller),
+            stops=problem.stops if self.how.stops is None else tuple(sorted({*self.how.stops, *problem.jumps})),
             max_steps=self.how.max_steps or problem.max_steps,
             stats=stats,
         )

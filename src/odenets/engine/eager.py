@@ -14,7 +14,7 @@ from odenets.engine.events import Place, Watch
 from odenets.engine.going import Going, failure_of_fixed_steps
 from odenets.engine.tape import Accepted, Tape
 from odenets.evaluation import evaluate_at_start
-from odenets.methods import real_dtype
+from odenets.methods import Field, real_dtype
 from odenets.problem import Extension, Located, OwnExtension, Problem, Trajectory
 from odenets.solution import Failure, Status
 from odenets.transforms import all_finite
@@ -84,7 +84,7 @@ def run(
             taken = taken._replace(step=stepper.complete(taken.step))
             places, ended = watch.look(taken, stepper.t, stepper.y)
             taken = taken._replace(events=tuple(range(len(events), len(events) + len(places))))
-            events += [_located(problem, taken, place) for place in places]
+            events += [_located(problem, stepper.f, taken, place) for place in places]
             reached = events[-1].t if ended else reached
         taken = _emit(problem, stepper, ys, taken, clock, timed, reached)
         if problem.told is not None:
@@ -99,15 +99,18 @@ def run(
     if tape is not None:
         tape.end = (stepper.y,)
     failure = stepper.failure
-    if failure is None and read and not problem.controller.adaptive:
-        failure = failure_of_fixed_steps(problem, y0, stepper.y if problem.events else ys[-1])
+    if (failure is None or failure.status is Status.MAX_STEPS) and read and not problem.controller.adaptive:
+        failure = failure_of_fixed_steps(problem, y0, stepper.y if problem.events else ys[-1]) or failure
+    if failure is None and t_end == math.inf and not ended:
+        detail = "It has gone as far as times have numbers."
+        failure = Failure(Status.NO_EVENT, stepper.t, stepper.dt or 0.0, detail)
     extension = extension_of(dense) if dense else None
     if extension is not None and ended:
         extension = replace(extension, end=events[-1].t)
     return Trajectory(torch.stack(ys), extension, failure, events=events, end=stepper.t if ended else None)
 
 
-def _located(problem: Problem, taken: Accepted, place: Place) -> Located:
+def _located(problem: Problem, f: Field, taken: Accepted, place: Place) -> Located:
     """The event in a step that was just taken and is complete."""
     y, step, method = taken.y, taken.step, problem.method
     if y is None or step is None:
@@ -127,6 +130,11 @@ def _located(problem: Problem, taken: Accepted, place: Place) -> Located:
             method.slope(dt, step.parts, place.theta),
         )
     )
+    if not method.smooth:
+        state = there[0].detach()
+        if step.y.requires_grad and not transforms.active():  # f may differentiate by it
+            state = state.requires_grad_()
+        return Located(place.of, t, there[0], f(problem.field_time(t), state).detach())
     return Located(place.of, t, *there, at if transforms.is_differentiated(step.y) else None)
 
 

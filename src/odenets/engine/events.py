@@ -77,9 +77,10 @@ class Watch:
         rows = [numbers[k : k + len(which)] for k in range(0, len(numbers), len(which))]
         for (_, y), t, row in zip(pairs, times, rows):
             if any(map(math.isnan, row)) and transforms.all_finite(y):
+                called = self.problem.events[which[next(i for i, v in enumerate(row) if math.isnan(v))]].event.called
                 raise ValueError(
-                    f"`condition` must return a number, returned nan at t = {self.problem.caller_time(t):g} for a "
-                    "finite state: look for a division, logarithm or root in it"
+                    f"`{called}` returned nan at t = {self.problem.caller_time(t):g} for a finite state: look for a "
+                    "division, logarithm or root in it"
                 )
         return rows
 

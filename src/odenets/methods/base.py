@@ -133,6 +133,7 @@ class Method:
     varies = False  # whether the method chooses its order by its error, step by step
     halves = False  # whether it makes steps of systems alone whose two halves move each other
     hands_on = False  # whether a step that is not complete hands something to the next, too
+    smooth = True  # whether its continuous extension has a derivative worth the name: straight lines have none
     reuses = False  # whether `remake` makes use of known parts
 
     def check_state(self, y0: Any) -> None:

@@ -1,6 +1,7 @@
 """torchdiffeq's adaptive steps."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ from odenets import transforms
 from odenets.controller import PID, Decision, FirstStep, Norm, Number, Start, choose_first_step, rms
 from odenets.methods import RungeKutta
 from odenets.torchdiffeq.call import MOST_STEPS, Call, number
-from odenets.torchdiffeq.stops import Stops
 from odenets.torchdiffeq.watch import CALLBACKS, Watch, watched
 from odenets.torchdiffeq.words import brief
 
@@ -68,26 +68,24 @@ class Adaptive:
     callbacks = CALLBACKS
     further = "It took as many steps as 'max_num_steps' in `options` allows (20,000 if not given): more go further."
 
-    @property
-    def one_sided(self) -> bool:
-        """Whether f is to be evaluated inside of the pieces only, not at their edges."""
-        return True
+    perturb = False
 
-    def edges(self, call: Call, t: Tensor) -> Tensor:
-        """Where a solve of its own begins, in order."""
-        return torch.tensor(sorted(call.sign * jump for jump in self.jump_t), dtype=torch.float64, device=t.device)
+    def moves(self, t: Tensor) -> bool:
+        """Whether times at which steps end have derivatives."""
+        return False
 
-    def solver_method(self, call: Call, watch: Watch | None, event: bool) -> RungeKutta:
+    def stops(self, call: Call, t: Tensor, sign: float) -> tuple[Sequence[float], Sequence[float]]:
+        """Where steps end, in a time that times `sign` is the caller's; and those where f jumps."""
+        of_steps, of_jumps = ([sign * x for x in times if math.isfinite(x)] for times in (self.step_t, self.jump_t))
+        return of_steps, of_jumps
+
+    def solver_method(self, call: Call, watch: Watch | None) -> RungeKutta:
         """The method for `odenets.solve`."""
         return watched(self.method, watch)
 
-    def controller(
-        self, call: Call, t: Tensor, start: float, sign: float, watch: Watch | None, dt: float | None
-    ) -> "ErrorControl":
-        """The controller of a solve from `start` on, in a time that times `sign` is the caller's; dt to start with."""
-        stops = Stops(sorted(sign * stop for stop in self.step_t), start)
-        given = None if self.first_step is None else float(self.first_step)
-        return ErrorControl(self, stops, watch, given if dt is None else dt)
+    def controller(self, watch: Watch | None) -> "ErrorControl":
+        """The controller of a solve."""
+        return ErrorControl(self, watch)
 
     def most_steps(self, t: Tensor, event: bool = False) -> int:
         """The most steps of a solve for the times t, or until an event, which may never come."""
@@ -100,25 +98,23 @@ _NEARLY = 1 + 1e-6  # a step is as long as the time resolves
 
 
 class ErrorControl:
-    """The controller of `Adaptive`. Its memory is the place on the way, so that it can stop at given times."""
+    """The controller of `Adaptive`."""
 
     adaptive = True
     share = 0.0
     tunable = ()
+    start = ()
 
-    def __init__(self, scheme: Adaptive, stops: Stops, watch: Watch | None, dt: float | None) -> None:
-        self.scheme, self.stops, self.watch = scheme, stops, watch
+    def __init__(self, scheme: Adaptive, watch: Watch | None) -> None:
+        self.scheme, self.watch = scheme, watch
         self.judge = PID(scheme.rtol, scheme.atol, norm=scheme.norm)
-        self.start = stops.begin
-        self.planned = dt  # the next step size, before it is cut to end on a stop
-        self.given = dt  # and after
 
     @property
     def chooses_first_step(self) -> bool:
-        return self.planned is None
+        return self.scheme.first_step is None
 
     def given_step(self, t0: float, t1: float) -> float:
-        return self._within(self.start, self.planned or 0.0)
+        return self._within(float(self.scheme.first_step))
 
     def first_step(self, start: Start) -> FirstStep:
         def f(t: Tensor, y: Tensor) -> Tensor:  # of a state that requires grad where y0 does: f may differentiate by it
@@ -126,13 +122,13 @@ class ErrorControl:
 
         scale = self.judge.scale(start.y0.abs())
         dt, size = choose_first_step(start._replace(f=f, norm=self.scheme.norm), scale, math.inf, unit=1.0)
-        return FirstStep(self._within(self.start, dt), size)
+        return FirstStep(self._within(dt), size)
 
     def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = rms) -> Tensor:
         return self.judge.error_ratio(y, y1, error)
 
     def decide(self, ratio: Number, dt: Number, memory: tuple[Number, ...], order: int) -> Decision:
-        scheme, place = self.scheme, (memory[0], memory[1])
+        scheme = self.scheme
         shortest = dt <= scheme.min_step * _NEARLY
         accept = ratio <= 1 or (shortest and math.isfinite(ratio))
         if self.watch is not None:
@@ -146,16 +142,8 @@ class ErrorControl:
             factor = scheme.dfactor
             if shortest:
                 return Decision(False, 0.0, memory)  # stuck
-        if not accept:
-            return Decision(False, self._within(place, dt * factor), memory)
-        following = dt * factor
-        if self.planned is not None and self.given is not None and dt < self.given / _NEARLY:
-            following = max(following, self.planned)  # that it was cut to end on an output says nothing against it
-        place = self.stops.after(place, dt)
-        return Decision(True, self._within(place, following), place)
+        return Decision(accept, self._within(dt * factor), memory)
 
-    def _within(self, place: tuple[float, float], dt: float) -> float:
-        """The step size within its bounds, cut to end on the next stop."""
-        self.planned = min(max(dt, self.scheme.min_step), self.scheme.max_step)
-        self.given = min(self.planned, self.stops.ahead(place))
-        return self.given
+    def _within(self, dt: float) -> float:
+        """The step size within its bounds."""
+        return min(max(dt, self.scheme.min_step), self.scheme.max_step)

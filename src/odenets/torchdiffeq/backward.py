@@ -1,6 +1,7 @@
 """The gradient of torchdiffeq's `odeint_adjoint`: exact, or by the backward solve that its arguments ask for."""
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,14 +40,20 @@ class AskedFor(Backsolve):
 
     max_steps: int = 2**62
     sign: float = 1.0
+    stops_of: Callable[[Tensor], Sequence[float]] = lambda t: ()  # where steps end, from the times, both in −time
+    stops: tuple[float, ...] = ()  # the same in the solver's time
+    heard: Watch | None = None  # whose callbacks have seen the forward steps, which are made once more
 
     def integrate(self, problem: Problem, engine: Engine) -> Trajectory:
+        stops = tuple(-s - problem.origin for s in self.stops_of(problem.origin + problem.t.detach()))
+        if self.heard is not None:
+            self.heard.silence()
         with callers_words():
-            return super().integrate(problem, engine)
+            return Backsolve.integrate(replace(self, stops=stops), problem, engine)
 
     def how(self, method: Method, controller: Controller) -> Backward:
         around = functools.partial(words_of_the_backward_solve, self.sign)
-        return replace(super().how(method, controller), max_steps=self.max_steps, around=around)
+        return replace(super().how(method, controller), max_steps=self.max_steps, stops=self.stops, around=around)
 
 
 def backward_scheme(
@@ -82,21 +89,24 @@ def backward_scheme(
 
 
 def with_jumps(call: Call, scheme: Any) -> Call:
-    """The call, whose forward solve also begins anew where the backward one is to: both go piece by piece."""
+    """The call, whose forward solve also begins anew where the backward one is to: it has the jumps of that."""
     if not (isinstance(scheme, Adaptive) and isinstance(call.scheme, Adaptive)):
         return call
     more = tuple(jump for jump in scheme.jump_t if jump not in call.scheme.jump_t)
     return replace(call, scheme=replace(call.scheme, jump_t=call.scheme.jump_t + more)) if more else call
 
 
-def backsolve(call: Call, scheme: Any, watch: Watch | None, t: Tensor) -> AskedFor:
+def backsolve(call: Call, scheme: Any, watch: Watch | None, t: Tensor, heard: Watch | None) -> AskedFor:
     """The adjoint of the solve for the times t, whose backward solve counts the time from its start down."""
+    start = t[0].item()
     if watch is not None:
-        start = t[0].item()
         watch = replace(watch, show=lambda s, y, dt: (call.sign * (start - s), (s.new_zeros(()), *y.unbind()), dt))
-    controller = scheme.controller(call, t, -t[-1].item(), -call.sign, watch, None)
     method, most = watched(scheme.method, watch), scheme.most_steps(t)
-    return AskedFor(method, controller, most, call.sign)
+
+    def stops_of(times: Tensor) -> Sequence[float]:
+        return scheme.stops(call, times.to(call.t.dtype), -call.sign)[0]
+
+    return AskedFor(method, scheme.controller(watch), most, call.sign, stops_of, heard=heard)
 
 
 def _norm(call: Call, norm: Any, params: tuple[Tensor, ...]) -> Norm:

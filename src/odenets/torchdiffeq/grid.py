@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.controller import Decision, FirstStep, Fixed, Norm, Number, Start, rms
+from odenets.controller import Fixed
 from odenets.methods import ImplicitRungeKutta, RungeKutta
 from odenets.torchdiffeq.call import MOST_STEPS, Call, count, number
-from odenets.torchdiffeq.stops import Stops
 from odenets.torchdiffeq.watch import CALLBACKS, Watch, watched
 from odenets.torchdiffeq.words import brief
 from odenets.transforms import is_differentiated
@@ -37,6 +36,20 @@ def check_options(step_size: Any, grid_constructor: Any, interp: Any) -> None:
         raise ValueError(f'`options` \'interp\' must be "linear" or "cubic", got {brief(interp)}')
 
 
+def check_step_size(step_size: Any, t: Tensor) -> None:
+    """Refuse a step size that does not move the times.
+
+    Raises:
+        ValueError: With what to write instead.
+    """
+    largest, finest = float(t.detach().abs().max()), torch.finfo(t.dtype).eps
+    if float(step_size) < largest * finest:
+        raise ValueError(
+            f"`options` 'step_size' {float(step_size):g} is less than what {t.dtype} tells apart near "
+            f"t = {largest:.9g}: give the times in float64 from the start, or count them from the first one"
+        )
+
+
 def grid_points(t: Tensor, step_size: Any, constructed: Callable[[Tensor], Tensor] | None, sign: float = 1.0) -> Tensor:
     """The points of the grid for increasing times, which times `sign` are the caller's; differentiable, in t's dtype.
 
@@ -52,12 +65,7 @@ def grid_points(t: Tensor, step_size: Any, constructed: Callable[[Tensor], Tenso
             )
         return grid
     if step_size is not None:
-        largest, finest = float(t.detach().abs().max()), torch.finfo(t.dtype).eps
-        if float(step_size) < largest * finest:
-            raise ValueError(
-                f"`options` 'step_size' {float(step_size):g} is less than what {t.dtype} tells apart near "
-                f"t = {largest:.9g}: give the times in float64 from the start, or count them from the first one"
-            )
+        check_step_size(step_size, t)
         count = math.ceil(((t[-1] - t[0]) / step_size).item())  # in t's dtype: 1 / 0.1 makes 10 steps
         return torch.cat([t[0] + torch.arange(count, dtype=t.dtype, device=t.device) * step_size, t[-1:]])
     return t
@@ -85,12 +93,6 @@ class Grid:
     def __post_init__(self) -> None:
         check_options(self.step_size, self.grid_constructor, self.interp)
 
-    def points(self, call: Call, t: Tensor, sign: float) -> Tensor:
-        """The grid for increasing t, which times `sign` is the caller's time; in float64, differentiable."""
-        make = self.grid_constructor
-        constructed = None if make is None else lambda t: sign * make(call.func, call.user_y0, sign * t)
-        return grid_points(t, self.step_size, constructed, sign).to(torch.float64)
-
     callbacks = CALLBACKS[:1]
     further = "It took 20,000 steps: a larger 'step_size' in `options` goes further."
 
@@ -100,32 +102,37 @@ class Grid:
         return self.step_size is None and self.grid_constructor is None
 
     @property
-    def one_sided(self) -> bool:
-        return self.perturb
+    def _even(self) -> bool:
+        return self.step_size is not None and not self.perturb
 
-    def _each_alone(self, t: Tensor) -> bool:
-        """Whether each step is a solve of its own: where the sizes of the steps have derivatives of their own."""
-        return self.perturb or (self.step_size is None and is_differentiated(t))
+    def moves(self, t: Tensor) -> bool:
+        """Whether the points of the grid have derivatives, but for one size of all steps."""
+        return is_differentiated(t) and not self._even
 
-    def edges(self, call: Call, t: Tensor) -> Tensor:
-        if not self._each_alone(t):
-            return t.new_empty(0)
-        return self.points(call, t.detach() if self.on_outputs else t, call.sign)
+    def points(self, call: Call, t: Tensor, sign: float) -> Tensor:
+        """The grid for increasing t, which times `sign` is the caller's time; in float64, differentiable."""
+        make = self.grid_constructor
+        constructed = None if make is None else lambda t: sign * make(call.func, call.user_y0, sign * t)
+        return grid_points(t, self.step_size, constructed, sign).to(torch.float64)
 
-    def solver_method(self, call: Call, watch: Watch | None, event: bool) -> RungeKutta:
-        return watched(self.method, watch, linear=self.interp == "linear" and (event or not self.on_outputs))
-
-    def controller(
-        self, call: Call, t: Tensor, start: float, sign: float, watch: Watch | None, dt: float | None
-    ) -> "Fixed | GridWalk":
+    def stops(self, call: Call, t: Tensor, sign: float) -> tuple[Sequence[float], Sequence[float]]:
+        """Where steps end, in a time that times `sign` is the caller's; and those that f is not to be evaluated at."""
+        if self._even:
+            check_step_size(self.step_size, t)
+            return (), ()
         if sign == call.sign:
-            return GridWalk([] if self._each_alone(t) else self.points(call, t, sign).tolist(), start)
-        if self.on_outputs:  # backward: each interval of the outputs ends a step
-            return GridWalk([], start)
-        if self.grid_constructor is None:
-            return Fixed(dt=float(self.step_size))
+            points = self.points(call, t, sign).tolist()
+            return ((), points) if self.perturb else (points, ())
+        if self.on_outputs:  # of a backward solve, which begins anew at each of them
+            return (), ()
         intervals = itertools.pairwise(-t.detach().flip(0))
-        return GridWalk([p for ends in intervals for p in self.points(call, torch.stack(ends), sign).tolist()], start)
+        return [p for ends in intervals for p in self.points(call, torch.stack(ends), sign).tolist()], ()
+
+    def solver_method(self, call: Call, watch: Watch | None) -> RungeKutta:
+        return watched(self.method, watch, linear=self.interp == "linear" and not self.on_outputs)
+
+    def controller(self, watch: Watch | None) -> Fixed:
+        return Fixed(dt=float(self.step_size)) if self._even else Fixed(steps=1)  # cut at the points
 
     def most_steps(self, t: Tensor, event: bool = False) -> int:
         return MOST_STEPS if event else 2**62
@@ -146,29 +153,3 @@ class Implicit(Grid):
         super().__post_init__()
         most = count("max_iters", self.max_iters)
         object.__setattr__(self, "method", replace(self.method, max_iterations=most))
-
-
-class GridWalk:
-    """The controller of `Grid`: from point to point. Its memory is the place on the way."""
-
-    adaptive = False
-    share = 0.0
-    tunable = ()
-    chooses_first_step = False
-
-    def __init__(self, points: Sequence[float], start: float) -> None:
-        self.stops = Stops(points, start)
-        self.start = self.stops.begin
-
-    def given_step(self, t0: float, t1: float) -> float:
-        return self.stops.ahead(self.start)
-
-    def first_step(self, start: Start) -> FirstStep:
-        raise TypeError("the size of a fixed step is given")
-
-    def error_ratio(self, y: Tensor, y1: Tensor, error: Tensor, norm: Norm = rms) -> Tensor:
-        raise TypeError("fixed steps are not judged")
-
-    def decide(self, ratio: Number, dt: Number, memory: tuple[Number, ...], order: int) -> Decision:
-        place = self.stops.after((memory[0], memory[1]), dt)
-        return Decision(True, self.stops.ahead(place), place)

@@ -1,7 +1,7 @@
 """torchdiffeq's functions, made of the solver of odenets."""
 
-import bisect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,10 +9,11 @@ from torch import Tensor
 
 from odenets import transforms
 from odenets.adjoint import Direct
+from odenets.interpolate import DenseOutput
 from odenets.torchdiffeq.backward import Exact, backsolve, backward_scheme, with_jumps
 from odenets.torchdiffeq.call import ATOL, RTOL, Call, check_given_times, normalise
-from odenets.torchdiffeq.events import check_event_function, signs_at_start, until_event, with_gradients
-from odenets.torchdiffeq.pieces import AdjointOf, pieces, states
+from odenets.torchdiffeq.events import Moving, check_event_function, until_event
+from odenets.torchdiffeq.pieces import AdjointOf, solved, states
 from odenets.torchdiffeq.schemes import resolve
 from odenets.torchdiffeq.scipy_solver import Scipy
 from odenets.torchdiffeq.solvers import Own
@@ -124,13 +125,18 @@ def odeint_adjoint(
         if not isinstance(call.scheme, Scipy | Own):
             warn_of_silence(func, call.name if adjoint_method is None else adjoint_method, scheme.callbacks, "_adjoint")
         call = with_jumps(call, scheme)
-        adjoint = lambda piece: backsolve(call, scheme, watch, piece)  # noqa: E731
-    answer, once = _answer(call, event_fn, adjoint), not isinstance(call.scheme, Scipy | Own)
+        heard = call.watch if event_fn is not None else None
+        adjoint = lambda piece: backsolve(call, scheme, watch, piece, heard)  # noqa: E731
+    once = None if isinstance(call.scheme, Scipy | Own) else ("`odeint_adjoint`", "use `odeint`")
+    answer = _answer(call, event_fn, adjoint)
     wanting = [p for p in params if p.requires_grad]
     if event_fn is None:
         return _with_zeros(answer, wanting, once)
     event_t, ys = answer
-    return event_t, _with_zeros(ys, wanting, once)
+    if not isinstance(event_fn, Moving):
+        return event_t, _with_zeros(ys, wanting, once)
+    event_t, *parts = _with_zeros((event_t, *ys) if isinstance(ys, tuple) else (event_t, ys), wanting, once)
+    return event_t, tuple(parts) if isinstance(ys, tuple) else parts[0]
 
 
 def odeint_event(
@@ -156,7 +162,7 @@ def odeint_event(
         event_fn: Its result may have several components; the first to change sign is the event. It must not be 0 at
             the start.
         reverse_time: Go backward in time from t0.
-        odeint_interface: `odeint`, `odeint_adjoint`, or a function with their arguments.
+        odeint_interface: `odeint`, `odeint_adjoint`, or a function that hands its arguments to one of them.
         kwargs: Its other arguments.
 
     Returns:
@@ -177,13 +183,10 @@ def odeint_event(
     if start.is_floating_point():
         check_given_times(start, event=True, name="t0")
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
-    event_t, states = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
-    split = isinstance(states, tuple)
-    y = tuple(s[-1] for s in states) if split else states[-1]
-    event_t, y = with_gradients(func, event_fn, event_t.detach(), y, signs_at_start(event_fn, t[0].detach(), y0))
-    if split:
-        return event_t, tuple(torch.stack([s[0], part]) for s, part in zip(states, y))
-    return event_t, torch.stack([states[0], y])
+    event_t, states = odeint_interface(func, y0, t, event_fn=Moving(event_fn), **kwargs)
+    parts = states if isinstance(states, tuple) else (states,)
+    event_t, *parts = _with_zeros((event_t, *parts), [], ("`odeint_event`", "leave it out"))
+    return event_t, tuple(parts) if isinstance(states, tuple) else parts[0]
 
 
 def odeint_dense(
@@ -221,25 +224,10 @@ def odeint_dense(
     call = resolve(normalise(func, y0, times, rtol, atol, method, options))
     if isinstance(call.scheme, Scipy | Own):
         raise ValueError(f"`method` of `odeint_dense` must be a Runge–Kutta method, got {brief(method)}")
-    solutions = [solution for solution, _ in pieces(call, call.t, lambda piece: Direct(), dense=True)]
-    edges = [float(solution.ts[0]) for solution in solutions[1:]]
-    low, high = float(call.t[0]), float(call.t[-1])
-    slack = 1e-9 * (high - low)
-
-    def at(t: Any) -> Tensor:
-        """The state at t (any shape) between the ends: (*t.shape, *y0.shape)."""
-        given = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
-        times = call.sign * given.reshape(-1)
-        for time in times.detach().tolist():
-            if not low - slack <= time <= high + slack:
-                ends = sorted((call.sign * low, call.sign * high))
-                raise ValueError(f"`t` must lie in the solved interval {ends}, got {call.sign * time!r}")
-        if not len(times):
-            return call.y0.new_empty((*given.shape, *call.y0.shape))
-        found = [solutions[bisect.bisect_right(edges, s.item())](s) for s in times.unbind()]
-        return torch.stack(found).reshape((*given.shape, *call.y0.shape))
-
-    return at
+    at = solved(call, call.t, Direct(), dense=True).interpolant
+    if not isinstance(at, DenseOutput):
+        raise RuntimeError("a solve came without its dense output")
+    return replace(at, sign=call.sign)
 
 
 def _answer(call: Call, event_fn: Callable[..., Tensor] | None, adjoint: AdjointOf | None) -> Any:
@@ -261,14 +249,15 @@ def find_parameters(func: Any) -> tuple[Tensor, ...]:
     return tuple(value for value in attributes if isinstance(value, Tensor) and value.requires_grad)
 
 
-def _with_zeros(ys: Any, params: list[Tensor], once: bool) -> Any:
+def _with_zeros(ys: Any, params: list[Tensor], once: tuple[str, str] | None) -> Any:
     """The states, with gradients of 0 for parameters that they do not depend on: autograd alone would give None.
 
     Args:
-        once: Whether they have no second derivative.
+        once: Where they have no second derivative, the function that made them, and what to do instead.
     """
     parts = ys if isinstance(ys, tuple) else (ys,)
-    if transforms.active() or not torch.is_grad_enabled() or not (params or parts[0].requires_grad):
+    wanted = params or any(part.requires_grad for part in parts)
+    if transforms.active() or not torch.is_grad_enabled() or not wanted:
         return ys
     parts = OdeintStates.apply(once, len(parts), *parts, *params)
     return parts if isinstance(ys, tuple) else parts[0]
@@ -278,14 +267,15 @@ class OdeintStates(torch.autograd.Function):
     """States as they are; the backward pass gives zeros to the parameters too."""
 
     @staticmethod
-    def forward(ctx: Any, once: bool, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, once: tuple[str, str] | None, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.once, ctx.like = once, [(p.shape, p.dtype, p.device) for p in tensors[count:]]
         ctx.set_materialize_grads(False)
         return tuple(part.view_as(part) for part in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.once and torch.is_grad_enabled():  # only with create_graph=True
-            raise NotImplementedError("`odeint_adjoint` has no second derivative (create_graph=True): use `odeint`")
+        if ctx.once is not None and torch.is_grad_enabled():  # only with create_graph=True
+            name, instead = ctx.once
+            raise NotImplementedError(f"{name} has no second derivative (create_graph=True): {instead}")
         zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like)
         return None, None, *grad_outputs, *zeros

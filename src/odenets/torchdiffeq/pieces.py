@@ -1,8 +1,10 @@
-"""Solves by `odenets.solve`: one, or one for each piece between the times where f jumps."""
+"""Solves by `odenets.solve`: one, or one for each step where the points of a grid have derivatives of their own."""
 
 import bisect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,55 +12,51 @@ from torch import Tensor
 from odenets.adjoint import Adjoint
 from odenets.controller import Fixed
 from odenets.problem import Between
-from odenets.solution import Solution
+from odenets.solution import Solution, Status
 from odenets.solve import solve
 from odenets.torchdiffeq.call import Call
-from odenets.torchdiffeq.grid import Grid
 from odenets.torchdiffeq.words import raise_failure
 from odenets.transforms import is_differentiated
 
 AdjointOf = Callable[[Tensor], Adjoint]  # of the solve for those times
 
 
-def states(call: Call, t: Tensor, adjoint: AdjointOf, event: bool = False) -> Tensor:
+def states(call: Call, t: Tensor, adjoint: AdjointOf) -> Tensor:
     """The states at the times t, (T, *y0.shape)."""
-    ys = [solution.ys[wanted] for solution, wanted in pieces(call, t, adjoint, event=event)]
-    return ys[0] if len(ys) == 1 else torch.cat(ys)
+    return _step_by_step(call, t, adjoint) if call.scheme.moves(t) else solved(call, t, adjoint(t)).ys
 
 
-def pieces(
-    call: Call, t: Tensor, adjoint: AdjointOf, *, dense: bool = False, event: bool = False
-) -> Iterator[tuple[Solution, slice]]:
-    """The solutions between the times where f jumps, each with those of its outputs that are its own."""
-    times = t.detach().to(torch.float64).tolist()
-    edges = call.scheme.edges(call, t)
-    cuts = {value: edge for value, edge in zip(edges.tolist(), edges.unbind()) if times[0] < value < times[-1]}
-    method = call.scheme.solver_method(call, call.watch, event)
-    y, dt = call.y0, None
+def solved(call: Call, t: Tensor, adjoint: Adjoint, **options: Any) -> Solution:
+    """The solution at the times t, as the call's scheme makes its steps."""
+    stops, jumps = call.scheme.stops(call, call.t, call.sign)
+    options |= {"controller": call.scheme.controller(call.watch), "stops": stops, "jumps": jumps}
+    return _solved(call, call.y0, t, adjoint=adjoint, **options)
+
+
+def _step_by_step(call: Call, t: Tensor, adjoint: AdjointOf) -> Tensor:
+    """The states at the times t, each step from point to point of the grid a solve of its own."""
+    scheme, times = call.scheme, t.detach().to(torch.float64).tolist()
+    points = scheme.points(call, t.detach() if scheme.on_outputs else t, call.sign)
+    cuts = {value: point for value, point in zip(points.tolist(), points.unbind()) if times[0] < value < times[-1]}
+    y, ys = call.y0, []
     for low, high in itertools.pairwise([times[0], *cuts, times[-1]]):
-        piece, f, wanted = t, call.f, slice(None)
-        if cuts:
-            piece, wanted = _between(t.to(torch.float64), times, cuts, low, high)
-            f = Between(call.f, low, high) if call.scheme.one_sided else call.f
-        if event and isinstance(call.scheme, Grid):
-            controller = Fixed(dt=float(call.scheme.step_size))
-        else:
-            controller = call.scheme.controller(call, t, low, call.sign, call.watch, dt)
-        solution = solve(
-            f,
-            y,
-            piece,
-            method=method,
-            controller=controller,
-            adjoint=adjoint(piece),
-            dense=dense,
-            max_steps=call.scheme.most_steps(t),
-            on_failure="status",
-        )
-        if solution.failure is not None:
-            raise_failure(solution.failure, solution.stats, call.sign)
-        y, dt = solution.ys[-1], getattr(controller, "planned", None)
-        yield solution, wanted
+        piece, wanted = _between(t.to(torch.float64), times, cuts, low, high)
+        found = _solved(call, y, piece, adjoint=adjoint(piece), controller=Fixed(steps=1)).ys
+        ys.append(found[wanted])
+        y = found[-1]
+    return torch.cat(ys)
+
+
+def _solved(call: Call, y0: Tensor, t: Tensor, **options: Any) -> Solution:
+    method, most = call.scheme.solver_method(call, call.watch), call.scheme.most_steps(call.t, "event" in options)
+    f = Between(call.f, *t.detach()[[0, -1]].tolist()) if call.scheme.perturb else call.f
+    solution = solve(f, y0, t, method=method, max_steps=most, on_failure="status", **options)
+    failure = solution.failure
+    if failure is not None:
+        if failure.status is Status.NO_EVENT and solution.stats.steps >= most:
+            failure = replace(failure, detail=call.scheme.further)
+        raise_failure(failure, solution.stats, call.sign)
+    return solution
 
 
 def _between(t: Tensor, times: list[float], cuts: dict[float, Tensor], low: float, high: float) -> tuple[Tensor, slice]:

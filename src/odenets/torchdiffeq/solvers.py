@@ -247,11 +247,14 @@ class Own:
             raise_failure(Failure(Status.NON_FINITE_STATE, t, dt, detail), Stats(), call.sign)
         return ys
 
-    def until_event(self, call: Call, value: Callable[[Tensor, Tensor], Tensor]) -> tuple[float, Tensor]:
+    def until_event(self, call: Call, value: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """When `value`, positive before the event, ceases to be, and the states (2, *y0.shape)."""
         solver = self._solver(call)
         if not hasattr(solver, "integrate_until_event"):
             raise ValueError(f'`event_fn` does not go with `method` {call.name!r}: take another, such as "dopri5"')
         t0 = call.t[0].to(torch.float64)
         t, states = solver.integrate_until_event(t0, value)
-        return float(t.detach()), states
+        if not all_finite(states[-1]):
+            detail = f"y: {locate_non_finite(states[-1])}, where `event_fn` changed sign."
+            raise_failure(Failure(Status.NON_FINITE_STATE, float(t.detach()), 0.0, detail), Stats(), call.sign)
+        return t.detach(), states

@@ -38,6 +38,10 @@ class Watch:
         t, dt = (torch.as_tensor(x, dtype=torch.float64, device=y.device) for x in (t, dt))
         return self.show(t, y, dt)
 
+    def silence(self) -> None:
+        """Tell nobody from now on."""
+        self.before = self.accepted = self.rejected = nothing
+
     def end(self, accept: bool) -> None:
         """It has been judged."""
         (self.accepted if accept else self.rejected)(*self.step)
@@ -78,6 +82,10 @@ class _Watched(RungeKutta):
         if self.watch is not None:
             self.watch.begin(t.absolute if isinstance(t, Since) else t, y, dt)
         return super().step(f, t, y, dt, carry)
+
+    @property
+    def smooth(self) -> bool:
+        return not self.linear
 
     def _dense(self) -> Sequence[Sequence[float]]:
         if self.linear:

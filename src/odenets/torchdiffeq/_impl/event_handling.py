@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from odenets.engine.roots import locate
-from odenets.torchdiffeq.events import signs_at_start
 
 EventFunction = Callable[[Tensor, Any], Tensor]
 
 
 def combine_event_functions(event_fn: EventFunction, t0: Tensor, y0: Any) -> EventFunction:
     """The least of the components, each with the sign that makes it positive at the start."""
-    signs = signs_at_start(event_fn, t0, y0)
+    signs = torch.sign(event_fn(t0, y0)).detach()
     return lambda t, y: (event_fn(t, y) * signs).min()
 
 
