@@ -31,7 +31,7 @@ ORDER = [
     ("nn", "torchdiffeq"),
     ("files", "table", "progress"),
     ("data", "train", "figures", "tuning"),
-    ("experiments",),
+    ("estimators", "experiments"),
     ("tour",),
     ("report",),
     ("terminal",),

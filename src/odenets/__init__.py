@@ -1,5 +1,7 @@
 """odenets: ODE-Nets (neural ordinary differential equations) for PyTorch."""
 
+from typing import TYPE_CHECKING, Any
+
 from odenets import path as path
 from odenets.adjoint import Backsolve as Backsolve
 from odenets.adjoint import Checkpointed as Checkpointed
@@ -29,4 +31,23 @@ from odenets.tuning.diagnosis import Diagnosis as Diagnosis
 from odenets.tuning.tune import tune as tune
 from odenets.tuning.tuned import Tuning as Tuning
 
+if TYPE_CHECKING:
+    from odenets.estimators import SeriesClassifier as SeriesClassifier
+    from odenets.estimators import SeriesRegressor as SeriesRegressor
+
 __version__ = "0.1.0"
+
+_ESTIMATORS = ("SeriesClassifier", "SeriesRegressor")
+
+
+def __getattr__(name: str) -> Any:
+    """The estimators, imported when they are first asked for: they need packages that a plain installation lacks."""
+    if name in _ESTIMATORS:
+        from odenets import estimators  # noqa: PLC0415 — see above
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ESTIMATORS})

@@ -1,9 +1,10 @@
 """`Series`: a batch of irregular time series, each with times of its own, some of its values missing."""
 
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -124,13 +125,15 @@ class Series:
     def __iter__(self) -> Iterator["Series"]:
         return (self[i] for i in range(len(self)))
 
-    def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> "Series":
+    def __getitem__(self, which: SupportsIndex | slice | Iterable[Any] | Tensor) -> "Series":
         """Those samples, as a batch that is as long as the longest of them; of one number a batch of one."""
-        if isinstance(which, int):
+        if isinstance(which, SupportsIndex) and not getattr(which, "ndim", 0):  # NumPy's integers, too
+            which = operator.index(which)
             if not -len(self) <= which < len(self):
                 raise IndexError(f"there are {len(self)} samples, got index {which}")
             which = [which % len(self)]
-        index = torch.arange(len(self), device=self.device)[which if isinstance(which, slice | Tensor) else list(which)]
+        kept: Any = which if isinstance(which, slice | Tensor) else list(which)  # pyright: ignore[reportArgumentType]
+        index = torch.arange(len(self), device=self.device)[kept]
         lengths = self.lengths[index]
         most = int(lengths.max()) if len(index) else 1
         return replace(

@@ -67,10 +67,15 @@ def from_arrays(
     return series.checked()
 
 
+def _plain(x: Any) -> Any:
+    """NumPy's arrays as copies: torch takes none that run backward, and warns of those that are read-only."""
+    return x.copy() if hasattr(x, "__array_interface__") else x
+
+
 def _sample(name: Any, times: Any, values: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     t = as_times(times, f"`times` of sample {name!r}")
     try:
-        x = torch.as_tensor(values, dtype=dtype)
+        x = torch.as_tensor(_plain(values), dtype=dtype)
     except (TypeError, ValueError) as error:
         raise TypeError(f"`values` of sample {name!r} must be numbers, got {shown(values)}: {error}") from None
     x = x[:, None] if x.dim() == 1 else x
@@ -105,7 +110,7 @@ def as_times(times: Any, name: str, unit: str = "h") -> Tensor:
             seconds = ticks.div(10**9, rounding_mode="floor")
             return (seconds.double() + ticks.remainder(10**9).double() / 1e9) / UNITS[unit]
     try:
-        found = torch.as_tensor(times) if isinstance(times, Tensor) else torch.tensor(times, dtype=torch.float64)
+        found = times if isinstance(times, Tensor) else torch.tensor(_plain(times), dtype=torch.float64)
         found = found.double()
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be numbers or dates, got {shown(times)}: {error}") from None
