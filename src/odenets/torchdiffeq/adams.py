@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from odenets.methods import combine, real_dtype
-from odenets.methods.divided import adams_weights, step_nodes
+from odenets.methods.divided import Polynomial
 from odenets.torchdiffeq.call import count, number
 from odenets.torchdiffeq.solvers import RK4_38, FixedGridODESolver, Perturb, tableau_increment
 from odenets.torchdiffeq.words import brief
@@ -61,7 +61,11 @@ class AdamsBashforthMoulton(FixedGridODESolver):
     def _increment(self, t0: Tensor, dt: Tensor, history: Sequence[tuple[float, Tensor]]) -> Tensor:
         """∫ f dt over the step, by the polynomial through the derivatives."""
         times, slopes = zip(*history)
-        weights = adams_weights(step_nodes(times, t0.item(), dt.item(), torch.finfo(t0.dtype).eps))
+        start, size = t0.item(), dt.item()
+        rounding = 16 * torch.finfo(t0.dtype).eps * max(map(abs, (*times, start + size))) / size
+        nodes = [(time - start) / size for time in times]
+        even = [round(x) if abs(x - round(x)) <= rounding else x for x in nodes]  # but for rounding errors of the times
+        weights = Polynomial.through(list(map(float, even))).weights(len(slopes))
         return combine(None, dt.to(real_dtype(slopes[0])), weights, slopes)
 
     def _correct(self, func: Any, t0: Tensor, dt: Tensor, t1: Tensor, y0: Tensor, dy: Tensor) -> Tensor:
