@@ -181,6 +181,14 @@ def test_an_event_far_from_zero(start, sign):
         assert [float(g) for g in grads] == pytest.approx([1.0, float(sign)], rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "fixed_adams"])
+def test_a_time_that_the_dtype_of_the_state_cannot_tell(method):
+    start = torch.tensor(1.7e9, dtype=DOUBLE)
+    call = {"method": method, "options": {} if method == "dopri5" else {"step_size": 0.4}}
+    t, _ = ours.odeint_event(lambda t, y: -y, torch.ones(1), start, event_fn=lambda t, y: 1.7e9 + 0.5 - t, **call)
+    assert (t - start).item() == pytest.approx(0.5, abs=1e-6)
+
+
 # Finding the place.
 
 

@@ -48,6 +48,7 @@ class Event:
     """
 
     called = "condition"  # what errors call the condition
+    wide = False  # whether it gets its time in float64, whatever f gets
 
     condition: Callable[..., Tensor]
     direction: int = 0

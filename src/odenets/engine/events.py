@@ -69,13 +69,13 @@ class Watch:
     def _read(self, times: Sequence[float], states: Sequence[Tensor], which: Sequence[int] = ()) -> list[list[float]]:
         """The conditions at those times, in one reading."""
         which = which or range(len(self.problem.events))
-        pairs = [(self.problem.field_time(t), y.detach()) for t, y in zip(times, states)]
-        found = torch.stack([self.problem.events[i].value(t, y).to(y.device) for t, y in pairs for i in which])
+        pairs = [(t, y.detach()) for t, y in zip(times, states)]
+        found = torch.stack([self._value(i, t, y).to(y.device) for t, y in pairs for i in which])
         if transforms.is_mapped(found):
             raise NotImplementedError("`event` ends a solve by values, which `vmap` cannot map over: leave `vmap` out")
         numbers = transforms.values_of(found)
         rows = [numbers[k : k + len(which)] for k in range(0, len(numbers), len(which))]
-        for (_, y), t, row in zip(pairs, times, rows):
+        for (t, y), row in zip(pairs, rows):
             if any(map(math.isnan, row)) and transforms.all_finite(y):
                 called = self.problem.events[which[next(i for i, v in enumerate(row) if math.isnan(v))]].event.called
                 raise ValueError(
@@ -83,6 +83,12 @@ class Watch:
                     "division, logarithm or root in it"
                 )
         return rows
+
+    def _value(self, i: int, t: float, y: Tensor) -> Tensor:
+        problem, watched = self.problem, self.problem.events[i]
+        if watched.event.wide:
+            return watched.value(torch.tensor(problem.origin + t, dtype=torch.float64, device=y.device), y)
+        return watched.value(problem.field_time(t), y)
 
 
 def places_in_a_step(leaves: bool) -> list[float]:

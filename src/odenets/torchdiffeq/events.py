@@ -45,6 +45,7 @@ class SignChange(Event):
 
     direction: int = -1
     called = "event_fn"
+    wide = True
 
     def without_slope(self, t: Tensor, y: Tensor, slope: float) -> Tensor:
         return OdeintEvent.apply(t, y, slope) if isinstance(self.condition, Signed) and self.condition.moving else t
@@ -96,7 +97,7 @@ def until_event(call: Call, event_fn: EventFunction, adjoint: AdjointOf | None) 
     """
     _check(call, event_fn)
     start, moving = call.t[0], isinstance(event_fn, Moving)
-    signs = torch.sign(_evaluated(call, event_fn, start.detach().to(real_dtype(call.y0)), call.y0))
+    signs = torch.sign(_evaluated(call, event_fn, start.detach().to(torch.float64), call.y0))
     if bool((signs == 0).any()):
         return call.sign * (start if moving else start.detach()), call.split(torch.stack([call.y0, call.y0]))
     event = SignChange(Signed(call, event_fn, signs, moving))
@@ -127,7 +128,7 @@ def _by_itself(call: Call, event: Event) -> tuple[Tensor, Tensor]:
     """The same by a solver class, which finds the event itself."""
 
     def value(t: Tensor, y: Tensor) -> Tensor:
-        found = event.condition(t.to(real_dtype(y)), y)
+        found = event.condition(t, y)
         if bool(torch.isnan(found)):
             if all_finite(y):
                 raise ValueError(f"`event_fn` returned nan at t = {call.sign * float(t):g}")
