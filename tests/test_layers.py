@@ -12,7 +12,7 @@ import odenets
 ROOT = Path(odenets.__file__).parent
 ORDER = [
     ("arguments", "extra", "transforms"),
-    ("advance",),
+    ("advance", "given_stops"),
     ("returned", "solution"),
     ("methods",),
     ("event", "state", "tolerance"),

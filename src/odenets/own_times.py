@@ -10,6 +10,7 @@ from torch import Tensor
 
 from odenets import transforms
 from odenets.arguments import given_rows
+from odenets.given_stops import Stops, in_rows
 from odenets.problem import Own
 from odenets.resolution import check_rows
 
@@ -46,7 +47,13 @@ class OwnTimes:
         """The rows in the solver's time, from 0."""
         return self.sign * (self.ts - self.ts.detach()[:, :1])
 
-    def own(self, stops: Sequence[float], jumps: Sequence[float]) -> Own:
+    @staticmethod
+    def repeated(ts: Tensor, times: Sequence[float], batch: int) -> "OwnTimes":
+        """The same times for each sample."""
+        values = torch.tensor(times, dtype=torch.float64).expand(batch, -1)
+        return OwnTimes(ts.expand(batch, -1), values, -1.0 if times[-1] < times[0] else 1.0)
+
+    def own(self, stops: Sequence[Stops], jumps: Sequence[Stops]) -> Own:
         """What each sample has of its own."""
         at_start = (self.lags == 0).sum(1)
         most = int(at_start.max()) if len(at_start) else self.values.shape[1]
@@ -54,10 +61,12 @@ class OwnTimes:
         origin, at_start, *inside = (x.to(self.ts.device, self.ts.dtype) for x in found)
         return Own(origin, at_start, most, *inside)
 
-    def _inside(self, times: Sequence[float]) -> Tensor:
-        """Those of the times that lie inside of each sample's interval, in its own time: (most, batch)."""
-        own = self.sign * (torch.tensor(times, dtype=torch.float64) - self.values[:, :1])
+    def _inside(self, stops: Sequence[Stops]) -> Tensor:
+        """Those of the times that lie inside of each sample's interval, each once, in its own time: (most, batch)."""
+        own = self.sign * (in_rows(stops, len(self.values)) - self.values[:, :1])
         own = own.where((own > 0) & (own < self.lags[:, -1:]), math.inf).sort(1).values
+        own[:, 1:] = own[:, 1:].where(own.diff(dim=1) > 0, math.inf)
+        own = own.sort(1).values
         return own[:, : int(own.isfinite().sum(1).amax()) if own.numel() else 0].T
 
 

@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odenets import own_times, support, transforms
+from odenets import support, transforms
 from odenets.adjoint import Adjoint, Checkpointed
 from odenets.advance import Line, Told, teller
-from odenets.arguments import count, given_times, has_rows, number, refuse_class, shown
+from odenets.arguments import count, given_times, has_rows, refuse_class, shown
 from odenets.controller import PID, Controller
 from odenets.engine.eager import stand_still
 from odenets.engine.engines import Compiled, Eager, Engine, InTensors
 from odenets.engine.inline import Inline
 from odenets.engine.tensors.chunks import constant
 from odenets.event import Event, Watched, events_of
+from odenets.given_stops import given_stops, of_all, times_inside
 from odenets.interpolate import DenseOutput, OwnDenseOutput
 from odenets.methods import Method, find
 from odenets.own_events import OwnChain
+from odenets.own_times import OwnTimes, read
 from odenets.path import Path
 from odenets.problem import Problem, Trajectory
 from odenets.resolution import check_field, check_times
@@ -87,7 +89,9 @@ def solve(
         dense: Keep what `solution(t)` needs at any t: s + 1 states a step. With `per_sample=True` s + 2 for each round
             of steps, as many as the sample takes that takes most, and where gradients flow as much again.
         stops: Times that no step passes: a step ends on each that lies inside of the interval. For an f that changes
-            fast or has a kink there, and for what no step may jump over. The same for all samples.
+            fast or has a kink there, and for what no step may jump over. The same for all samples; with
+            `per_sample=True` also (batch, K), or a list for each sample: each its own, in any order. What is NaN,
+            repeated, or outside of a sample's interval is no stop of it. They are constants to gradients.
         jumps: Such times at which f is discontinuous: a dose, a switch, a pulse however short. Steps before such a time
             get f as it is before it, also at the time itself, and steps behind it begin afresh. The knots and jumps of
             every `odenets.path` among `args` are taken as such times, but inside of somebody else's graph.
@@ -127,6 +131,7 @@ def solve(
     events, own = events_of(event), per_sample is True and has_rows(t)
     place = _place(y0)
     asked = {"event": bool(events), "own_times": own, "progress": progress is not False}
+    asked["own_stops"] = has_rows(stops) or has_rows(jumps)
     request = support.Request(method, controller, adjoint, per_sample, dense, compile, place, **asked)
     if torch.compiler.is_dynamo_compiling() and not support.fits_a_graph(request):
         from odenets.engine.between_graphs import outside  # noqa: PLC0415 — imports PyTorch's compiler
@@ -157,19 +162,22 @@ def solve(
     if place is support.Place.GRAPH:
         support.check(request)  # before values are read
     endless = controller.share == 0 and not per_sample and any(e.limit is not None for e in events)
-    rows = own_times.read(t, flat) if own else None
+    batch = len(flat) if per_sample else None
+    all_jumps, all_stops = [given_stops("jumps", jumps, batch)], [given_stops("stops", stops, batch)]
+    rows = read(t, flat) if own else None
     ts, times = _times(t, flat, endless) if rows is None else (rows.ts, rows.latest)
+    if rows is None and of_all(all_stops + all_jumps) is None:
+        rows = OwnTimes.repeated(ts, times, len(flat))
+        times = rows.latest
     stands_still = times[0] == times[-1] and place is not support.Place.GRAPH
     support.check(request._replace(place=support.Place.PLAIN) if stands_still else request)  # which has no loop
     sign = -1.0 if times[-1] < times[0] else 1.0
     origin = times[0]
     span = sign * (times[-1] - origin)
-    jumps, stops = _absolute("jumps", jumps), _absolute("stops", stops)
     for path in paths_among(args):
-        jumps += _absolute("jumps", path.jumps)
-        stops += _absolute("stops", path.knots)
-    stops += jumps
-    batch = len(flat) if per_sample else None
+        all_jumps.append(given_stops("jumps", path.jumps, None))
+        all_stops.append(given_stops("stops", path.knots, None))
+    all_stops += all_jumps
     inside = functools.partial(times_inside, sign=sign, origin=origin, span=span)
     problem = Problem(
         bind=lambda args: field_of(f, args, unflatten, sign),
@@ -185,9 +193,9 @@ def solve(
         max_steps=max_steps,
         dense=dense,
         watched=f,
-        stops=() if rows else inside(stops),
-        jumps=() if rows else inside(jumps),
-        own=rows.own(stops, jumps) if rows else None,
+        stops=() if rows else inside(of_all(all_stops) or ()),
+        jumps=() if rows else inside(of_all(all_jumps) or ()),
+        own=rows.own(all_stops, all_jumps) if rows else None,
         events=tuple(Watched.of(one, args, unflatten, sign, batch) for one in events),
         per_sample=per_sample,
         split=unflatten,
@@ -308,23 +316,6 @@ def paths_among(args: tuple) -> list[Path]:
     if not args or torch.compiler.is_compiling():
         return []
     return [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Path)]
-
-
-def times_inside(times: Sequence[float], sign: float, origin: float, span: float) -> tuple[float, ...]:
-    """Those of the times that lie inside of the interval, in the solver's own time, in order."""
-    own = {sign * (value - origin) for value in times}
-    return tuple(sorted(value for value in own if 0 < value < span))
-
-
-def _absolute(name: str, times: Tensor | Sequence[float]) -> list[float]:
-    """The times of an argument, as numbers."""
-    if isinstance(times, Tensor) and times.requires_grad:
-        raise ValueError(f"`{name}` get no gradient: write {name}.detach()")
-    given: Any = times
-    given = given.tolist() if hasattr(given, "tolist") else given
-    if not isinstance(given, list | tuple | range):
-        raise TypeError(f"`{name}` must be a sequence of times, got {shown(times)}: write `{name}=(time,)`")
-    return [float(number(name, value, "finite times", math.isfinite)) for value in given]
 
 
 def _digits(t: Any) -> torch.dtype:

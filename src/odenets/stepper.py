@@ -17,12 +17,13 @@ from odenets.controller import Controller
 from odenets.engine.eager import extension_of
 from odenets.engine.going import Going
 from odenets.engine.tape import Accepted
+from odenets.given_stops import times_inside
 from odenets.interpolate import DenseOutput
 from odenets.methods import Method, find
 from odenets.problem import Problem
 from odenets.resolution import check_field
 from odenets.solution import SolveError, Stats
-from odenets.solve import controller_of, paths_among, times_inside
+from odenets.solve import controller_of, paths_among
 from odenets.state import field_of, flatten_state, same
 
 

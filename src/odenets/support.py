@@ -32,6 +32,7 @@ class Request(NamedTuple):
     place: Place = Place.PLAIN
     event: bool = False
     own_times: bool = False  # each sample its own
+    own_stops: bool = False
     progress: bool = False
 
     @property
@@ -102,6 +103,7 @@ VARIES = _method(lambda m: m.varies, "chooses its order by its error", "a method
 REMEMBERS = _method(lambda m: m.remembers, "is made of the steps before it", "a multistep method")
 ITERATES = _method(lambda m: m.iterates, "is implicit and iterates", "an implicit method")
 OWN_TIMES = Feature(lambda r: "`t` of shape (batch, T)", lambda r: r.own_times, "`t` of shape (batch, T)")
+OWN_STOPS = Feature(lambda r: "`stops` or `jumps` in rows", lambda r: r.own_stops, "`stops`, `jumps` in rows")
 PER_SAMPLE, DENSE, COMPILE = _flag("per_sample"), _flag("dense"), _flag("compile")
 PROGRESS = Feature(lambda r: "`progress`", lambda r: r.progress, "`progress=...`")
 EVENT = Feature(lambda r: "`event`", lambda r: r.event, "`event=Event(...)`")
@@ -166,6 +168,7 @@ CLASHES = (
         Clash(feature, GRAPH, "leave it to `torch.compile`, which calls the solve between two graphs, or pass another")
         for feature in (
             OWN_TIMES,
+            OWN_STOPS,
             ITERATES,
             VARIES,
             BY_COMPONENT,

@@ -12,7 +12,7 @@ from torch import Tensor
 from odenets.engine.clock import TimeBars
 from odenets.engine.tensors.history import HistoryBars
 from odenets.engine.tensors.outputs import Bars, product, take_up_outputs
-from odenets.engine.tensors.plan import BackClock, Buffers, Flow, Plan
+from odenets.engine.tensors.plan import BackClock, Buffers, Flow, Plan, rows_of
 from odenets.engine.tensors.stops import Stops
 from odenets.methods import Bars as Gradients
 from odenets.methods import Carry, Past, Pull, Since, Time
@@ -60,7 +60,9 @@ def backward(
         bars, output, *grad_times = take_up_outputs(plan, flow.loop, times, clock[0], lam, grad_ys, buffers, dense)
         clock = torch.stack([output, *clock[1:].unbind()])
     rows = rows.reshape(())
-    carry = (rows.clone(), torch.zeros_like(rows), clock.clone(), lam.clone(), *(x.clone() for x in behind), *sums)
+    places = stops.places(rows_of(buffers.times, rows - 1, 4)[0])[-1:] if plan.jumps else ()
+    behind = tuple(x.clone() for x in behind)
+    carry = (rows.clone(), torch.zeros_like(rows), clock.clone(), lam.clone(), *behind, *places, *sums)
     shared = (*stops.tensors, *buffers.tensors, *(bars or ()), *tensors)
 
     def condition(*arguments: Tensor) -> Tensor:
@@ -83,7 +85,8 @@ def backward(
         return _Undo(plan, vjp, tensors, given, stops, with_past)(_certain(kept), *now)
 
     nfe, clock, lam, *found = flow.loop(condition, body, carry, shared, ())[1:]
-    behind, sums = _history_bars(plan, found)
+    behind, found = _history_bars(plan, found)
+    sums = found[int(plan.jumps) :]
     return clock, lam, nfe, *behind, *grad_times, *sums
 
 
@@ -107,13 +110,15 @@ class _Undo:
     def __call__(
         self, buffers: Buffers, rows: Tensor, nfe: Tensor, clock: Tensor, lam: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
-        bars, sums = _history_bars(self.plan, rest)
+        bars, rest = _history_bars(self.plan, rest)
+        places, sums = rest[: int(self.plan.jumps)], rest[int(self.plan.jumps) :]
         behind = HistoryBars(*bars) if bars else None
         carry = buffers.read_history(rows - 1, self.plan.past).past if self.with_past else ()
         method, row, back = self.plan.method, rows - 1, BackClock(*clock.unbind())
         (t, dt, _, cut), y, kept = buffers.read(row)
         self.taken = dt > 0
-        self.inside = self.stops.inside(t, back.origin)
+        places = self.stops.returned(places, t)
+        self.inside = self.stops.inside(places, back.origin)
         kept = None if kept is None else [self._finite(k) for k in kept]
         self.sums, self.nfe = list(sums), 0
         activations = None if self.plan.activations is None else buffers.read_activations(row, self.plan.pulled)
@@ -130,7 +135,7 @@ class _Undo:
         if y_bar is not None and time_bars is not None:
             lam, t_bar, dt_bar = lam + y_bar, t_bar + time_bars[0], dt_bar + time_bars[1]
         clock = self._clock(back, t_bar, dt_bar, cut) if self.plan.timed else clock.clone()
-        return row, nfe + self.nfe, clock, lam, *(behind or ()), *self.sums
+        return row, nfe + self.nfe, clock, lam, *(behind or ()), *places, *self.sums
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         raise RuntimeError("a step whose equations have to be solved is none of a loop in tensors")

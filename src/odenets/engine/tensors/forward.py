@@ -25,6 +25,7 @@ class Now(NamedTuple):
     accepted: Tensor
     rejected: Tensor
     memory: tuple[Tensor, ...]
+    places: tuple[Tensor, ...]  # see `Stops.places`
     row: Tensor  # the next row of the buffers
     nfe: Tensor  # evaluations of f in this chunk
     y: Tensor
@@ -32,15 +33,16 @@ class Now(NamedTuple):
 
     @property
     def flat(self) -> tuple[Tensor, ...]:
-        return (*self[:4], *self.memory, *self[5:8], *self.carry)
+        return (*self[:4], *self.memory, *self.places, *self[6:9], *self.carry)
 
     @staticmethod
     def of(plan: Plan, items: Sequence[Tensor]) -> "Now":
         m = 4 + len(plan.controller.start)
         t, dt, accepted, rejected, *_ = items
-        row, nfe, y = items[m : m + 3]
-        carry = tuple(items[m + 3 : m + 3 + plan.carried])
-        return Now(t, dt, accepted, rejected, tuple(items[4:m]), row, nfe, y, carry)
+        p = m + plan.places
+        row, nfe, y = items[p : p + 3]
+        carry = tuple(items[p + 3 : p + 3 + plan.carried])
+        return Now(t, dt, accepted, rejected, tuple(items[4:m]), tuple(items[m:p]), row, nfe, y, carry)
 
     def alive(self, numbers: Numbers) -> Tensor:
         """Which samples have not reached the end, still have steps left, and are not stuck."""
@@ -71,7 +73,7 @@ def forward(
     clock, carry = _begin(plan, f, stops, numbers, clock, y, carry)
     zero = torch.zeros((), dtype=torch.int64, device=y.device)
     t, dt, accepted, rejected, output, size, *memory = (x.clone() for x in clock.unbind())
-    start = Now(t, dt, accepted, rejected, tuple(memory), zero, zero + f.count, y.clone(), carry)
+    start = Now(t, dt, accepted, rejected, tuple(memory), stops.places(t), zero, zero + f.count, y.clone(), carry)
     before = (numbers, *stops.tensors)
     written = tuple(range(len(before), len(before) + (0 if buffers is None else len(buffers.tensors))))
     shared = (*before, *(() if buffers is None else buffers.tensors), *tensors)
@@ -114,9 +116,9 @@ class _Evaluations:
     def count(self) -> int:
         return len(self.kept)
 
-    def within(self, stops: Stops, t: Tensor, origin: Tensor) -> None:
-        """Take f as it is in a step from t."""
-        inside, f = stops.inside(t, origin), self._f
+    def within(self, stops: Stops, places: Sequence[Tensor], origin: Tensor) -> None:
+        """Take f as it is in a step from there."""
+        inside, f = stops.inside(places, origin), self._f
         self._f = lambda at, y: f(inside(at), y)
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
@@ -134,7 +136,7 @@ def _begin(
     t0, dt, output = (x.expand(shape) if shape else x for x in (given.t0, given.dt, given.at_start))
     size = torch.zeros_like(t0)
     controller = tuned(plan.controller, numbers)
-    f.within(stops, t0, given.origin)
+    f.within(stops, stops.places(t0), given.origin)
     begun = (f((given.origin + t0).to(real_dtype(y)), y), *f.kept[0]) if plan.begins else ()
     if begun and controller.chooses_first_step:
         t_start, span = given.origin + t0, given.t_end - t0
@@ -201,7 +203,7 @@ class _Trial:
         """The step, and its evaluations of f."""
         plan, origin = self.plan, Numbers.read(self.numbers).origin
         f = _Evaluations(plan, self.bind(self.tensors))
-        f.within(self.stops, now.t, origin)
+        f.within(self.stops, now.places, origin)
         step = plan.method.step(f, Since(origin, now.t), now.y, dt, carry)
         return f, plan.method.complete(f, step) if plan.completes else step
 
@@ -211,7 +213,7 @@ def _advance(trial: _Trial, buffers: Buffers | None, now: Now) -> Now:
     plan, stops = trial.plan, trial.stops
     controller, given = tuned(plan.controller, trial.numbers), Numbers.read(trial.numbers)
     alive = now.alive(given)
-    goal = stops.goal(now.t, given.t_end)
+    goal = stops.goal(now.places, given.t_end)
     final, dt = shortened(now.t, now.dt, goal)
     dt = torch.where(alive, dt, 0.0)
     step = trial.step(now, dt)
@@ -224,6 +226,7 @@ def _advance(trial: _Trial, buffers: Buffers | None, now: Now) -> Now:
     )
     accept = accept & alive
     t1 = torch.where(accept, t1, now.t)
+    places = stops.passed(now.places, t1)
     if buffers is not None:
         none = torch.zeros_like(now.y)
         parts = (*step.parts, *[none] * (plan.method.parts - len(step.parts)))
@@ -235,13 +238,14 @@ def _advance(trial: _Trial, buffers: Buffers | None, now: Now) -> Now:
         (slope,), history = following, History(*now.carry)
         if buffers is not None:
             buffers.write_history(now.row, slope, history)
-        following = history.after(slope, dt, stops.jumped(now.t, t1))
+        following = history.after(slope, dt, places[-1] > now.places[-1] if plan.jumps else None)
     return Now(
         t1,
         torch.where(alive, dt_next, now.dt),
         now.accepted + accept,
         now.rejected + (alive & ~accept),
         tuple(torch.where(alive, new, old) for new, old in zip(memory, now.memory)),
+        places,
         now.row + accept.any(),
         now.nfe + step.nfe,
         torch.where(accept, step.y, now.y),

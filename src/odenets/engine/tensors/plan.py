@@ -151,6 +151,11 @@ class Plan:
         x = x.to(torch.complex128 if x.is_complex() else torch.float64)
         return rms(x, dims=self.within(x)) if self.per_sample else rms(x)
 
+    @property
+    def places(self) -> int:
+        """How many places among the stops and the jumps a solve keeps in mind."""
+        return int(self.stops) + int(self.jumps)
+
     def arranged(self, y: Tensor, axis: int = 0) -> Tensor:
         """A state with the samples along `axis`, as the loop takes it."""
         return y.movedim(axis, -1).contiguous() if self.batch_last else y

@@ -36,22 +36,30 @@ class Stops(NamedTuple):
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(x for x in self if x is not None)
 
-    def goal(self, t: Tensor, t_end: Tensor) -> Tensor:
-        """The time that a step from t may not pass."""
-        if self.stops is None:
-            return t_end
-        return torch.minimum(pick(self.stops, _count(self.stops, t)[None])[0], t_end)
+    def places(self, t: Tensor) -> tuple[Tensor, ...]:
+        """How many of the stops, and how many of the jumps, are not after t, of shape S each.
 
-    def jumped(self, t: Tensor, t1: Tensor) -> Tensor | None:
-        """Whether a step from t to t1 has led to a time at which f jumps; None where it never does."""
-        return None if self.jumps is None else _count(self.jumps, t1) > _count(self.jumps, t)
+        By a search over all, once in a chunk; from then on `passed` and `returned` count, as no step passes a stop.
+        """
+        return tuple(_count(times, t) for times in self.tensors)
 
-    def inside(self, t: Tensor, origin: Tensor) -> Callable[[Tensor], Tensor]:
-        """What moves the times of f to where they are inside of the piece, between two jumps, of a step from t."""
+    def passed(self, places: Sequence[Tensor], t1: Tensor) -> tuple[Tensor, ...]:
+        """The places behind a step to t1, those where it begins being known."""
+        return tuple(n + (pick(times, n[None])[0] <= t1) for times, n in zip(self.tensors, places))
+
+    def returned(self, places: Sequence[Tensor], t: Tensor) -> tuple[Tensor, ...]:
+        """The places where a step begins, at t, of those behind it; of the jumps, the first of which is infinite."""
+        return tuple(n - (pick(self.jumps, n[None] - 1)[0] > t).long() for n in places if self.jumps is not None)
+
+    def goal(self, places: Sequence[Tensor], t_end: Tensor) -> Tensor:
+        """The time that a step from there may not pass."""
+        return t_end if self.stops is None else torch.minimum(pick(self.stops, places[0][None])[0], t_end)
+
+    def inside(self, places: Sequence[Tensor], origin: Tensor) -> Callable[[Tensor], Tensor]:
+        """What moves the times of f to where they are inside of the piece, between two jumps, of a step from there."""
         if self.jumps is None:
             return lambda at: at
-        after = _count(self.jumps, t)
-        low, high = pick(self.jumps, torch.stack([after - 1, after])).unbind()
+        low, high = pick(self.jumps, torch.stack([places[-1] - 1, places[-1]])).unbind()
         return lambda at: inside(at, origin + low, origin + high)
 
 
