@@ -19,16 +19,24 @@ from odenets.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+IRREGULAR = ROOT / "docs" / "irregular.md"
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 TINY = {
     "all": ["--quiet"],
     "cubic": ["--epochs", "1", "--seeds", "1", "--quiet"],
+    "fit": ["--model", "gru", "--epochs", "1", "--quiet"],
     "ecg": ["--epochs", "1", "--seeds", "1", "--data", "synthetic", "--no-baselines", "--quiet"],
 }
 
 
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.S | re.M)
+
+
+def make_stays_file():
+    """The file that the page on irregular series begins with."""
+    first = blocks(IRREGULAR, "python")[0].partition("frame =")[0]
+    exec(compile(first, IRREGULAR.name, "exec"), {})
 
 
 def commands():
@@ -59,7 +67,12 @@ def test_commands_work(command, tmp_path, monkeypatch):
             monkeypatch.setattr("odenets.data.ecg.make_synthetic", partial(make_synthetic, 1200))
             for name in set(EXPERIMENTS) - {"cubic"} if arguments[:2] == ["run", "all"] else ():
                 monkeypatch.delitem(EXPERIMENTS, name)  # a slow test of the command line runs them all
-            tiny = TINY.get(arguments[1], []) if arguments[0] == "run" else []
+            tiny = TINY.get(arguments[1] if arguments[0] == "run" else arguments[0], [])
+            if arguments[0] in ("fit", "predict"):
+                make_stays_file()
+            if arguments[0] == "predict":
+                (fit,) = re.findall(r"^\$ odenets (fit .*)$", IRREGULAR.read_text(), re.M)
+                assert CliRunner().invoke(app, [*shlex.split(fit), *TINY["fit"]]).exit_code == 0
             if arguments == ["tour"]:
                 tiny = ["2.3"]
             result = CliRunner().invoke(app, [*arguments, *tiny])

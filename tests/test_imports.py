@@ -115,7 +115,19 @@ def test_a_plain_installation_names_the_extra_wherever_it_is_missed():
     }
     assert all(said[name] is None for name in core)
     lacking = {name for name, text in said.items() if text}
-    ours = ("cli", "data", "estimators", "experiments", "figures", "progress", "report", "terminal", "tour", "train")
+    ours = (
+        "cli",
+        "data",
+        "estimators",
+        "experiments",
+        "figures",
+        "progress",
+        "report",
+        "tabular",
+        "terminal",
+        "tour",
+        "train",
+    )
     assert {f"odenets.{name}" for name in ours} | {"python -m odenets"} <= lacking
     assert all(name.split(".")[1] in ours for name in lacking - {"python -m odenets"})
     for name in lacking:

@@ -34,7 +34,7 @@ ORDER = [
     ("estimators", "experiments"),
     ("tour",),
     ("report",),
-    ("terminal",),
+    ("tabular", "terminal"),
     ("cli",),
     ("__main__",),
 ]

@@ -1,15 +1,17 @@
-"""The command line: `odenets list`, `odenets tour`, and `odenets run EXPERIMENT` with its Config's fields as flags."""
+"""The command line: `odenets list`, `tour`, `fit`, `predict`, and `run EXPERIMENT`, whose Config's fields are flags."""
 
+import contextlib
 import dataclasses
 import inspect
 import shlex
 import shutil
 import sys
-import time
 import traceback
 import typing
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
 import torch
@@ -48,6 +50,11 @@ run_app = typer.Typer(cls=_Experiments, help="Run an experiment; its results lan
 app.add_typer(run_app, name="run")
 
 _EXPECTED = (DataError, RunFolderError, CheckpointError, NonFiniteLoss, SolveError, ValueError)
+
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")]
+# Small networks wait longer for a second thread than it saves them.
+Threads = Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -88,7 +95,7 @@ def make_tour(
     """The document as one page: every section's idea, formula, code, figure, and what became of its claim."""
     from odenets import tour  # noqa: PLC0415 — Matplotlib takes seconds to import
 
-    started = time.perf_counter()
+    started = perf_counter()
     torch.set_num_threads(threads)
     folder = out or Path("runs") / ("tour" if section is None else f"tour-{section}")
     try:
@@ -105,6 +112,88 @@ def make_tour(
         _stop(str(error))
 
 
+@app.command("fit")
+def fit_series(
+    file: Annotated[Path, typer.Argument(help="A CSV file with a line for each sample and time.")],
+    id: Annotated[str, typer.Option(help="The column that names the sample of a line.")],
+    time: Annotated[str, typer.Option(help="The column of times: numbers or dates.")],
+    target: Annotated[str, typer.Option(help="The column of outcomes, one value for a sample.")],
+    outcomes: Annotated[
+        Path | None, typer.Option(help="A CSV file with the outcomes, one line for each sample.")
+    ] = None,
+    static: Annotated[list[str] | None, typer.Option(help="A column that holds at any time; repeatable.")] = None,
+    values: Annotated[
+        list[str] | None, typer.Option(help="A column of measurements; repeatable. Otherwise all others.")
+    ] = None,
+    unit: Annotated[str, typer.Option(help="Of dates: s, min, h or d.")] = "h",
+    task: Annotated[str, typer.Option(help="auto, classification or regression.")] = "auto",
+    model: Annotated[str, typer.Option(help="ode_rnn, gru (the fastest), gru_d or cde.")] = "ode_rnn",
+    hidden: Annotated[int, typer.Option(min=1, help="Width of the network's state.")] = 32,
+    epochs: Annotated[int, typer.Option(min=1, help="At most so many passes over the data.")] = 100,
+    patience: Annotated[int, typer.Option(min=1, help="Epochs without progress that end the training.")] = 15,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.01,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 64,
+    test_fraction: Annotated[float, typer.Option(help="The share of samples that is only tested on.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal results.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the model and its report; otherwise runs/fit-FILE.")
+    ] = None,
+    threads: Threads = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network on irregular time series in a CSV file, test it, and keep it in a folder with a report."""
+    from odenets.tabular import Columns, FitOptions, fit_file  # noqa: PLC0415 — scikit-learn takes seconds to import
+
+    started = perf_counter()
+    torch.set_num_threads(threads)
+    folder = out or Path("runs") / f"fit-{file.stem}"
+    network = {
+        "model": model, "hidden": hidden, "epochs": epochs, "patience": patience, "lr": lr, "batch_size": batch_size,
+    }  # fmt: skip
+    with _one_line():
+        columns = Columns(id, time, tuple(values or ()), tuple(static or ()), unit)
+        options = FitOptions(columns, target, outcomes, task, test_fraction, seed, network)
+        try:
+            with lock_folder(folder):
+                result = fit_file(file, options, folder, progress=not quiet)
+                _write(result, folder, quiet)
+        except _EXPECTED:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # where it is empty
+            raise
+        _show(result, folder, started)
+
+
+@app.command("predict")
+def predict_series(
+    folder: Annotated[Path, typer.Argument(help="The folder that `odenets fit` wrote.")],
+    file: Annotated[Path, typer.Argument(help="A CSV file with the columns of the one that was fitted.")],
+    out: Annotated[Path, typer.Option(help="The CSV file to write, a line for each sample.")] = Path("predictions.csv"),
+    threads: Threads = 1,
+) -> None:
+    """Predict the outcomes of the samples in a CSV file."""
+    from odenets.tabular import predict_file  # noqa: PLC0415 — scikit-learn takes seconds to import
+
+    torch.set_num_threads(threads)
+    with _one_line():
+        count = predict_file(folder, file, out)
+    print(f"{count:,} samples: {out.resolve()}")
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """In the block, what was to be expected ends the command with one line, and a warning is a line, too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_: say(f"odenets: {message}")
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            raise typer.Exit(130) from stop
+        except _EXPECTED as error:
+            _stop(str(error))
+
+
 def _write(result: Result, folder: Path, quiet: bool) -> None:
     """Write the report into the folder."""
     if not quiet:
@@ -119,7 +208,7 @@ def _show(result: Result, folder: Path, started: float) -> None:
     from odenets.terminal import show  # noqa: PLC0415 — Matplotlib takes seconds to import
 
     show(result)
-    print(f"\nReport: {(folder / 'report.html').resolve()}   ({time.perf_counter() - started:.0f} s)")
+    print(f"\nReport: {(folder / 'report.html').resolve()}   ({perf_counter() - started:.0f} s)")
 
 
 def _command(experiment: Experiment) -> Callable[..., None]:
@@ -184,12 +273,6 @@ def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empt
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")]
-# Small networks wait longer for a second thread than it saves them.
-Threads = Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-
-
 def _common(
     *,
     out: Annotated[Path | None, typer.Option(help="Run folder; otherwise runs/NAME, or runs/NAME-small.")] = None,
@@ -201,7 +284,7 @@ def _common(
 
 
 def _run(experiment: Experiment, config: Any, folder: Path, resume: bool, quiet: bool) -> None:
-    started = time.perf_counter()
+    started = perf_counter()
     try:
         _show(_made(experiment, config, folder, resume, quiet), folder, started)
     except KeyboardInterrupt as stop:  # `Interrupted` too, which says what it saved
@@ -232,7 +315,7 @@ def run_all(
     quiet: Quiet = False,
 ) -> None:
     """Every experiment in its small form, in a folder of its own, and one report of all (some minutes)."""
-    started = time.perf_counter()
+    started = perf_counter()
     torch.set_num_threads(threads)
     folder = out or Path("runs") / "all"
     try:

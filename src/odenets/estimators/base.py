@@ -111,7 +111,8 @@ class SeriesEstimator(BaseEstimator):
         self.scaling_ = Scaling.fit(series[np.flatnonzero(~held)])
         return held, int(random.randint(2**31 - 1))
 
-    def _network(self, outputs: int, seed: int) -> nn.Module:
+    def make_network(self, outputs: int, seed: int) -> nn.Module:
+        """An untrained network for the channels of the fit."""
         channels, static = len(self.channels_), self.n_static_
         return make_network(self.model, channels, outputs, self.hidden, static, self.solve_options, seed)
 
@@ -133,7 +134,8 @@ class SeriesEstimator(BaseEstimator):
         )
         parts = [np.flatnonzero(mark) for mark in (~held, held if held.any() else ~held)]
         train, validation = ((scaled[part], targets[part]) for part in parts)
-        self.history_ = fit(network, loss, train, validation, config, progress=bool(self.verbose))
+        name = self.model if isinstance(self.model, str) else "network"
+        self.history_ = fit(network, loss, train, validation, config, name=name, progress=bool(self.verbose))
         self.network_ = network
         return self
 

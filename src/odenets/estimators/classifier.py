@@ -99,7 +99,7 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
             )
         held, seed = self._begin(series, codes)
         loss = _Weighted(compute_class_weight(self.class_weight, classes=self.classes_, y=y[~held]), codes[~held])
-        network = self._network(len(self.classes_), seed)
+        network = self.make_network(len(self.classes_), seed)
         return self._train(network, loss, series, torch.as_tensor(codes), held, seed)
 
     def predict_proba(self, X: Any, *, times: Any = None, static: Any = None) -> np.ndarray:

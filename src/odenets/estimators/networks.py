@@ -40,5 +40,5 @@ def make_network(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: nn.Module = make(channels, outputs, count("hidden", hidden), static=static, **(solve_options or {}))
+        network: Any = make(channels, outputs, count("hidden", hidden), static=static, **(solve_options or {}))
         return network

@@ -32,7 +32,7 @@ class SeriesRegressor(RegressorMixin, SeriesEstimator):
         self.target_mean_ = float(y[~held].mean())
         self.target_deviation_ = float(y[~held].std()) or 1.0
         targets = torch.as_tensor((y - self.target_mean_) / self.target_deviation_, dtype=torch.float32)
-        network = self._network(1, seed)
+        network = self.make_network(1, seed)
         return self._train(network, nn.functional.mse_loss, series, targets[:, None], held, seed)
 
     def predict(self, X: Any, *, times: Any = None, static: Any = None) -> np.ndarray:
