@@ -30,7 +30,7 @@ ORDER = [
     ("series",),
     ("nn", "torchdiffeq"),
     ("files", "table", "progress"),
-    ("data", "train", "figures", "tuning"),
+    ("data", "fitting", "train", "figures", "tuning"),
     ("estimators", "experiments"),
     ("tour",),
     ("report",),

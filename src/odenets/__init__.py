@@ -12,6 +12,9 @@ from odenets.advance import Advance as Advance
 from odenets.controller import PID as PID
 from odenets.controller import Fixed as Fixed
 from odenets.event import Event as Event
+from odenets.fitting import FitAdvance as FitAdvance
+from odenets.fitting import TrajectoryFit as TrajectoryFit
+from odenets.fitting import fit_trajectory as fit_trajectory
 from odenets.methods import METHODS as METHODS
 from odenets.methods import ExplicitRungeKutta as ExplicitRungeKutta
 from odenets.methods import ImplicitRungeKutta as ImplicitRungeKutta

@@ -13,6 +13,7 @@ with experiments_extra("`odenets.experiments`"):
         depth,
         descent,
         ecg,
+        fitting,
         implicit,
         memory,
         order,
@@ -75,6 +76,13 @@ EXPERIMENTS = {
             ecg.run,
             ecg.SMALL,
             may_change=("epochs", "checkpoint_every", "data_dir"),
+        ),
+        Experiment(
+            "fitting",
+            "Constants of ODEs from noisy series with gaps: which way of fitting finds them from a poor start.",
+            fitting.Config,
+            fitting.run,
+            fitting.SMALL,
         ),
         Experiment(
             "implicit",
