@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_FEWEST = 5  # neighbours of a quadratic, of which the farthest gets no weight
+_FEWEST = 5  # neighbours of a quadratic
+_REACH = 1.2  # times the distance of the farthest of them, where the weight is zero
+_OWN = 0.99  # of the weight of a value in its own fit, above which the others say nothing of it
 _RIDGE = 1e-9
 
 
@@ -39,7 +41,8 @@ def _column(times: Tensor, values: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     if len(times) < 3:
         mean = values.mean() if len(values) else values.new_zeros(())
         return mean.expand(len(at)), torch.zeros_like(at)
-    best = min(_bandwidths(len(times)), key=lambda k: _left_out(times, values, k))
+    choices = list(_bandwidths(len(times)))
+    best = min(reversed(choices), key=lambda k: _left_out(times, values, k))  # the widest where none tells
     value, slope, _ = _fit(times, values, at, best)
     inside = at.clamp(times[0], times[-1])  # beyond the last value, a line
     if (inside != at).any():
@@ -59,14 +62,16 @@ def _bandwidths(count: int) -> Iterator[int]:
 def _left_out(times: Tensor, values: Tensor, k: int) -> float:
     """The mean square by which values are missed when they are left out."""
     fitted, _, own = _fit(times, values, times, k)
-    return float(((values - fitted) / (1 - own).clamp(min=1e-3)).square().mean())
+    if bool((own > _OWN).any()):
+        return torch.inf
+    return float(((values - fitted) / (1 - own)).square().mean())
 
 
 def _fit(times: Tensor, values: Tensor, at: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Value, slope, and the part that a value at that time has in its own fit."""
     distance = (times - at[:, None]).abs()  # (Q, T)
     reach = distance.kthvalue(k, dim=1).values[:, None]
-    reach = (1.001 if k > 3 else 1.5) * reach.clamp(min=1e-300)
+    reach = _REACH * reach.clamp(min=1e-300)
     u = (times - at[:, None]) / reach
     weights = (1 - u.abs().clamp(max=1) ** 3) ** 3
     powers = torch.stack([torch.ones_like(u), u, u * u], -1)  # (Q, T, 3)
