@@ -1,7 +1,10 @@
 """Constants of an ODE from noisy series: which way of fitting finds them from a poor start (beyond the introduction).
 
-Run it:     odenets run fitting        (about 25 minutes on one core; --resume goes on)
-Expect:     see `docs/experiments-results.md`.
+Run it:     odenets run fitting        (about 8 minutes on one free core; --resume goes on)
+Expect:     (five seeds) predators and prey: plain finds 0 of 5, collocation alone 2, growing, multiple shooting and
+            auto 5, in 5.6, 6.3, 9.3, 3.7 and 3.3 seconds of a core. A pendulum whose speed is hidden: plain 4, growing
+            2, the others 5. Robertson's reactions: all. Wherever a fit finds the solution, every constant is within
+            three of its standard errors.
 """
 
 import dataclasses

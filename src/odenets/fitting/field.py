@@ -54,7 +54,7 @@ class Model:
         if not self.is_module:
             return Bound(self.model, values)
         other = copy.deepcopy(self.model)
-        other = other if dtype is None else other.to(dtype)
+        other = other.cpu() if dtype is None else other.to("cpu", dtype)
         own = dict(other.named_parameters())
         with torch.no_grad():
             for name, value in values.items():

@@ -37,7 +37,7 @@ def fit_trajectory(
     optimiser: str = "auto",
     segments: int | None = None,
     iterations: int | None = None,
-    learning_rate: float = 1e-2,
+    learning_rate: float | None = None,
     method: str | Method = "tsit5",
     rtol: float | None = None,
     atol: Any = None,
@@ -51,7 +51,7 @@ def fit_trajectory(
     series of its state. When not: for data that no solution of the model explains (a hidden input, noise in the
     dynamics), where the best trajectory is no good one.
 
-    Nothing in it is random: the same call gives the same fit. `model` is left as it was.
+    Nothing in it is random: the same call gives the same fit, on the CPU. `model` is left as it was.
 
     Args:
         model: A module f(t, y), or a function f(t, y, **parameters). It gets y of shape (batch, n) and t of shape () or
@@ -74,7 +74,7 @@ def fit_trajectory(
             the former for at most 50 numbers in the parameters.
         segments: How many of multiple shooting; None for one every four times.
         iterations: The most of each fit; None for 100 of least squares, 400 of Adam.
-        learning_rate: Adam's.
+        learning_rate: Adam's; None for 0.01.
         method, rtol, atol, controller, max_steps: Options of `solve`. `rtol` is 1e-6 by default, 1e-4 for Adam; `atol`
             a hundredth of that, of the size of each component.
         progress: True writes a line to standard error, where that is a terminal; or a function of a `FitAdvance`.
@@ -96,7 +96,11 @@ def fit_trajectory(
         raise ValueError('`strategy` "collocation" needs all of the state, not what `observe` makes of it: take "auto"')
     tell, own, data = Teller(progress), Model(model, parameters), read_data(times, values, sigma)
     start, free = read_start(y0, fit_y0, data, observe)
+    if segments is not None and strategy not in ("auto", "multiple_shooting"):
+        raise TypeError(f'`segments` would be ignored: `strategy` {strategy!r} has none, take "multiple_shooting"')
     few = own.size <= FEW if optimiser == "auto" else optimiser == "least_squares"
+    if few and learning_rate is not None:
+        raise TypeError('`learning_rate` would be ignored: it is Adam\'s, pass `optimiser="adam"` or leave it out')
     rtol = (1e-6 if few else 1e-4) if rtol is None and controller is None else rtol
     scale = _scale(data, start, observe)
     if controller is None and atol is None:
@@ -117,7 +121,7 @@ def fit_trajectory(
     if start is None:
         first = torch.tensor(data.times[:1], dtype=torch.float64)
         task.start[:] = states_at(task, first, task.start)[:, 0]
-    stage = LeastSquares(own) if few else Descent(number("learning_rate", learning_rate, "above 0", lambda x: x > 0))
+    stage = LeastSquares(own) if few else Descent(_rate(learning_rate))
     _check_start(task, stage)
     try:
         theta, nodes = _fitted(task, stage, strategy)
@@ -126,6 +130,10 @@ def fit_trajectory(
     if isinstance(stage, LeastSquares):
         return fitted_by_least_squares(task, stage, theta, nodes, strategy)
     return fitted_by_descent(task, stage, theta, nodes, strategy)
+
+
+def _rate(given: Any) -> float:
+    return number("learning_rate", 1e-2 if given is None else given, "above 0", lambda x: x > 0)
 
 
 def _segments(segments: Any, times: int) -> int:

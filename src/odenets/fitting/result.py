@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrajectoryFit:
     """A fit of an ODE to trajectories.
 
@@ -34,7 +34,7 @@ class TrajectoryFit:
         y0: The initial states, (n,), or (N, n) of N trajectories.
         loss: The mean of the squared residuals over sigma.
         noise: The standard deviation of the residuals for the degrees of freedom that the fit leaves: an estimate of
-            the noise, or where `sigma` was given one over it, about 1 where that was right.
+            the noise, or where `sigma` was given one over it, about 1 where that was right. NaN where none are left.
         residuals: What was observed less what the fit says, like `values`; NaN where nothing was observed.
         standard_errors: Those of the parameters, name → tensor, by the covariance of Gauss and Newton, noise² (J'J)⁻¹
             with the `sigma` that was given or that is estimated. Infinite for a parameter that the data do not
