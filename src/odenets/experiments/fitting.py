@@ -2,7 +2,7 @@
 
 Run it:     odenets run fitting        (about 8 minutes on one free core; --resume goes on)
 Expect:     (five seeds) predators and prey: plain finds 0 of 5, collocation alone 2, growing, multiple shooting and
-            auto 5, in 5.6, 6.3, 9.3, 3.7 and 3.3 seconds of a core. A pendulum whose speed is hidden: plain 4, growing
+            auto 5, in 4.9, 6.3, 9.3, 3.7 and 3.3 seconds of a core. A pendulum whose speed is hidden: plain 4, growing
             2, the others 5. Robertson's reactions: all. Wherever a fit finds the solution, every constant is within
             three of its standard errors.
 """
