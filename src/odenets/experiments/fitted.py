@@ -144,7 +144,7 @@ def data_of(problem: Problem, seed: int) -> tuple[Tensor, Tensor]:
     p, y0 = torch.tensor(problem.constants, dtype=D), torch.tensor([problem.y0], dtype=D)
     method = "trbdf2" if problem.options.get("method") else "tsit5"
     atol = torch.tensor(problem.noise, dtype=D) * 1e-5 if method == "trbdf2" else 1e-9
-    fine = {"method": method, "rtol": 1e-6 if method == "trbdf2" else 1e-9, "atol": atol}
+    fine: dict[str, Any] = {"method": method, "rtol": 1e-6 if method == "trbdf2" else 1e-9, "atol": atol}
     with torch.no_grad():
         states = solve(lambda t, y: problem.f(y, p), y0, times, **fine).ys[:, 0]
     values = states[:, : len(problem.noise)]
@@ -170,11 +170,11 @@ def fit_row(name: str, strategy: str, seed: int, start: int, iterations: int) ->
     times, values = data_of(problem, seed)
     if name == "network":
         values = values.float()
-    row = {"problem": name, "strategy": strategy, "seed": seed, "start": start}
-    how = {"strategy": strategy}
+    row: dict[str, Any] = {"problem": name, "strategy": strategy, "seed": seed, "start": start}
+    how: dict[str, Any] = {"strategy": strategy}
     if strategy == PUBLISHED:
         how = {"strategy": "multiple_shooting", "segments": (len(times) - 1) // 2}
-    options = dict(problem.options) | how | {"iterations": iterations * (2 if name == "network" else 1)}
+    options: dict[str, Any] = {"iterations": iterations * (2 if name == "network" else 1), **problem.options, **how}
     begin = time.process_time()
     try:
         fit = fit_trajectory(start_of(problem, name, seed, start), times, values, **options)
