@@ -296,16 +296,6 @@ def test_progress_writes_a_line_where_there_is_a_terminal(monkeypatch, capsys):
     assert "plain, iteration 0, loss" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_from_a_poor_start_a_plain_fit_ends_flat_and_auto_finds_the_solution():
-    t, values = swings(end=15.0, count=61, noise=0.1)
-    plain = fit_trajectory(Pendulum(0.5, 0.5), t, values, strategy="plain", rtol=1e-5)
-    auto = fit_trajectory(Pendulum(0.5, 0.5), t, values, rtol=1e-5)
-    assert plain.noise > 3 * 0.1
-    assert auto.noise < 1.2 * 0.1
-    assert ((auto.model.log - Pendulum().log) / auto.standard_errors["log"]).abs().max() < 3
-
-
 T, V = noisy_decay(count=6)
 K = {"parameters": {"k": 0.5}}
 

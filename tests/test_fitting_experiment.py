@@ -57,6 +57,15 @@ def test_a_fit_that_cannot_begin_is_a_row(monkeypatch):
 
 
 @pytest.mark.slow
+def test_from_a_poor_start_a_plain_fit_ends_near_the_mean_and_auto_finds_the_solution():
+    plain, auto = (fitted.fit_row("predators", strategy, 0, 0, 25) for strategy in ("plain", "auto"))
+    assert plain["noise"] > 5
+    assert plain["found"] == 0
+    assert auto["noise"] < 1.2
+    assert auto["worst"] < 3
+
+
+@pytest.mark.slow
 def test_a_network_is_a_row_without_constants():
     row = fitted.fit_row("network", fitted.PUBLISHED, 0, 0, 1)
     assert row["noise"] > 0
