@@ -566,3 +566,11 @@ def test_the_solver_stops_where_a_path_among_the_arguments_says():
     kinked = path.Linear(t[:2], u.detach()[:2], outside="hold")
     backward = solve(lambda t, y, u: u(t) + 0 * y, y0, [10.0, 0.0], args=(kinked,))
     torch.testing.assert_close(backward.ys[-1], torch.full((1,), -7.5, dtype=torch.float64), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "rk4", "controller": Fixed(dt=0.5)}])
+def test_the_last_value_of_constant_is_not_felt_before_its_knot(options):
+    force = path.Constant([0.1, 1.1, 2.3], torch.tensor([1.0, 2.0, 1000.0], dtype=torch.float64))
+    for t in ([0.1, 2.3], [2.3, 0.1]):
+        end = solve(lambda t, y, force: force(t) + 0 * y, torch.zeros(1, dtype=torch.float64), t, (force,), **options)
+        assert abs(end.ys[-1].abs().item() - 3.4) < 1e-12

@@ -37,9 +37,39 @@ def test_steps_end_on_stops_and_the_solution_is_the_same(options):
 def test_stops_elsewhere_change_nothing():
     plain = solve(lambda t, y: torch.cos(t) * y, ONE, [0.0, 2.0])
     for stops in ([], (0.0, 2.0, -1.0, 5.0), torch.tensor([3.0]), range(2, 5)):
-        sol = solve(lambda t, y: torch.cos(t) * y, ONE, [0.0, 2.0], stops=stops, jumps=stops)
+        jumps = [time for time in stops if not 0 <= time <= 2]
+        sol = solve(lambda t, y: torch.cos(t) * y, ONE, [0.0, 2.0], stops=stops, jumps=jumps)
         assert torch.equal(sol.ys, plain.ys)
         assert sol.stats == plain.stats
+
+
+FIXED = {"method": "rk4", "controller": Fixed(dt=0.5)}
+
+
+@pytest.mark.parametrize("options", [{}, FIXED, {"per_sample": True}, {"per_sample": True, "rows": True}])
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_jump_on_an_end_is_one(options, closed, sign):
+    def f(t, y):
+        outside = ((t <= 2) | (t >= 3)) if closed else ((t < 2) | (t > 3))
+        return torch.where(outside, 1e6, 1.0) * torch.ones_like(y)
+
+    options = dict(options)
+    jumps = [[2.0, 3.0]] if options.pop("rows", False) else [2.0, 3.0]
+    sol = solve(f, torch.zeros(1, 1, dtype=D), [2.0, 3.0][:: int(sign)], jumps=jumps, **options)
+    assert abs(sol.ys[-1].item() - sign) < 1e-12
+    assert int(sol.stats.steps) < 8
+
+
+@pytest.mark.parametrize("options", [FIXED, {"per_sample": True}])
+def test_a_jump_is_where_it_is_named_whatever_its_digits(options):
+    ends = torch.rand(20, 3, generator=torch.Generator().manual_seed(0), dtype=D).cumsum(1) * 3 - 3
+    for start, at, end in ends.tolist():
+        for t in ([start, end], [end, start]):
+            y0 = torch.zeros(1, 1, dtype=D)
+            sol = solve(lambda t, y: torch.where(t >= at, 1000.0, 1.0) + 0 * y, y0, t, jumps=[at], **options)
+            want = (1 if t[1] == end else -1) * (at - start + 1000 * (end - at))
+            assert sol.ys[-1].item() == pytest.approx(want, rel=1e-12), (start, at, end)
 
 
 def pulse(t, y):

@@ -56,6 +56,10 @@ def in_rows(stops: Sequence[Stops], batch: int) -> Tensor:
 
 
 def times_inside(times: Sequence[float], sign: float, origin: float, span: float) -> tuple[float, ...]:
-    """Those of the times that lie inside of the interval, in the solver's own time, in order."""
+    """Those of the times that lie in the interval, in the solver's own time, in order.
+
+    The ends are among them: no step has to be made for a stop there, but where f jumps there, the solve is to see it
+    as it is inside.
+    """
     own = {sign * (value - origin) for value in times}
-    return tuple(sorted(value for value in own if 0 < value < span))
+    return tuple(sorted(value for value in own if 0 <= value <= span))

@@ -164,7 +164,7 @@ class OwnChain:
 
     def _inside(self, times: Tensor, start: Tensor, end: Tensor) -> Tensor:
         own = times - start
-        own = own.where((own > 0) & (own < end), math.inf).sort(0).values
+        own = own.where((own >= 0) & (own <= end), math.inf).sort(0).values
         return own[: int(own.isfinite().sum(0).amax()) if own.numel() else 0]
 
     def _take_failures(self, piece: _Piece, trajectory: Trajectory) -> None:

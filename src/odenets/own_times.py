@@ -62,9 +62,9 @@ class OwnTimes:
         return Own(origin, at_start, most, *inside)
 
     def _inside(self, stops: Sequence[Stops]) -> Tensor:
-        """Those of the times that lie inside of each sample's interval, each once, in its own time: (most, batch)."""
+        """Those of the times that lie in each sample's interval, each once, in its own time: (most, batch)."""
         own = self.sign * (in_rows(stops, len(self.values)) - self.values[:, :1])
-        own = own.where((own > 0) & (own < self.lags[:, -1:]), math.inf).sort(1).values
+        own = own.where((own >= 0) & (own <= self.lags[:, -1:]), math.inf).sort(1).values
         own[:, 1:] = own[:, 1:].where(own.diff(dim=1) > 0, math.inf)
         own = own.sort(1).values
         return own[:, : int(own.isfinite().sum(1).amax()) if own.numel() else 0].T

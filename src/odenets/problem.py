@@ -101,7 +101,7 @@ class Problem:
         if not self.jumps:
             return self.f
         low, high = ((-math.inf, *self.jumps, math.inf)[piece + i] for i in range(2))
-        return Between(self.f, self.origin + low, self.origin + high)
+        return Between(self.f, *edges(self.origin, low, high))
 
     def field_time(self, t: float) -> Tensor:
         """A time as f gets it: for each sample, where each has its own."""
@@ -147,6 +147,18 @@ def count_before(times: Sequence[float], t: float, too: bool = True) -> int:
     if torch.compiler.is_compiling():  # which does not see into `bisect`
         return sum(time < t or (too and time == t) for time in times)
     return bisect.bisect_right(times, t) if too else bisect.bisect_left(times, t)
+
+
+def edges(origin: Any, low: Any, high: Any) -> tuple[Any, Any]:
+    """The ends of a piece as f gets them.
+
+    A jump was counted from the origin, which has rounded it, and adding that again may give a number beyond the jump
+    as the caller has named it. Two units in the last place inward make up for it, since sums are rounded monotonously.
+    """
+    return origin + low * (1 + _ROUNDING), origin + high * (1 - _ROUNDING)
+
+
+_ROUNDING = 2.0**-51
 
 
 def inside(t: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def _fewer(watched: Watched, count: int) -> Watched:
 
 
 def _behind(times: Sequence[float], start: float) -> tuple[float, ...]:
-    return tuple(time - start for time in times if time > start)
+    return tuple(time - start for time in times if time >= start)
 
 
 def _as_before(problem: Problem) -> Controller:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from odenets.engine.tensors.plan import Plan
-from odenets.problem import Problem, inside
+from odenets.problem import Problem, edges, inside
 
 
 class Stops(NamedTuple):
@@ -60,7 +60,8 @@ class Stops(NamedTuple):
         if self.jumps is None:
             return lambda at: at
         low, high = pick(self.jumps, torch.stack([places[-1] - 1, places[-1]])).unbind()
-        return lambda at: inside(at, origin + low, origin + high)
+        low, high = edges(origin, low, high)
+        return lambda at: inside(at, low, high)
 
 
 def _bounded(times: Any, before: tuple[float, ...], y: Tensor) -> Tensor:
