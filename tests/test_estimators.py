@@ -255,6 +255,78 @@ def test_rows_that_go_back_in_time_are_sorted_and_that_is_said():
     assert answer.shape == (12, 2)
 
 
+def waves(n=48, seed=0):
+    """Sines of one period and random phases, seen at random times."""
+    random = np.random.RandomState(seed)
+    times = [np.sort(random.uniform(0, 10, 16)) for _ in range(n)]
+    phases = random.uniform(0, 6.28, n)
+    return from_arrays(
+        times, [100 + 5 * np.sin(t + p) + 0.2 * random.normal(size=16) for t, p in zip(times, phases)],
+        channels=["wave"],
+    ), phases  # fmt: skip
+
+
+@functools.cache
+def forecaster():
+    options = {**SMALL, "hidden": 16, "epochs": 50, "validation_fraction": 0}
+    return odenets.SeriesForecaster(**options).fit(waves()[0])
+
+
+def test_a_forecast_is_nearer_than_the_last_value_and_knows_how_near():
+    series, phases = waves(n=30, seed=1)
+    seen = series.until(series.start + 7)
+    later = torch.full((30, 1), 1.5, dtype=torch.float64) + seen.end[:, None]
+    mean, deviation = forecaster().predict(seen, later, return_std=True)
+    assert mean.shape == deviation.shape == (30, 1, 1)
+    truth = 100 + 5 * np.sin(later[:, 0].numpy() + phases)
+    last = seen.values.gather(1, (seen.lengths - 1)[:, None, None])[:, 0, 0].numpy()
+    error = mean[:, 0, 0] - truth
+    assert np.square(error).mean() < 0.7 * np.square(last - truth).mean()
+    assert (np.abs(error) < 2 * deviation[:, 0, 0]).mean() > 0.7
+
+
+@pytest.mark.slow
+def test_an_ode_rnn_forecasts_a_wave():
+    options = {"hidden": 24, "epochs": 150, "batch_size": 16, "lr": 0.02, "validation_fraction": 0, "random_state": 0}
+    model, (series, phases) = odenets.SeriesForecaster(**options, device="cpu").fit(waves()[0]), waves(n=30, seed=1)
+    assert model.score(series) > 0.7
+    later = 1.5 + series.end[:, None]
+    mean, deviation = model.predict(series, later, return_std=True)
+    error = np.abs(mean[:, 0, 0] - 100 - 5 * np.sin(later[:, 0].numpy() + phases))
+    assert (error < 2 * deviation[:, 0, 0]).mean() > 0.8
+    assert deviation.mean() < 1.5
+
+
+def test_times_are_for_all_samples_or_for_each_and_of_the_series_that_were_fitted():
+    model, (series, _) = forecaster(), waves()
+    at = [11.0, 12.5]
+    np.testing.assert_array_equal(model.predict(at), model.predict(series, at))
+    np.testing.assert_allclose(model.predict(at), model.predict(torch.tensor([at] * 48)), rtol=1e-6)
+    np.testing.assert_allclose(model.predict(series[:3], at), model.predict(at)[:3], rtol=1e-5)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(at), model.predict(at))
+    assert model.plot(sample=3, cut=7.0).axes[0].get_ylabel() == "wave"
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ([-1.0], "`times` of sample 0 has -1.0: give times from its first row on"),
+        ([math.nan], "`times` of sample 0 has nan"),
+        (np.zeros((3, 1)), r"`times` must be (K,) or (48, K), a row for each sample"),
+        (None, "`times` must be the times to predict at"),
+    ],
+)
+def test_times_that_cannot_be_predicted_at(times, words):
+    with pytest.raises(ValueError, match="`times`") as caught:
+        forecaster().predict(times)
+    assert words in str(caught.value)
+
+
+def test_series_of_one_row_leave_nothing_to_predict():
+    with pytest.raises(ValueError, match="no sample with two times"):
+        odenets.SeriesForecaster(**SMALL).fit(from_arrays([[0.0], [1.0]], [[1.0], [2.0]]))
+
+
 FLOAT32 = "networks compute in float32, where sums differ in the last digits with the order of the samples"
 UNLIKE = {"check_methods_sample_order_invariance": FLOAT32, "check_methods_subset_invariance": FLOAT32}
 

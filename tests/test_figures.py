@@ -47,6 +47,7 @@ ALL = {
         X, CUBIC, {"ResNet": [CUBIC, CUBIC + 1], "ODE-Net": CUBIC}, *POINTS
     ),
     "flow": lambda: figures.flow([0.0, 1.0], np.ones((2, 3)), Slopes([0.0, 1.0], X, np.ones((5, 2)))),
+    "forecast": lambda: figures.forecast([0.0, 1.0], [[1.0], [2.0]], X, X[:, None], np.ones((5, 1)), ["a"]),
     "learning_curves": lambda: figures.learning_curves(HISTORY),
     "metric_over_epochs": lambda: figures.metric_over_epochs(HISTORY, "nfe", "evaluations"),
     "seconds_per_epoch": lambda: figures.seconds_per_epoch(HISTORY),

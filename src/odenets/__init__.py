@@ -36,11 +36,12 @@ from odenets.tuning.tuned import Tuning as Tuning
 
 if TYPE_CHECKING:
     from odenets.estimators import SeriesClassifier as SeriesClassifier
+    from odenets.estimators import SeriesForecaster as SeriesForecaster
     from odenets.estimators import SeriesRegressor as SeriesRegressor
 
 __version__ = "0.1.0"
 
-_ESTIMATORS = ("SeriesClassifier", "SeriesRegressor")
+_ESTIMATORS = ("SeriesClassifier", "SeriesForecaster", "SeriesRegressor")
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from odenets.train import Loss, TrainConfig, fit
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ROWS = 512  # samples of one forward pass when predicting
+ROWS = 512  # samples of one forward pass when predicting
 
 
 class SeriesEstimator(BaseEstimator):
@@ -144,7 +144,7 @@ class SeriesEstimator(BaseEstimator):
         scaled = self.scaling_(series).to(torch.float32)
         device = next(self.network_.parameters()).device
         with torch.no_grad():
-            parts = [self.network_(scaled[i : i + _ROWS].to(device)) for i in range(0, len(scaled), _ROWS)]
+            parts = [self.network_(scaled[i : i + ROWS].to(device)) for i in range(0, len(scaled), ROWS)]
         return torch.cat(parts).cpu().double()
 
 

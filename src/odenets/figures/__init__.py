@@ -86,6 +86,9 @@ from odenets.figures.regression import (
     flow as flow,
 )
 from odenets.figures.regression import (
+    forecast as forecast,
+)
+from odenets.figures.regression import (
     regression_comparison as regression_comparison,
 )
 from odenets.figures.regression import (

@@ -1,6 +1,6 @@
 """The figures of a regression: fits and their errors, and how a network moves its states."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from odenets.extra import experiments_extra
@@ -24,6 +24,8 @@ with experiments_extra("`odenets.figures`"):
     from matplotlib import rc_context
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_CHANNELS = 8  # panels that still fit on a page
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,30 @@ def flow(
         figure, panels = panels_below([f"component {i + 1}" for i in range(components.shape[-1])], "time t", label)
     for axes, component in zip(panels, np.moveaxis(components, -1, 0)):
         _draw_flow(axes, times, component, slopes, network_looks([network])[network].colour)
+    return figure
+
+
+@rc_context(STYLE)
+def forecast(times: Values, values: Values, at: Values, mean: Values, band: Values, channels: Sequence[str]) -> Figure:
+    """What was observed of a series, dots, and what is forecast of it, a line in a band: a panel a channel, of eight.
+
+    `times` is (L,) and `values` (L, C), NaN where nothing was observed; `at` is (K,), `mean` and `band`, half of the
+    band's height, are (K, C). Raises `ValueError` where lengths differ.
+    """
+    times, values, at, mean, band = map(as_array, (times, values, at, mean, band))
+    check_lengths("values", values, "times", times)
+    check_lengths("mean", mean, "at", at)
+    shown = channels[:_CHANNELS]
+    figure = Figure(figsize=(SINGLE[0], 0.8 + 1.4 * len(shown)), layout="constrained")
+    look = network_looks(["ODE-Net"])["ODE-Net"]
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for c, (axes, name) in enumerate(zip(panels, shown)):
+        axes.plot(times, values[:, c], linestyle="none", marker="o", markersize=4, color=DATA, label="observed")
+        axes.plot(at, mean[:, c], color=look.colour, linestyle=look.dash, label="forecast")
+        axes.fill_between(at, mean[:, c] - band[:, c], mean[:, c] + band[:, c], color=look.colour, **BAND)
+        axes.set_ylabel(name)
+    panels[-1].set_xlabel("time")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize="small")
     return figure
 
 
