@@ -85,6 +85,10 @@ for module in pkgutil.walk_packages(odenets.__path__, "odenets.", onerror=lambda
             said[module.name] = None
     except odenets.extra.MissingExtra as error:
         said[module.name] = str(error)
+try:
+    odenets.SeriesClassifier
+except odenets.extra.MissingExtra as error:
+    said["odenets.estimators.SeriesClassifier"] = str(error)
 sys.argv = ["odenets", "--help"]
 try:
     runpy.run_module("odenets", run_name="__main__")
@@ -132,6 +136,7 @@ def test_a_plain_installation_names_the_extra_wherever_it_is_missed():
     assert all(name.split(".")[1] in ours for name in lacking - {"python -m odenets"})
     for name in lacking:
         assert "which a plain installation of odenets does not bring: pip install 'odenets[experiments]'" in said[name]
+    assert said["odenets.estimators.SeriesClassifier"] == said["odenets.estimators"]
     assert said["odenets.train"].startswith("`odenets.train` needs `")
     assert said["python -m odenets"].startswith("odenets: the command `odenets` needs `typer`, which")
 

@@ -98,7 +98,7 @@ def test_a_model_that_is_read_again_is_the_one_that_was_written(fitted):
 
 
 def test_outcomes_may_be_text_or_amounts_in_a_file_of_their_own(tmp_path):
-    frame = table().drop(columns="died")
+    frame = table().drop(columns="died").assign(days=7.0)  # which is no measurement, whatever it holds
     frame.to_csv(tmp_path / "s.csv", index=False)
     stay = pd.DataFrame({"who": [f"{i:03}" for i in range(24)][::-1], "days": np.linspace(1, 9, 24)})
     stay.to_csv(tmp_path / "o.csv", index=False)
@@ -108,6 +108,7 @@ def test_outcomes_may_be_text_or_amounts_in_a_file_of_their_own(tmp_path):
     assert "always the mean" in result.stdout
     lines = pd.read_csv(tmp_path / "out" / "predictions.csv")
     np.testing.assert_allclose(lines["outcome"], np.linspace(1, 9, 24)[::-1])
+    assert load(tmp_path / "out")[1].values == ("x", "y", "age")
     assert "Residuals" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -164,6 +165,7 @@ def test_wrong_options_and_folders_are_one_line(fitted, tmp_path):
     file, folder, _ = fitted
     fit = ("fit", file, *COLUMNS, *QUICK, "--out", tmp_path / "out")
     assert "`--task` must be one of auto, classification, regression" in refusal(*fit, "--task", "guess")
+    assert "is named by `--values` or `--static`, too" in refusal(*fit, "--static", "died")
     assert "`model` must be one of 'ode_rnn'" in refusal(*fit, "--model", "lstm")
     assert "is not empty. Name another by `--out`" in refusal("fit", file, *COLUMNS, *QUICK, "--out", folder)
     assert "there is no file" in refusal("fit", tmp_path / "no.csv", *COLUMNS, "--out", tmp_path / "out")

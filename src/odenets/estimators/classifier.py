@@ -19,8 +19,9 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
 
     `fit(X, y)`, `predict(X)`, `predict_proba(X)` and `score(X, y)` as in scikit-learn; clones, pipelines and grid
     searches work. X is a `Series`; an array (n, steps) of one channel or (n, steps, channels); or, with a list as
-    `times`, a list of arrays, one a sample. NaN is a missing value. Values, times and static numbers are scaled by the
-    training part alone.
+    `times`, a list of arrays, one a sample. NaN is a missing value. In searches and
+    cross-validation give a `Series`, which carries its times and what is static. All is scaled by the training part
+    alone.
 
     When to use: for labelled series of a few hundred samples or more, with gaps, with missing values. When not: for
     fewer, where logistic regression on the last values is hard to beat (compare!).

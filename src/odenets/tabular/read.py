@@ -110,7 +110,8 @@ def outcomes_of_file(path: Path, id: str, target: str, ids: Sequence[Any]) -> np
     if twice.any():
         line = int(twice.to_numpy().argmax())
         raise DataError(f"{path}, line {line + FIRST}: {id} {frame[id][line]!r} has a line already: keep one of them")
-    unknown = [name for name in frame[id] if name not in set(ids)]
+    known = set(ids)
+    unknown = [name for name in frame[id] if name not in known]
     if unknown:
         raise DataError(f"{path} names samples that have no series, {_few(unknown)}: leave their lines out")
     frame = frame.loc[frame[target].notna(), [id, target]]
@@ -124,9 +125,11 @@ def _of_each(value: Any, ids: Sequence[Any], path: Path, id: str, target: str) -
     return value.reindex(list(ids)).infer_objects().to_numpy()
 
 
-def with_columns_of(frame: pd.DataFrame, columns: Columns, *others: str | None) -> Columns:
-    """The columns, with all that nothing else was said of as measurements, where none were named."""
-    taken = {columns.id, columns.time, *columns.static, *others}
+def with_columns_of(frame: pd.DataFrame, columns: Columns, target: str) -> Columns:
+    """The columns, with all that nothing else was said of as measurements, where none were named; never the target."""
+    if target in (*columns.values, *columns.static):
+        raise DataError(f"`--target` {target!r} is named by `--values` or `--static`, too: leave it out there")
+    taken = {columns.id, columns.time, *columns.static, target}
     return columns if columns.values else replace(columns, values=tuple(c for c in frame.columns if c not in taken))
 
 
