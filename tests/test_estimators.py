@@ -85,6 +85,13 @@ def test_equal_seeds_give_equal_networks_whatever_torch_drew_before():
     assert not np.array_equal(other, answers[0])
 
 
+def objects(samples):
+    """An array with an array in each place."""
+    found = np.empty(len(samples), dtype=object)
+    found[:] = list(samples)
+    return found
+
+
 def test_all_forms_of_x_are_one():
     random = np.random.RandomState(0)
     array, y = random.normal(size=(24, 5, 2)), np.arange(24) % 2
@@ -95,6 +102,8 @@ def test_all_forms_of_x_are_one():
         "tensor": (torch.as_tensor(array), torch.as_tensor(times)),
         "times for each": (array, np.tile(times, (24, 1))),
         "list": (list(array), [times] * 24),
+        "lists": (array.tolist(), times.tolist()),
+        "objects": (objects(array), objects([times] * 24)),
         "series": (from_arrays([times] * 24, list(array), dtype=torch.float64), None),
         "dates": (array, pd.Timestamp("2026-01-01").to_datetime64() + pd.to_timedelta(times, unit="h").to_numpy()),
     }
@@ -213,6 +222,19 @@ def test_bad_input_is_told_in_a_sentence(name, words):
         odenets.SeriesClassifier(**SMALL).fit(arrays, y, **more)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("x", [None, "series.csv", np.zeros(4), [1.0, 2.0], np.zeros((2, 2, 2, 2)), {}], ids=repr)
+def test_what_is_no_form_of_series_is_told_the_forms(x):
+    with pytest.raises(ValueError, match="`X` must be a Series, an array"):
+        odenets.SeriesClassifier(**SMALL).fit(x, [0, 1])
+
+
+def test_text_is_no_amount_and_a_number_no_times():
+    with pytest.raises(ValueError, match="`y` of sample 1 is high, no number: classes are for `SeriesClassifier`"):
+        odenets.SeriesRegressor(**SMALL).fit(np.eye(2), ["1.5", "high"])
+    with pytest.raises(ValueError, match=r"`times` must be \(steps,\) for all samples"):
+        odenets.SeriesRegressor(**SMALL).fit(np.eye(2), [0, 1], times=5.0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from odenets.arguments import count, number
-from odenets.estimators.given import as_series, check_channels, is_matrix
+from odenets.estimators.given import as_series, check_channels, is_matrix, listed
 from odenets.estimators.networks import make_network
 from odenets.series import Scaling, Series
 from odenets.train import Loss, TrainConfig, fit
@@ -78,6 +78,7 @@ class SeriesEstimator(BaseEstimator):
 
     def _fitted_series(self, X: Any, times: Any, static: Any) -> Series:
         """The series to fit on; what they are is noted for `predict`."""
+        X = listed(X)
         matrix = is_matrix(X, times)
         if matrix:
             X = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan")
@@ -93,6 +94,7 @@ class SeriesEstimator(BaseEstimator):
     def _series(self, X: Any, times: Any, static: Any) -> Series:
         """The series to answer for, in their own units."""
         check_is_fitted(self, "network_")
+        X = listed(X)
         matrix = is_matrix(X, times)
         if matrix and self.steps_ is not None and times is None:
             X = validate_data(self, X, reset=False, dtype=np.float64, ensure_all_finite="allow-nan")

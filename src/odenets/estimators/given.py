@@ -13,10 +13,24 @@ from odenets.series import Series, collate, from_arrays
 
 
 def is_matrix(X: Any, times: Any) -> bool:
-    """Whether X is for scikit-learn to check: one regular channel, (n, steps), or nothing that we know."""
+    """Whether X is one regular channel, (n, steps), for scikit-learn to check.
+
+    Raises:
+        ValueError: If it is no form of series.
+    """
+    if X is None or type(X) in (str, dict) or getattr(X, "ndim", 2) not in (2, 3) or _is_one_series(X):
+        raise ValueError(
+            "`X` must be a Series, an array (n, steps) or (n, steps, channels), or a list with an array for each "
+            f"sample, got {shown(X)}" + ". Reshape your data: write [X] where it is one sample" * _is_one_series(X)
+        )
     if isinstance(X, Series) or getattr(X, "ndim", 2) == 3:
         return False
     return not (isinstance(X, list | tuple) and _is_list_of_samples(X, times))
+
+
+def listed(X: Any) -> Any:
+    """An array of objects, one a sample, as a list; what else is given as it is."""
+    return list(X) if getattr(X, "ndim", 0) == 1 and str(getattr(X, "dtype", "")) == "object" else X
 
 
 def as_series(X: Any, times: Any = None, static: Any = None) -> Series:
@@ -84,6 +98,11 @@ def check_channels(series: Series, channels: tuple[str, ...], static: int) -> No
         raise ValueError(f"`static` must have the {static} columns of the fit, got {found}")
 
 
+def _is_one_series(X: Any) -> bool:
+    numbers = isinstance(X, list | tuple) and len(X) > 0 and not isinstance(X[0], Series) and np.ndim(X[0]) == 0
+    return numbers or getattr(X, "ndim", 2) == 1
+
+
 def _is_list_of_samples(X: Sequence[Any], times: Any) -> bool:
     if not len(X):
         return False
@@ -96,6 +115,8 @@ def _is_list_of_samples(X: Sequence[Any], times: Any) -> bool:
 
 
 def _nested(times: Any) -> bool:
+    if not hasattr(times, "__len__") or getattr(times, "ndim", 1) == 0:
+        raise ValueError(f"`times` must be (steps,) for all samples, or one array for each, got {shown(times)}")
     return getattr(times, "ndim", 1) == 2 or (len(times) > 0 and np.ndim(times[0]) == 1)
 
 

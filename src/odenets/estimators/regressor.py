@@ -27,7 +27,10 @@ class SeriesRegressor(RegressorMixin, SeriesEstimator):
     def fit(self, X: Any, y: Any, *, times: Any = None, static: Any = None) -> Self:
         """Train on series X with outcomes y, (n,) of finite numbers."""
         series = self._fitted_series(X, times, static)
-        y = as_outcomes(y, series, type(self).__name__).astype(np.float64)
+        y = as_outcomes(y, series, type(self).__name__)
+        if y.dtype.kind not in "biuf":
+            y = np.array([_number(value, name) for value, name in zip(y, series.ids)])
+        y = y.astype(np.float64)
         held, seed = self._begin(series, y)
         self.target_mean_ = float(y[~held].mean())
         self.target_deviation_ = float(y[~held].std()) or 1.0
@@ -39,3 +42,10 @@ class SeriesRegressor(RegressorMixin, SeriesEstimator):
         """(n,), the expected outcome of each sample."""
         outputs = self._outputs(self._series(X, times, static))
         return outputs[:, 0].numpy() * self.target_deviation_ + self.target_mean_
+
+
+def _number(value: Any, name: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`y` of sample {name!r} is {value}, no number: classes are for `SeriesClassifier`") from None
