@@ -574,3 +574,17 @@ def test_the_last_value_of_constant_is_not_felt_before_its_knot(options):
     for t in ([0.1, 2.3], [2.3, 0.1]):
         end = solve(lambda t, y, force: force(t) + 0 * y, torch.zeros(1, dtype=torch.float64), t, (force,), **options)
         assert abs(end.ys[-1].abs().item() - 3.4) < 1e-12
+
+
+def test_knots_made_inside_of_a_transform():
+    def end(u):
+        t = torch.linspace(0, 1, 5, dtype=u.dtype)
+        zero = torch.zeros(1, dtype=u.dtype)
+        return solve(lambda t, y, force: force(t) - y, zero, t, args=(path.Linear(t, u),)).ys[-1].sum()
+
+    u = torch.randn(5, 1, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(end(u), u)
+    torch.testing.assert_close(torch.func.grad(end)(u.detach()), expected)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(end))(u.detach()[None])[0], expected)
+    with pytest.raises(TypeError, match=r"write t.detach\(\)"):
+        torch.func.grad(lambda t: path.Linear(t, u.detach())(0.5).sum())(torch.linspace(0, 1, 5, dtype=u.dtype))

@@ -236,3 +236,99 @@ def test_other_libraries_forms_go_there_and_back():
     assert from_torchcde(x).times.tolist() == [[0.0, 2.0]]
     with pytest.raises(ValueError, match="sample 1 has no observation"):
         from_pypots({"X": torch.tensor([[[1.0]], [[NAN]]])})
+
+
+def table(**columns):
+    frame = pd.DataFrame({"who": ["a", "a", "b"], "t": [0.0, 1.0, 0.0], "x": [1.0, NAN, 3.0]})
+    return frame.assign(**columns)
+
+
+H = datetime.timedelta(hours=1)
+DAY = datetime.datetime(1600, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("times", "hours"),
+    [
+        ([0 * H, 2 * H], 2),
+        (np.array([0, 120], dtype="timedelta64[m]"), 2),
+        ([datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)], 24),
+        ([np.datetime64("2020-01-01"), np.datetime64("2020-01-02")], 24),
+        (
+            np.array(["1600-01-01", "2500-01-01"], dtype="datetime64[s]"),
+            24 * (datetime.datetime(2500, 1, 1) - DAY).days,
+        ),
+        (pd.date_range("2020-03-29", periods=2, freq="2h", tz="Europe/Berlin"), 2),
+        (pd.Series([0.0, 2.0], index=[7, 9]), 2),
+    ],
+)
+def test_times_of_every_kind_are_hours(times, hours):
+    assert from_arrays([times], [[1.0, 2.0]]).times.diff().item() == pytest.approx(hours, rel=1e-15)
+    if not isinstance(times, pd.Series):
+        frame = table(t=[*times, times[0]])
+        assert from_long(frame, id="who", time="t").times[0].diff().item() == pytest.approx(hours, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ([DAY, DAY.replace(tzinfo=datetime.UTC)], "mixes dates with and without a time zone"),
+        ([5.0, DAY], "throughout, got 5.0"),
+        (0.0, "a sequence of times, got 0.0"),
+        (torch.tensor([0, 1j]), "complex numbers"),
+    ],
+)
+def test_times_of_two_kinds_are_refused(times, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        from_arrays([times], [[1.0, 2.0]])
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "boolean", "string"])
+def test_pandas_own_dtypes_and_missing_values(dtype):
+    series = from_long(table(x=pd.array([1, None, 0], dtype=dtype)), id="who", time="t", values="x")
+    assert series.values.nan_to_num(-1).flatten().tolist() == [1, -1, 0, -1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"t": ["0", "1", "2"]}, r"numbers as text: write frame\['t'\]"),
+        ({"t": ["00:07", "00:37", "01:37"]}, "'00:07' is neither a number nor a date.*to_timedelta"),
+        ({"t": ["2020-01-01 01:00+01:00", "2020-01-01 03:00", "2020-01-02"]}, "mixes time zones"),
+        ({"x": pd.to_datetime(["2020-01-01"] * 3)}, "holds datetime64.*no real numbers"),
+        ({"x": ["low", "high", "low"]}, r"'low' is not a number.*map\("),
+    ],
+)
+def test_text_and_dates_are_not_taken_for_numbers(change, words):
+    with pytest.raises(ValueError, match=words):
+        from_long(table(**change), id="who", time="t")
+
+
+def test_what_is_no_table_says_what_to_write():
+    for frame, words in (({}, "pandas.DataFrame"), (table().set_index(["who", "t"]), "reset_index")):
+        with pytest.raises((TypeError, KeyError), match=words):
+            from_long(frame, id="who", time="t")
+    long = pd.DataFrame({"who": [1, 1, 2], "t": [0, 1, 2], "what": ["x", "y", "x"], "v": [1.0, 2.0, NAN]})
+    series = from_long(long, id="who", time="t", values="v", variable="what")
+    assert series.ids == (1, 2)  # a sample without a value is still one
+    assert series.mask.sum() == 2
+    with pytest.raises(ValueError, match=r"line 1.*no channel is named"):
+        from_long(long.assign(what=["x", None, "x"]), id="who", time="t", values="v", variable="what")
+
+
+def test_what_does_not_belong_together_is_refused():
+    one = from_arrays([[0.0]], [[1.0]], static=[[1.0]])
+    two = from_arrays([[0.0]], [[[1.0, 2.0]]])
+    with pytest.raises(ValueError, match=r"\(1, 1\), and these have \(2, None\)"):
+        Scaling.fit(one)(two)
+    with pytest.raises(ValueError, match="same static numbers: 1 and None"):
+        collate([one, from_arrays([[0.0]], [[1.0]])])
+    with pytest.raises(ValueError, match=r"shape of `values`, \(3, 1\)"):
+        masked_mse(torch.zeros(3), torch.ones(3, 1))
+    with pytest.raises(TypeError, match="`dtype` must be floating-point"):
+        from_arrays([[0.0]], [[1.0]], dtype=torch.int64)
+    with pytest.raises(ValueError, match="`ids` must name the 1 samples, got 2"):
+        from_arrays([[0.0]], [[1.0]], ids=["a", "b"])
+    with pytest.raises(ValueError, match="`static` of sample 0, column 0: inf"):
+        from_arrays([[0.0]], [[1.0]], static=[[math.inf]])
+    assert ragged()[::-1].ids == tuple(reversed(ragged().ids))

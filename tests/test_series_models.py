@@ -1,6 +1,7 @@
 """Models of irregular series: shapes, causality, independence of neighbours and of what else is asked, exact flows."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -195,3 +196,56 @@ def test_a_longer_batch_changes_no_answer():
         torch.manual_seed(0)
         model = build()
         torch.testing.assert_close(model(longer)[:2], model(series), rtol=1e-4, atol=1e-5)
+
+
+def test_no_sample_and_no_question_are_answered(make):
+    model, series = make(), ragged()
+    assert model(series[[]]).shape == (0, 3)
+    assert model(series[[]], torch.tensor([2.0])).shape == (0, 1, 3)
+    assert model(series, torch.zeros(0)).shape == (5, 0, 3)
+    latent = LatentODE(2, 3, 8)
+    assert latent(series[[]]).shape == (0, 1, 2)
+    assert latent(series, torch.zeros(0)).shape == (5, 0, 2)
+
+
+def test_derivatives_are_those_of_finite_differences(make):
+    model, series, h = make(static=1).double(), ragged(n=3, static=1).to(torch.float64), 1e-6
+    assert series.static is not None
+    inputs = [series.values.clone().requires_grad_(), series.static.clone().requires_grad_(), *model.parameters()]
+    at = series.end[:, None] + torch.tensor([0.0, 0.5])
+
+    def loss():
+        return model(replace(series, values=inputs[0], static=inputs[1]), at).square().sum()
+
+    grads = torch.autograd.grad(loss(), inputs)
+    for x, grad in zip(inputs, grads):
+        along = torch.randn_like(x).where(~x.isnan(), 0.0)
+        ends = []
+        for step in (h, -2 * h):
+            with torch.no_grad():
+                x += step * along
+                ends.append(loss())
+        with torch.no_grad():
+            x += h * along
+        assert (ends[0] - ends[1]).item() / (2 * h) == pytest.approx((grad * along).sum().item(), rel=1e-5, abs=1e-7)
+
+
+def test_what_a_model_cannot_take_is_said_when_it_is_made_or_called():
+    series = ragged()
+    with pytest.raises(TypeError, match=r"computes in torch.float32.*write series.to\(torch.float32\)"):
+        GapGRU(2, 3)(series.to(torch.float64))
+    with pytest.raises(TypeError, match="`metod` is no option"):
+        ODERNN(2, 3, metod="rk4")
+    with pytest.raises(TypeError, match="`per_sample` is given by the model"):
+        LatentODE(2, per_sample=False)
+    with pytest.raises(TypeError, match="`jumps` is given by the model"):
+        NeuralCDE(2, 3, jumps=[1.0])
+
+
+def test_a_cde_goes_through_function_transforms():
+    model, series = NeuralCDE(2, 3, 8), ragged()
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    found = torch.func.grad(lambda w: torch.func.functional_call(model, w, (series,)).square().sum())(weights)
+    model(series).square().sum().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-5)

@@ -67,7 +67,7 @@ def test_a_jump_is_where_it_is_named_whatever_its_digits(options):
     for start, at, end in ends.tolist():
         for t in ([start, end], [end, start]):
             y0 = torch.zeros(1, 1, dtype=D)
-            sol = solve(lambda t, y: torch.where(t >= at, 1000.0, 1.0) + 0 * y, y0, t, jumps=[at], **options)
+            sol = solve(lambda t, y, at: torch.where(t >= at, 1e3, 1.0) + 0 * y, y0, t, (at,), jumps=[at], **options)
             want = (1 if t[1] == end else -1) * (at - start + 1000 * (end - at))
             assert sol.ys[-1].item() == pytest.approx(want, rel=1e-12), (start, at, end)
 

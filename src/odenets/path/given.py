@@ -47,7 +47,7 @@ def given_knots(t: Any, u: Tensor, looks: bool) -> Tensor:
     """The knots in float64, beside u, checked."""
     t = given_times(t)
     tensors = [t] if isinstance(t, Tensor) else [x for x in t if isinstance(x, Tensor)]
-    if any(x.requires_grad or (looks and transforms.is_wrapped(x)) for x in tensors):
+    if any(x.requires_grad or (looks and _is_transformed(x)) for x in tensors):
         raise TypeError("`t` must be times without a gradient and outside of transforms: write t.detach()")
     dtype = torch.float32 if u.device.type == "mps" else torch.float64
     if not isinstance(t, Tensor):
@@ -62,6 +62,11 @@ def given_knots(t: Any, u: Tensor, looks: bool) -> Tensor:
         remedy = repeated if now == then else "sort both: order = t.argsort(), t[order] and u[..., order, :]"
         raise ValueError(f"`t` must increase from knot to knot, t[{i}] = {now!r} is followed by {then!r}: {remedy}")
     return t
+
+
+def _is_transformed(t: Tensor) -> bool:
+    """Whether a transform maps over the times or asks for derivatives by them; one that they were made in does not."""
+    return transforms.is_mapped(t) or transforms.carries_derivative(t)
 
 
 def time_beside(t: Any, knots: Tensor) -> tuple[Tensor, float]:

@@ -55,11 +55,12 @@ class Series:
         keep = {"times": times.detach().to(values.device, torch.float64)}
         lengths = torch.full((n,), longest) if self.lengths is None else torch.as_tensor(self.lengths)
         keep["lengths"] = lengths.to(values.device, torch.int64)
-        if keep["lengths"].shape != (n,):
-            raise ValueError(f"`lengths` must be ({n},), a number for each sample, got {tuple(keep['lengths'].shape)}")
-        if self.static is not None and (self.static.dim() != 2 or len(self.static) != n):
+        if keep["lengths"].shape != (n,) or lengths.is_floating_point():
+            raise ValueError(f"`lengths` must be ({n},), a whole number for each sample, got {_described(lengths)}")
+        if self.static is not None and not _is_table(self.static, n):
             raise ValueError(f"`static` must be ({n}, S), a row for each sample, got {_described(self.static)}")
-        names = tuple(self.channels) or tuple(map(str, range(channels)))
+        given = (self.channels,) if isinstance(self.channels, str) else tuple(self.channels)
+        names = given or tuple(map(str, range(channels)))
         if len(names) != channels:
             raise ValueError(f"`channels` must name the {channels} channels of `values`, got {len(names)} names")
         ids = tuple(self.ids) or tuple(range(n))
@@ -86,6 +87,8 @@ class Series:
         back = torch.cat([self.times.new_zeros(n, 1), self.times.diff(dim=1)], dim=1) < 0
         self._refuse_first("times", back, "is before the row above it: sort the rows, as `from_arrays` does")
         self._refuse_first("values", self.values.isinf(), "is infinite: write NaN where a value is missing")
+        if self.static is not None:
+            self._refuse_first("static", self.static.isinf(), "is infinite: write NaN where it is missing")
         self._refuse_first("values", ~self.rows[..., None] & self.mask, "lies behind the sample's length")
         return self
 
@@ -94,7 +97,8 @@ class Series:
             i, j, *k = wrong.nonzero()[0].tolist()
             channel = f", channel {self.channels[k[0]]!r}" if k else ""
             value = getattr(self, name)[(i, j, *k)].item()
-            raise ValueError(f"`{name}` of sample {self.ids[i]!r}, row {j}{channel}: {value!r} {text}")
+            what = "column" if name == "static" else "row"
+            raise ValueError(f"`{name}` of sample {self.ids[i]!r}, {what} {j}{channel}: {value!r} {text}")
 
     @property
     def mask(self) -> Tensor:
@@ -132,7 +136,9 @@ class Series:
             if not -len(self) <= which < len(self):
                 raise IndexError(f"there are {len(self)} samples, got index {which}")
             which = [which % len(self)]
-        kept: Any = which if isinstance(which, slice | Tensor) else list(which)  # pyright: ignore[reportArgumentType]
+        if isinstance(which, slice):  # torch takes none that runs backward
+            which = range(len(self))[which]
+        kept: Any = which if isinstance(which, Tensor) else list(which)  # pyright: ignore[reportArgumentType]
         index = torch.arange(len(self), device=self.device)[kept]
         lengths = self.lengths[index]
         most = int(lengths.max()) if len(index) else 1
@@ -163,7 +169,10 @@ class Series:
         Raises:
             ValueError: If a sample has no row up to then.
         """
-        at = torch.as_tensor(time, dtype=torch.float64, device=self.device).expand(len(self))
+        at = torch.as_tensor(time, dtype=torch.float64, device=self.device)
+        if at.shape not in ((), (1,), (len(self),)):
+            raise ValueError(f"`time` must be a number, or ({len(self)},), one each, got shape {tuple(at.shape)}")
+        at = at.expand(len(self))
         seen = (self.times <= at[:, None]) & self.rows
         return self.kept(seen, "a row up to that time")
 
@@ -217,9 +226,10 @@ def collate(samples: Sequence[Any]) -> Any:
     Raises:
         ValueError: If they have not the same channels.
     """
+    samples = list(samples)
     if not samples:
         raise ValueError("`samples` must not be empty")
-    if isinstance(samples[0], tuple):
+    if isinstance(samples[0], tuple | list):
         series, *others = zip(*samples)
         return (collate(series), *(torch.stack([torch.as_tensor(x) for x in column]) for column in others))
     return _together(samples)
@@ -228,8 +238,12 @@ def collate(samples: Sequence[Any]) -> Any:
 def _together(samples: Sequence[Series]) -> Series:
     first = samples[0]
     for other in samples:
-        if other.channels != first.channels or (other.static is None) != (first.static is None):
+        if not isinstance(other, Series):
+            raise TypeError(f"`samples` must be series, or tuples that begin with one, got {shown(other)}")
+        if other.channels != first.channels:
             raise ValueError(f"`samples` must have the same channels: {first.channels} and {other.channels} differ")
+        if _width(other) != _width(first):
+            raise ValueError(f"`samples` must have the same static numbers: {_width(first)} and {_width(other)} differ")
     longest = max(s.times.shape[1] for s in samples)
     return replace(
         first,
@@ -246,6 +260,15 @@ def _longer(x: Tensor, longest: int, repeat: bool) -> Tensor:
     n, have, c = x.shape
     more = x[:, -1:].expand(n, longest - have, c) if repeat else x.new_full((n, longest - have, c), math.nan)
     return torch.cat([x, more], dim=1)
+
+
+def _width(series: Series) -> int | None:
+    """How many static numbers a sample has."""
+    return None if series.static is None else series.static.shape[1]
+
+
+def _is_table(x: Any, rows: int) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 2 and len(x) == rows
 
 
 def _described(x: Any) -> str:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,11 @@ def from_arrays(
     """
     if len(times) != len(values):
         raise ValueError(f"`times` and `values` must have an entry for each sample, got {len(times)} and {len(values)}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"`dtype` must be floating-point, since NaN marks what is missing, got {dtype}")
     ids = tuple(ids) or tuple(range(len(times)))
+    if len(ids) != len(times):
+        raise ValueError(f"`ids` must name the {len(times)} samples, got {len(ids)}")
     pairs = [_sample(name, t, x, dtype) for name, t, x in zip(ids, times, values, strict=True)]
     if not pairs:
         raise ValueError("`times` must have an entry for at least one sample, got none")
@@ -60,24 +65,48 @@ def from_arrays(
         torch.stack([torch.cat([t, t[-1:].expand(longest - len(t))]) for t, _ in pairs]),
         torch.stack([torch.cat([x, x.new_full((longest - len(x), x.shape[1]), math.nan)]) for _, x in pairs]),
         lengths,
-        None if static is None else torch.as_tensor(static, dtype=dtype),
-        tuple(channels),
+        None if static is None else _numbers(static, "`static` must be numbers, NaN where missing", dtype),
+        (channels,) if isinstance(channels, str) else tuple(channels),
         ids,
     )
     return series.checked()
 
 
 def _plain(x: Any) -> Any:
-    """NumPy's arrays as copies: torch takes none that run backward, and warns of those that are read-only."""
-    return x.copy() if hasattr(x, "__array_interface__") else x
+    """NumPy's arrays as copies: torch takes none that run backward, and warns of those that are read-only.
+
+    What pandas has becomes an array in float64, NaN where a value is missing.
+    """
+    if hasattr(x, "__array_interface__"):
+        return x.copy()
+    return (
+        x
+        if isinstance(x, Tensor) or not hasattr(x, "to_numpy")
+        else x.to_numpy(dtype="float64", na_value=math.nan, copy=True)
+    )
+
+
+def _numbers(x: Any, what: str, dtype: torch.dtype) -> Tensor:
+    """x as a tensor.
+
+    Raises:
+        TypeError: If it holds anything but real numbers; the text begins with `what`.
+    """
+    try:
+        plain = _plain(x)
+        if getattr(plain, "dtype", None) in _COMPLEX or str(getattr(plain, "dtype", "")).startswith("complex"):
+            raise TypeError("complex numbers: give their real and imaginary parts as two channels")
+        return torch.as_tensor(plain, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{what}, got {shown(x)}: {error}") from None
+
+
+_COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 
 
 def _sample(name: Any, times: Any, values: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     t = as_times(times, f"`times` of sample {name!r}")
-    try:
-        x = torch.as_tensor(_plain(values), dtype=dtype)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`values` of sample {name!r} must be numbers, got {shown(values)}: {error}") from None
+    x = _numbers(values, f"`values` of sample {name!r} must be numbers, NaN where missing", dtype)
     x = x[:, None] if x.dim() == 1 else x
     if x.dim() != 2 or t.shape != x.shape[:1]:
         wanted = "(L, C) with one row for each of its times"
@@ -92,41 +121,60 @@ def _sample(name: Any, times: Any, values: Any, dtype: torch.dtype) -> tuple[Ten
 
 
 def as_times(times: Any, name: str, unit: str = "h") -> Tensor:
-    """Times as a tensor in float64: numbers as they are, dates in hours (or `unit`) since 1970.
+    """Times as a tensor in float64: numbers as they are, dates in hours (or `unit`) since 1970, durations in them.
 
     Raises:
-        TypeError: If they are neither.
+        TypeError: If they are none of these.
     """
     if not isinstance(times, Tensor):
-        times = list(times) if not hasattr(times, "dtype") else times
-        dates = str(getattr(times, "dtype", "")).startswith("datetime64")
-        if isinstance(times, list) and times and isinstance(times[0], datetime.datetime):
-            return torch.tensor([_since_1970(x, name) for x in times], dtype=torch.float64) / UNITS[unit]
-        if dates:
-            times = getattr(times, "to_numpy", lambda: times)()
-            ticks = torch.tensor(times.astype("datetime64[ns]").astype("int64"))
-            if (ticks == torch.iinfo(torch.int64).min).any():
-                raise ValueError(f"{name} has no date in row {int(ticks.argmin())}: leave the row out")
-            seconds = ticks.div(10**9, rounding_mode="floor")
-            return (seconds.double() + ticks.remainder(10**9).double() / 1e9) / UNITS[unit]
-    try:
-        found = times if isinstance(times, Tensor) else torch.tensor(_plain(times), dtype=torch.float64)
-        found = found.double()
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be numbers or dates, got {shown(times)}: {error}") from None
+        times = _moments(times, name)
+        if str(getattr(times, "dtype", "")).startswith(("datetime64", "timedelta64")):
+            return _seconds(times, name) / UNITS[unit]
+    found = _numbers(times, f"{name} must be numbers or dates", torch.float64)
     if found.dim() != 1:
         raise ValueError(f"{name} must be 1-D, got shape {tuple(found.shape)}")
     return found
 
 
+def _moments(times: Any, name: str) -> Any:
+    """Dates and durations as NumPy has them, dates in UTC; anything else as it is."""
+    if getattr(getattr(times, "dtype", None), "tz", None) is not None:  # of pandas
+        times = getattr(times, "dt", times).tz_convert("UTC")
+        times = getattr(times, "dt", times).tz_localize(None)
+    if hasattr(times, "dtype"):
+        moments = str(times.dtype).startswith(("datetime64", "timedelta64"))
+        return times.to_numpy() if moments and hasattr(times, "to_numpy") else times
+    try:
+        given = list(times)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of times, got {shown(times)}") from None
+    kinds = (datetime.date | np.datetime64, datetime.timedelta | np.timedelta64)
+    for kind, dtype in zip(kinds, ("datetime64[us]", "timedelta64[us]")):
+        if any(isinstance(x, kind) for x in given):
+            wrong = [x for x in given if not isinstance(x, kind)]
+            if wrong:
+                raise TypeError(f"{name} must be dates, durations or numbers throughout, got {shown(wrong[0])}")
+            zones = {getattr(x, "tzinfo", None) is None for x in given}
+            if len(zones) > 1:
+                raise ValueError(f"{name} mixes dates with and without a time zone: give all of them one")
+            return np.array([_in_utc(x) for x in given]).astype(dtype)
+    return given
+
+
+def _in_utc(x: Any) -> Any:
+    return x.astimezone(datetime.UTC).replace(tzinfo=None) if getattr(x, "tzinfo", None) is not None else x
+
+
+def _seconds(ticks: Any, name: str) -> Tensor:
+    """NumPy's dates or durations in seconds: whole ones and the rest apart, so that no digit and no century is lost."""
+    if np.isnat(ticks).any():
+        raise ValueError(f"{name} has no date in row {int(np.isnat(ticks).argmax())}: leave the row out")
+    whole = ticks.astype(f"{ticks.dtype.kind}8[s]")
+    rest = (ticks - whole) / np.timedelta64(1, "s")
+    return torch.tensor(whole.astype("int64")).double() + torch.tensor(rest, dtype=torch.float64)
+
+
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}  # seconds
-
-
-def _since_1970(x: Any, name: str) -> float:
-    if not isinstance(x, datetime.datetime):
-        raise TypeError(f"{name} must be dates throughout, got {shown(x)}")
-    zone = datetime.UTC
-    return (x if x.tzinfo else x.replace(tzinfo=zone)).timestamp()
 
 
 def from_torchcde(x: Tensor, *, lengths: Tensor | None = None) -> Series:
@@ -138,6 +186,7 @@ def from_torchcde(x: Tensor, *, lengths: Tensor | None = None) -> Series:
     """
     if not isinstance(x, Tensor) or x.dim() != 3 or x.shape[2] < 2:
         raise TypeError(f"`x` must be (N, L, 1 + C) with time as the first channel, got {shown(x)}")
+    x = x if x.is_floating_point() else x.float()
     if lengths is None:
         lengths = (~x[..., 0].isnan()).sum(1)
     each = [x[i, : int(n)] for i, n in enumerate(lengths)]
@@ -164,6 +213,7 @@ def from_pypots(data: dict[str, Any], *, times: Any = None) -> Series:
     if not isinstance(data, dict) or "X" not in data:
         raise TypeError(f'`data` must be a dict with "X", got {shown(data)}')
     x = torch.as_tensor(data["X"])
+    x = x if x.is_floating_point() else x.float()
     if x.dim() != 3:
         raise ValueError(f'`data["X"]` must be (n, steps, features), got shape {tuple(x.shape)}')
     at = torch.arange(x.shape[1], dtype=torch.float64) if times is None else torch.as_tensor(times, dtype=torch.float64)

@@ -14,12 +14,13 @@ def masked_mse(predicted: Tensor, values: Tensor) -> Tensor:
         values: (..., C), NaN where nothing was observed.
 
     Raises:
-        ValueError: If nothing was observed.
+        ValueError: If nothing was observed, or the shapes do not fit.
 
     It is the pooled mean, as in mTAN's code. The code of Rubanova et al. (2019) averages each patient's and channel's
     mean instead, and takes that of a channel that was never observed for 0: its numbers are smaller.
     """
     seen = _seen(values)
+    _check_fit(predicted, values)
     error = (predicted - values.where(seen, 0.0)).square().where(seen, 0.0)
     draws = predicted.dim() - values.dim()
     return error.sum() / (seen.sum() * (len(predicted) if draws else 1))
@@ -33,6 +34,7 @@ def gaussian_nll(predicted: Tensor, values: Tensor, sigma: float | Tensor) -> Te
         values: (N, K, C), NaN where nothing was observed: what adds nothing.
         sigma: The standard deviation of the observations, > 0: a number, or (C,).
     """
+    _check_fit(predicted, values)
     seen = ~values.isnan()
     sigma = torch.as_tensor(sigma, dtype=predicted.dtype, device=predicted.device)
     z = (predicted - values.where(seen, 0.0)) / sigma
@@ -45,3 +47,12 @@ def _seen(values: Tensor) -> Tensor:
     if not seen.any():
         raise ValueError("`values` has no observation: leave the batch out")
     return seen
+
+
+def _check_fit(predicted: Tensor, values: Tensor) -> None:
+    """Refuse what would be broadcast: each value against each prediction."""
+    if predicted.shape[-values.dim() :] != values.shape:
+        raise ValueError(
+            f"`predicted` must have the shape of `values`, {tuple(values.shape)}, behind axes of draws, got "
+            f"{tuple(predicted.shape)}"
+        )

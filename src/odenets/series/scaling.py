@@ -45,8 +45,16 @@ class Scaling:
         return cls(mean, deviation, *static, span if span > 0 else 1.0)
 
     def __call__(self, series: Series) -> Series:
-        """The series in these units."""
+        """The series in these units.
+
+        Raises:
+            ValueError: If it has other channels or static numbers than that which this was fitted on.
+        """
         static = series.static
+        have = series.values.shape[2], None if static is None else static.shape[1]
+        fitted = len(self.mean), None if self.static_mean is None else len(self.static_mean)
+        if have != fitted:
+            raise ValueError(f"fitted on series of (channels, static numbers) = {fitted}, and these have {have}")
         if static is not None and self.static_mean is not None and self.static_deviation is not None:
             static = (static - self.static_mean.to(static)) / self.static_deviation.to(static)
         values = (series.values - self.mean.to(series.values)) / self.deviation.to(series.values)
@@ -70,6 +78,9 @@ def _scores(x: Tensor, names: tuple[str, ...], what: str) -> tuple[Tensor, Tenso
         name = names[int((count == 0).nonzero()[0])]
         raise ValueError(f"{what} {name!r} was never observed in the {len(x)} rows to fit on: leave it out")
     mean = x.nansum(0) / count
-    deviation = ((x - mean).square().nansum(0) / count).sqrt()
+    off = x - mean
+    largest = off.nan_to_num().abs().amax(0)
+    unit = largest.where(largest > 0, 1.0)  # whose square is in range
+    deviation = ((off / unit).square().nansum(0) / count).sqrt() * unit
     tiny = deviation <= 1e-12 * mean.abs()  # rounding, or a constant
     return mean, deviation.where(~tiny & (deviation > 0), 1.0)

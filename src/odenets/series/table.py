@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ def from_long(
     time: str,
     values: str | Sequence[str] | None = None,
     variable: str | None = None,
-    static: Sequence[str] = (),
+    static: str | Sequence[str] = (),
     unit: str = "h",
     dtype: torch.dtype = torch.float32,
 ) -> Series:
@@ -29,13 +30,14 @@ def from_long(
     Args:
         frame: A pandas DataFrame.
         id: The column that names the sample of a line; samples come in the order in which they come first.
-        time: The column of times: numbers, or dates, which become `unit`s since 1970 (dates with a time zone in UTC).
+        time: The column of times: numbers, dates, which become `unit`s since 1970 (with a time zone in UTC), or
+            durations.
         values: The columns of the channels, one each; None: all other columns. With `variable`, the one column of
             numbers.
         variable: The column that names the channel of each line, for tables with a line for each single value
             ("time, variable, value"); lines of one sample and time become one row, the last of a channel counts.
         static: Columns of what is known of a sample at any time: the first value that is not missing.
-        unit: "s", "min", "h" or "d", for dates.
+        unit: "s", "min", "h" or "d", for dates and durations.
         dtype: Of the values.
 
     Raises:
@@ -48,14 +50,19 @@ def from_long(
 
     if unit not in UNITS:
         raise ValueError(f"`unit` must be one of {', '.join(UNITS)}, got {shown(unit)}")
-    names = [values] if isinstance(values, str) else list(values or ())
-    for column in (id, time, *names, *static, *([variable] if variable else [])):
-        if column not in frame:
-            raise KeyError(f"the table has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
+    if not isinstance(frame, pd.DataFrame):
+        remedy = "frame.to_pandas()" if hasattr(frame, "to_pandas") else "pandas.DataFrame(frame)"
+        kind = f"{type(frame).__module__.partition('.')[0]}.{type(frame).__name__}"
+        raise TypeError(f"`frame` must be a pandas DataFrame, got {kind}: write {remedy}")
+    names, static = _names(values), _names(static)
+    _check_columns(frame, [id, time, *names, *static, *([] if variable is None else [variable])])
     if frame.empty:
         raise ValueError("`frame` must have at least one line, got none")
     if frame[id].isna().any():
         raise ValueError(f"line {_first(frame[id].isna())}, column {id!r}: no sample is named; leave the line out")
+    if variable is not None and frame[variable].isna().any():
+        i = _first(frame[variable].isna())
+        raise ValueError(f"line {i}, column {variable!r}: no channel is named; leave the line out")
     at = _times(pd, frame[time], time, unit)
     if variable is not None:
         if len(names) != 1:
@@ -78,6 +85,21 @@ def from_long(
     )
 
 
+def _names(given: str | Sequence[str] | None) -> list[str]:
+    return [given] if isinstance(given, str) else [] if given is None else list(given)
+
+
+def _check_columns(frame: Any, wanted: Sequence[str]) -> None:
+    for column in wanted:
+        if column in frame.index.names:
+            raise KeyError(f"{column!r} is part of the table's index: write frame.reset_index()")
+        if column not in frame:
+            raise KeyError(f"the table has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise ValueError(f"the table has two columns {twice!r}: give each a name of its own")
+
+
 def _first(wrong: Any) -> int:
     return int(wrong.to_numpy().argmax())
 
@@ -85,34 +107,60 @@ def _first(wrong: Any) -> int:
 def _times(pd: Any, column: Any, name: str, unit: str) -> Tensor:
     if column.isna().any():
         raise ValueError(f"line {_first(column.isna())}, column {name!r}: the time is missing; leave the line out")
-    if pd.api.types.is_numeric_dtype(column):
-        return as_times(column.to_numpy(), f"column {name!r}")
-    if not pd.api.types.is_datetime64_any_dtype(column):
-        try:
-            column = pd.to_datetime(column)
-        except (TypeError, ValueError) as error:
-            text = str(error).lower()
-            if "zone" in text or "tz-aware" in text:
-                remedy = f"frame[{name!r}] = pandas.to_datetime(frame[{name!r}], utc=True)"
-                raise ValueError(f"column {name!r} mixes time zones: write {remedy}") from None
-            wrong = pd.to_datetime(column, errors="coerce", format="mixed", utc=True).isna()
-            i = _first(wrong) if wrong.any() else 0
-            raise ValueError(
-                f"line {i}, column {name!r}: {column.iloc[i]!r} is neither a number nor a date: mend or leave it out"
-            ) from None
+    types = pd.api.types
+    if types.is_numeric_dtype(column) or types.is_timedelta64_dtype(column):
+        return as_times(column.to_numpy(), f"column {name!r}", unit)
+    if not types.is_datetime64_any_dtype(column):
+        column = _dates(pd, column, name)
+    if not isinstance(column.dtype, np.dtype | pd.DatetimeTZDtype):  # of Arrow
+        column = pd.to_datetime(column.astype(object))
     if getattr(column.dtype, "tz", None) is not None:
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
     return as_times(column.to_numpy(), f"column {name!r}", unit)
 
 
+def _dates(pd: Any, column: Any, name: str) -> Any:
+    """A column of text or objects as dates.
+
+    Raises:
+        ValueError: If it holds anything else; numbers and times of day written as text are no dates.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of dates that are guessed one by one
+            return pd.to_datetime(column)
+    except (TypeError, ValueError, UserWarning) as error:
+        text = str(error).lower()
+    numbers = pd.to_numeric(column, errors="coerce")
+    if numbers.notna().all() and isinstance(column.iloc[0], str):
+        raise ValueError(
+            f"column {name!r} holds numbers as text: write frame[{name!r}] = frame[{name!r}].astype(float)"
+        )
+    dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
+    zoned = column.astype(str).str.contains(r"(?:[+-]\d\d:?\d\d|Z)$")
+    if "zone" in text or "tz-aware" in text or (dates.notna().all() and zoned.any() and not zoned.all()):
+        remedy = f"frame[{name!r}] = pandas.to_datetime(frame[{name!r}], utc=True)"
+        raise ValueError(f"column {name!r} mixes time zones: write {remedy}")
+    if dates.notna().all():  # some with a time of day, some without
+        return dates
+    i = _first(dates.isna())
+    raise ValueError(
+        f"line {i}, column {name!r}: {column.iloc[i]!r} is neither a number nor a date: mend or leave it out, or write "
+        f"frame[{name!r}] = pandas.to_datetime(frame[{name!r}], format=...), or pandas.to_timedelta for durations"
+    )
+
+
 def _numbers(pd: Any, column: Any, name: str, dtype: torch.dtype) -> Tensor:
+    types = pd.api.types
+    if types.is_datetime64_any_dtype(column) or types.is_timedelta64_dtype(column) or types.is_complex_dtype(column):
+        raise ValueError(f"column {name!r} holds {column.dtype}, no real numbers: name the columns to take in `values`")
     found = pd.to_numeric(column, errors="coerce")
     wrong = found.isna() & column.notna()
     if wrong.any():
         i = _first(wrong)
         raise ValueError(
-            f"line {i}, column {name!r}: {column.iloc[i]!r} is not a number: mend it, or leave it empty where the "
-            "value is missing"
+            f"line {i}, column {name!r}: {column.iloc[i]!r} is not a number: mend it, leave it empty where the value "
+            f"is missing, or give words numbers, frame[{name!r}].map({{...}})"
         )
     x = torch.tensor(found.to_numpy(dtype="float64", na_value=float("nan")))
     if x.isinf().any():
@@ -146,14 +194,18 @@ def _by_variable(
     pd: Any, frame: Any, at: Tensor, id: str, variable: str, value: str, static: Sequence[str]
 ) -> tuple[Any, Tensor, list[str]]:
     """A line for each sample and time, a column for each variable."""
+    which, first = pd.MultiIndex.from_arrays([frame[id].to_numpy(), at.numpy()]).factorize()
+    channel, names = pd.factorize(frame[variable].astype(str))
+    taken = [name for name in names if name in (id, *static)]
+    if taken:
+        raise ValueError(f"channel {taken[0]!r} has the name of another column: give that column another name")
     numbers = _numbers(pd, frame[value], value, torch.float64).numpy()
-    slim = pd.DataFrame({"id": frame[id].to_numpy(), "at": at.numpy(), "variable": frame[variable].astype(str)})
-    slim["value"], slim["line"] = numbers, range(len(slim))
-    wide = slim.pivot_table(index=["id", "at"], columns="variable", values="value", aggfunc="last", sort=False)
-    names = list(dict.fromkeys(slim["variable"]))
-    wide = wide.reindex(columns=names).reset_index()
-    wide = wide.rename(columns={"id": id})
+    seen = ~np.isnan(numbers)
+    table = np.full((len(first), len(names)), np.nan)
+    table[which[seen], channel[seen]] = numbers[seen]  # in order, so the last one counts
+    wide = pd.DataFrame(table, columns=names)
+    wide[id] = first.get_level_values(0)
     for column in static:
         known = frame.dropna(subset=[column]).drop_duplicates(id).set_index(id)[column]
         wide[column] = wide[id].map(known)
-    return wide, torch.tensor(wide["at"].to_numpy()), names
+    return wide, torch.tensor(first.get_level_values(1).to_numpy()), list(names)

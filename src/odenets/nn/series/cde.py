@@ -10,7 +10,7 @@ from odenets.adjoint import Direct
 from odenets.arguments import shown
 from odenets.controller import Fixed
 from odenets.nn.models import MLP
-from odenets.nn.series.inputs import check_series, last_values, questions, rows_before, static_of
+from odenets.nn.series.inputs import check_options, check_series, last_values, questions, rows_before, static_of
 from odenets.nn.series.recurrent import Readout, SeriesModel, at_rows
 from odenets.path import CubicHermite, Linear, NaturalCubic, Path
 from odenets.series import Series
@@ -76,12 +76,13 @@ class NeuralCDE(SeriesModel):
         self.field = MLP((hidden, *field_hidden, hidden * self.width), "silu")
         self.readout = Readout(hidden + 1, outputs, dropout=dropout)
         self.begin = None
+        check_options(solve_options, "jumps")
         self.solve_options = solve_options or {"method": "midpoint", "controller": Fixed(dt=1.0)}
         self.solve_options = {"adjoint": Direct(), **self.solve_options}
         self.stats: Stats | None = None
 
     def forward(self, series: Series, at: Tensor | None = None) -> Tensor:
-        check_series(series, self.channels, self.static)
+        check_series(series, self, self.channels, self.static)
         asked = questions(series, at)
         x, each = self._knots(series)
         known = static_of(series)
@@ -109,7 +110,7 @@ class NeuralCDE(SeriesModel):
         if count == 1:
             self.stats = Stats()
             return z0[:, None]
-        knots = torch.arange(count, dtype=torch.float64)
+        knots = [float(i) for i in range(count)]
         path = PATHS[self.path](knots, x)
         kinks = knots[1:-1] if PATHS[self.path] is Linear else ()
         solution = solve(self._driven, z0, knots, args=(path,), jumps=kinks, **self.solve_options)

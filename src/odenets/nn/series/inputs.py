@@ -1,14 +1,18 @@
 """What the models make of a series before they compute: filled values, gaps, and what is static."""
 
+import inspect
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from odenets.arguments import count, shown
 from odenets.series import Series
+from odenets.solve import solve
 
 
-def check_series(series: Series, channels: int, static: int) -> None:
-    """Refuse what is no series of so many channels and static numbers.
+def check_series(series: Series, model: nn.Module, channels: int, static: int) -> None:
+    """Refuse what is no series of so many channels and static numbers, in the dtype that the model computes in.
 
     Raises:
         TypeError, ValueError: Naming what the model was made for.
@@ -18,6 +22,11 @@ def check_series(series: Series, channels: int, static: int) -> None:
     have = series.values.shape[2]
     if have != channels:
         raise ValueError(f"the model was made for `channels={channels}`, and the series has {have}: {series.channels}")
+    dtype = next(model.parameters()).dtype
+    if series.values.dtype != dtype and not torch.is_autocast_enabled(series.device.type):
+        raise TypeError(
+            f"the model computes in {dtype}, and the series has {series.values.dtype}: write series.to({dtype})"
+        )
     found = 0 if series.static is None else series.static.shape[1]
     if found != static:
         raise ValueError(f"the model was made for `static={static}` numbers of a sample, and the series has {found}")
@@ -27,6 +36,19 @@ def sizes(**given: int) -> None:
     """Refuse sizes that are no whole numbers from 1 (`static` from 0)."""
     for name, value in given.items():
         count(name, value, least=0 if name == "static" else 1)
+
+
+def check_options(options: dict[str, Any], *own: str) -> None:
+    """Refuse what is no option of `solve`, and those that the model gives itself.
+
+    Raises:
+        TypeError: Naming the option.
+    """
+    known = inspect.signature(solve).parameters
+    for name in options:
+        if name not in known or name in ("f", "y0", "t", "args", *own):
+            why = "is given by the model" if name in known else "is no option of the model, nor of `odenets.solve`"
+            raise TypeError(f"`{name}` {why}: leave it out")
 
 
 def last_values(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from odenets.arguments import count, number, shown
 from odenets.nn.field import MLPField
 from odenets.nn.models import MLP
-from odenets.nn.series.inputs import check_series, questions, sizes
+from odenets.nn.series.inputs import check_options, check_series, questions, sizes
 from odenets.nn.series.recurrent import ODERNN, GapGRU
 from odenets.series import Series, gaussian_nll
 from odenets.solution import Stats
@@ -41,7 +41,8 @@ class LatentODE(nn.Module):
         decoder_hidden: Hidden layers from z to the values.
         solve_options: Options of `odenets.solve` for the decoder; `rtol=1e-3, atol=1e-4` where nothing is
             given. Each sample has its own times, so its own steps (`per_sample=True`)
-            unless all are asked at the same times since their first rows.
+            unless all are asked at the same times since their first rows: an `adjoint` other than
+            `Checkpointed` and a `controller` of fixed steps go with those alone.
 
     Attributes:
         stats: `Stats` of the newest decoding.
@@ -75,13 +76,14 @@ class LatentODE(nn.Module):
         self.encoder = ENCODERS[encoder](channels, 2 * latent, hidden, static=static)
         self.field = MLPField(latent, tuple(field_hidden), time="none") if field is None else field
         self.decoder = MLP((latent, *decoder_hidden, channels), "relu")
+        check_options(solve_options, "per_sample")
         tolerances = {} if "controller" in solve_options else {"rtol": 1e-3, "atol": 1e-4}
         self.solve_options = {**tolerances, **solve_options}
         self.stats: Stats | None = None
 
     def encode(self, series: Series) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the standard deviation of z at the first row, (N, latent) each."""
-        check_series(series, self.channels, self.static)
+        check_series(series, self, self.channels, self.static)
         return self.encoder(backward_in_time(series)).chunk(2, dim=-1)
 
     def decode(self, z0: Tensor, series: Series, at: Tensor | None = None) -> Tensor:
@@ -98,7 +100,7 @@ class LatentODE(nn.Module):
         at = series.times if at is None else questions(series, at, causal=False)
         lags = at - series.start[:, None]
         draws = z0.shape[:-2]
-        lags = lags.expand(*draws, *lags.shape).reshape(-1, lags.shape[-1])
+        lags = lags.expand(*draws, *lags.shape).flatten(0, -2)
         z = self._trajectory(z0.reshape(-1, self.latent), lags)
         return self.decoder(z).reshape(*draws, *at.shape, self.channels)
 
@@ -131,6 +133,9 @@ class LatentODE(nn.Module):
 
     def _trajectory(self, z0: Tensor, lags: Tensor) -> Tensor:
         """(N, K, latent), z at times since the first row, of any sign and order."""
+        if lags.numel() == 0:
+            self.stats = Stats()
+            return z0.new_zeros(*lags.shape, self.latent)
         ordered, order = lags.sort(dim=1, stable=True)
         parts, self.stats = [], Stats()
         for side in (-1.0, 1.0):

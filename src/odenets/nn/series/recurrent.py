@@ -11,6 +11,7 @@ from odenets.adjoint import Direct
 from odenets.controller import Fixed
 from odenets.nn.field import MLPField
 from odenets.nn.series.inputs import (
+    check_options,
     check_series,
     gaps,
     last_values,
@@ -95,19 +96,23 @@ class GapGRU(SeriesModel):
         self.readout = Readout(hidden + 1, outputs, dropout=dropout)
 
     def forward(self, series: Series, at: Tensor | None = None) -> Tensor:
-        check_series(series, self.channels, self.static)
+        check_series(series, self, self.channels, self.static)
         asked = questions(series, at)
         values, times = series.values, series.times
         last, _ = last_values(values)
         x = torch.cat([last, (~values.isnan()).to(values), gaps(times)[..., None].to(values)], dim=-1)
-        packed = pack_padded_sequence(x, series.lengths.cpu(), batch_first=True, enforce_sorted=False)
-        first = self.first_state(series)
-        first = torch.stack([first, *[torch.zeros_like(first)] * (self.gru.num_layers - 1)])
-        states, _ = pad_packed_sequence(self.gru(packed, first)[0], batch_first=True)
+        states = self._states(x, series) if len(series) else x.new_zeros(0, x.shape[1], self.hidden)
         base = rows_before(series, asked)
         since = (asked - times.gather(1, base)).to(values)
         out = self.readout(torch.cat([at_rows(states, base), since[..., None]], dim=-1))
         return out[:, 0] if at is None else out
+
+    def _states(self, x: Tensor, series: Series) -> Tensor:
+        """(N, L, hidden), behind each row."""
+        packed = pack_padded_sequence(x, series.lengths.cpu(), batch_first=True, enforce_sorted=False)
+        first = self.first_state(series)
+        first = torch.stack([first, *[torch.zeros_like(first)] * (self.gru.num_layers - 1)])
+        return pad_packed_sequence(self.gru(packed, first)[0], batch_first=True)[0]
 
 
 class Recurrent(SeriesModel):
@@ -137,7 +142,7 @@ class Recurrent(SeriesModel):
         raise NotImplementedError
 
     def forward(self, series: Series, at: Tensor | None = None) -> Tensor:
-        check_series(series, self.channels, self.static)
+        check_series(series, self, self.channels, self.static)
         asked = questions(series, at)
         base = rows_before(series, asked)
         h = at_rows(self.states(series), base)
@@ -187,7 +192,8 @@ class GRUD(Recurrent):
 
     def __init__(self, channels: int, outputs: int, hidden: int = 64, *, static: int = 0, dropout: float = 0.0) -> None:
         super().__init__(channels, outputs, hidden, 2 * channels, static, dropout)
-        self.decay_values = nn.Parameter(torch.zeros(2, channels))  # weight and bias of one number a channel
+        # Weight and bias of one number a channel. A weight of 0 would stay: the ReLU behind it has no slope there.
+        self.decay_values = nn.Parameter(torch.stack([torch.ones(channels), torch.zeros(channels)]))
         self.decay_state = nn.Linear(channels, hidden)
 
     def inputs(self, series: Series) -> Tensor:
@@ -248,6 +254,7 @@ class ODERNN(Recurrent):
         super().__init__(channels, outputs, hidden, 2 * channels, static, dropout)
         layers = (field_hidden,) if isinstance(field_hidden, int) else tuple(field_hidden)
         self.field = MLPField(hidden, layers, time="none") if field is None else field
+        check_options(solve_options)
         self.solve_options = solve_options or {"method": "midpoint", "controller": Fixed(steps=1)}
         self.solve_options = {"adjoint": Direct(), **self.solve_options}
         self.stats: Stats | None = None
