@@ -14,11 +14,13 @@ with experiments_extra("`odenets.experiments`"):
         descent,
         ecg,
         fitting,
+        gaps,
         implicit,
         memory,
         order,
         robustness,
         spheres,
+        spirals,
         tolerance,
         uniqueness,
     )
@@ -85,6 +87,14 @@ EXPERIMENTS = {
             fitting.SMALL,
         ),
         Experiment(
+            "gaps",
+            "Series with more and more rows missing: GRU with and without the gaps, ODE-RNN, neural CDE (section 6).",
+            gaps.Config,
+            gaps.run,
+            gaps.SMALL,
+            may_change=("seeds",),
+        ),
+        Experiment(
             "implicit",
             "Implicit layers: closed forms, and a deep equilibrium network beside its explicit twin (section 2.7).",
             implicit.Config,
@@ -119,6 +129,14 @@ EXPERIMENTS = {
             spheres.Config,
             spheres.run,
             spheres.SMALL,
+        ),
+        Experiment(
+            "spirals",
+            "Spirals seen at random times and predicted behind them: latent ODE and RNN (Chen et al. 2018, 5.1).",
+            spirals.Config,
+            spirals.run,
+            spirals.SMALL,
+            may_change=("seeds",),
         ),
         Experiment(
             "tolerance",

@@ -1,4 +1,7 @@
-"""What the experiments with a training loop of their own share: a step of an optimizer, and the accuracy."""
+"""What the experiments with a training loop of their own share: steps of an optimizer, and the accuracy."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +14,24 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
+def descend(model: nn.Module, loss: Callable[[float], Tensor], iterations: int, lr: float) -> list[float]:
+    """Steps of Adam, its rate rising to `lr` and falling again; the mean loss in each twentieth of them.
+
+    Args:
+        loss: Gets the share of the steps that are done, from 0.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=iterations + 1, pct_start=0.1)
+    losses = []
+    for i in range(iterations):
+        value = loss(i / iterations)
+        step(optimizer, value)
+        rate.step()
+        losses.append(float(value.detach()))
+    return [float(part.mean()) for part in torch.tensor(losses).tensor_split(min(20, len(losses)))]
+
+
 @torch.no_grad()
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """The share of inputs whose largest output is that of their class."""
+def accuracy(model: nn.Module, x: Any, y: Tensor) -> float:
+    """The share of inputs (a tensor, or series) whose largest output is that of their class."""
     return float((model(x).argmax(1) == y).float().mean())
