@@ -48,10 +48,13 @@ def test_so_many_points_are_seen_and_stand_on_the_grid(number):
     series = spirals.seen(drawn, number, 0)
     assert series.lengths.tolist() == [number] * 40
     assert not series.times[:, 0].any()
-    full = spirals.on_grid(series)
+    full = spirals.on_grid(series, torch.arange(SEEN))
     assert full.mask.all(2).sum(1).tolist() == [number] * 40
     expected = drawn.noisy[:, BEFORE : BEFORE + SEEN] / spirals.SCALE
     assert torch.equal(full.values[full.mask], expected[full.mask])
+    few = spirals.on_grid(series, torch.tensor([0, 7]))
+    assert torch.equal(few.times[3], spirals.grid(0, 8)[[0, 7]])
+    assert torch.equal(few.values.nan_to_num(), full.values[:, [0, 7]].nan_to_num())
 
 
 def test_the_error_leaves_out_what_is_not_there():
@@ -68,21 +71,22 @@ def test_the_last_point_holds():
 
 
 def test_the_rnn_goes_on_from_its_own_predictions():
+    """Each stride ends in a point that is then as good as seen; places between are asked from where it begins."""
     torch.manual_seed(0)
-    model, series = Rolled(), spirals.seen(spirals.draw(40, 0), 5, 0)
-    predicted = model.predict(series, SEEN, SEEN + 3)
-    longer = torch.cat([series.values, predicted[:, :1]], dim=1)
-    times = torch.cat([series.times, spirals.grid(SEEN, SEEN + 1).expand(40, -1)], dim=1)
-    again = model.predict(spirals.Series(times, longer), SEEN + 1, SEEN + 3)
-    torch.testing.assert_close(again, predicted[:, 1:])
+    model, series = Rolled(), spirals.seen(spirals.draw(40, 0), 40, 0)
+    predicted = model.predict(series, SEEN, SEEN + 6)  # strides of 2
+    longer = torch.cat([series.values, predicted[:, 1:2]], dim=1)
+    times = torch.cat([series.times, spirals.grid(SEEN + 1, SEEN + 2).expand(40, -1)], dim=1)
+    again = model.predict(spirals.Series(times, longer), SEEN + 2, SEEN + 6)
+    torch.testing.assert_close(again, predicted[:, 2:])
 
 
 def test_each_model_learns_from_its_loss():
     series = spirals.seen(spirals.draw(40, 0), 10, 0)
-    config = Config(spirals=40, iterations=40, batch_size=20)
+    config = Config(spirals=40, iterations=20, batch_size=20)
     for make in (Latent, Rolled):
         losses = spirals.trained(make, series, config, 0)[1]
-        assert losses[-1] < 0.5 * losses[0]
+        assert losses[-1] < 0.8 * losses[0]
 
 
 def test_the_latent_ode_is_asked_backward_in_time_too():
