@@ -1,7 +1,10 @@
 """Spirals seen at random times and predicted behind them: a latent ODE beside an RNN (Chen et al. 2018, section 5.1).
 
-Run it:     odenets run spirals                        (about 20 minutes on one core)
-Expect:     see docs/experiments-results.md: RMSE by the number of points seen, with the published ones beside it.
+Run it:     odenets run spirals                        (one seed: about 5 minutes on one core)
+Expect:     the published errors are not reached. With 30 points and 300 to 1,000 steps the latent ODE came to an RMSE
+            of 1.1 to 2.6 (published: 0.16), the RNN, which goes on in strides that it knows, to 0.6 in 400 steps. The
+            points seen are fitted to nearly their noise; the error is 0.3 to 0.4 at once behind them and grows from
+            there, for what z does at later times than were trained with is left open by the bound.
 """
 
 import dataclasses
@@ -194,11 +197,11 @@ class Rolled(nn.Module):
         stride = round(SEEN / length)
         _, h = self.gru(_with_gap(series.values[:, :-1], places.diff(dim=1)))
         point, at, found = series.values[:, -1:], places[:, -1:], []
-        for begin in range(first, last, stride):
-            for place in range(begin, min(begin + stride, last)):
-                states, after = self.gru(_with_gap(point, place - at), h)
-                found.append(self.readout(states))
-            h, point, at = after, found[-1], torch.full_like(at, place)
+        for place in range(first, last):
+            states, after = self.gru(_with_gap(point, place - at), h)
+            found.append(self.readout(states))
+            if (place - first + 1) % stride == 0:
+                h, point, at = after, found[-1], torch.full_like(at, place)
         return torch.cat(found, dim=1)
 
 
@@ -239,7 +242,7 @@ def model_row(config: Config, name: str, number: int, seed: int) -> Row:
         "seed": seed,
         "seconds": None if losses is None else time.perf_counter() - begun,
         "parameters": count_parameters(model) if isinstance(model, nn.Module) else None,
-        "nfe": model.model.stats.nfe if isinstance(model, Latent) else None,
+        "nfe": model.model.stats.nfe if isinstance(model, Latent) and model.model.stats else None,
         **_scores(model, asked, test, "new"),
         **_scores(model, given, train, "same"),
         "loss_by_part": losses,
