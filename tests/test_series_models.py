@@ -249,3 +249,17 @@ def test_a_cde_goes_through_function_transforms():
     model(series).square().sum().backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error")
+def test_a_compiled_ode_rnn_moves_as_an_eager_one():
+    compiled, eager = ODERNN(2, 3, 8, compile=True), ODERNN(2, 3, 8, method="tsit5")
+    eager.load_state_dict(compiled.state_dict())
+    for n in (2, 3):
+        h, by = torch.randn(n, 8, requires_grad=True), torch.rand(n, 2)
+        found, expected = (model.move(h, by) for model in (compiled, eager))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(x.sum(), h)[0] for x in (found, expected)), rtol=1e-4, atol=1e-4
+        )

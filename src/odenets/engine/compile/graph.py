@@ -48,18 +48,19 @@ class Graph:
     def fits(self, inputs: Sequence[Any]) -> bool:
         """Whether the loops compiled so far hold for these sizes: the compiler may have assumed something of them."""
         guards = self.environment.guards[self.traced :]
-        key = (len(guards), *(value for value in inputs if isinstance(value, int)))
+        key = (len(guards), *inputs[self.y].shape, *(value for value in inputs if isinstance(value, int)))
         if key not in self.checked:
             assumed = [guard.expr for guard in guards if _MATTERS_NOT not in str(guard.sloc)]
-            numbers = self.numbers([value for value in inputs if isinstance(value, int)])
+            numbers = self.numbers(inputs)
             self.checked[key] = all(expr.subs(numbers) in (True,) for expr in assumed)
         return self.checked[key]
 
-    def numbers(self, sizes: Sequence[int]) -> dict[Any, int]:
-        """The numbers that the symbols stand for, of those sizes among the inputs, in order."""
-        fakes = [fake for fake in self.inputs if not isinstance(fake, Tensor)]
+    def numbers(self, inputs: Sequence[Any]) -> dict[Any, int]:
+        """The numbers that the symbols stand for: those of y's shape, and of the sizes among these inputs."""
+        fakes = [*self.inputs[self.y].shape, *(fake for fake in self.inputs if not isinstance(fake, Tensor))]
+        sizes = [*inputs[self.y].shape, *(value for value in inputs if not isinstance(value, Tensor))]
         # `_expr`: the symbol itself, also where the compiler has fixed it; `expr` is its number then.
-        return {fake.node._expr: size for fake, size in zip(fakes, sizes)}
+        return {fake.node._expr: size for fake, size in zip(fakes, sizes) if isinstance(fake, torch.SymInt)}
 
     def split(self, wanted: Sequence[int]) -> Halves:
         """f, split from its pullback to these of `rest`."""

@@ -28,7 +28,7 @@ class CompiledLoops:
 
     def __init__(self, graph: Graph, inputs: Sequence[Any], f: Any) -> None:
         values = [inputs[i] for i in graph.rest]
-        self.graph, self.f = graph, f
+        self.graph, self.f, self.inputs = graph, f, inputs
         self.tensors = [v for v in values if isinstance(v, Tensor)]
         self.sizes = [v for v in values if not isinstance(v, Tensor)]
         self.wanted = [i for i, v in enumerate(self.tensors) if v.requires_grad]
@@ -37,9 +37,9 @@ class CompiledLoops:
         """Nothing: a graph has no state of its own."""
 
     def activations(self) -> tuple[Activation, ...]:
-        key = (tuple(self.wanted), tuple(self.sizes))
+        key = (tuple(self.wanted), *self.inputs[self.graph.y].shape, *self.sizes)
         if key not in self.graph.activations:
-            numbers = self.graph.numbers(self.sizes)
+            numbers = self.graph.numbers(self.inputs)
             self.graph.activations[key] = tuple(
                 Activation(tuple(n if isinstance(n, int) else int(n.node.expr.subs(numbers)) for n in shape), dtype)
                 for shape, dtype in self.graph.split(self.wanted).activations

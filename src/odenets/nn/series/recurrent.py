@@ -269,7 +269,8 @@ class ODERNN(Recurrent):
         return torch.stack([then - series.start[:, None], at - then], dim=-1).to(series.values.dtype)
 
     def move(self, h: Tensor, by: Tensor) -> Tensor:
-        begun, gap = by[:, :1], by[:, 1:]
+        # PyTorch's compiler takes no two tensors of one storage into a loop.
+        begun, gap = by[:, :1].clone(), by[:, 1:].clone()
         solution = solve(self._on_gap, h, (0.0, 1.0), args=(begun, gap), **self.solve_options)
         if self.stats is not None:
             solution.stats.add(self.stats)
