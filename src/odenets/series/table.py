@@ -50,7 +50,8 @@ def from_long(
 
     if unit not in UNITS:
         raise ValueError(f"`unit` must be one of {', '.join(UNITS)}, got {shown(unit)}")
-    if not isinstance(frame, pd.DataFrame):
+    is_frame: bool = isinstance(frame, pd.DataFrame)
+    if not is_frame:
         remedy = "frame.to_pandas()" if hasattr(frame, "to_pandas") else "pandas.DataFrame(frame)"
         kind = f"{type(frame).__module__.partition('.')[0]}.{type(frame).__name__}"
         raise TypeError(f"`frame` must be a pandas DataFrame, got {kind}: write {remedy}")
@@ -58,9 +59,9 @@ def from_long(
     _check_columns(frame, [id, time, *names, *static, *([] if variable is None else [variable])])
     if frame.empty:
         raise ValueError("`frame` must have at least one line, got none")
-    if frame[id].isna().any():
+    if bool(frame[id].isna().any()):
         raise ValueError(f"line {_first(frame[id].isna())}, column {id!r}: no sample is named; leave the line out")
-    if variable is not None and frame[variable].isna().any():
+    if variable is not None and bool(frame[variable].isna().any()):
         i = _first(frame[variable].isna())
         raise ValueError(f"line {i}, column {variable!r}: no channel is named; leave the line out")
     at = _times(pd, frame[time], time, unit)

@@ -110,9 +110,9 @@ class NeuralCDE(SeriesModel):
         if count == 1:
             self.stats = Stats()
             return z0[:, None]
-        knots = [float(i) for i in range(count)]
+        knots = torch.arange(count, dtype=torch.float64)
         path = PATHS[self.path](knots, x)
-        kinks = knots[1:-1] if PATHS[self.path] is Linear else ()
+        kinks = range(1, count - 1) if PATHS[self.path] is Linear else ()
         solution = solve(self._driven, z0, knots, args=(path,), jumps=kinks, **self.solve_options)
         self.stats = solution.stats
         return solution.ys.movedim(0, 1)
