@@ -40,7 +40,7 @@ NUMBERS = (30, 50, 100)  # points seen
 SCALE = 5.0  # the networks compute with coordinates in units of this
 LATENT, FIELD, RNN = 4, 20, 25
 EXPLAINED = 25  # random places in a step, for speed; the KL term counts for their share
-DRAWN = 2  # spirals of each direction in the figure
+DRAWN = 1  # spirals of each direction in a figure
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def errors(rows: Sequence[Row]) -> Section:
         mean, low, high = ([f(values) for values in at.values()] for f in (statistics.fmean, min, max))
         lines[name] = figures.Line(list(at), mean, low, high)
     for name, at in PUBLISHED.items():
-        lines[f"{name}, published"] = figures.Line(list(at), list(at.values()))
+        lines[f"{name} (2018)"] = figures.Line(list(at), list(at.values()))
     published: Mapping[tuple[Any, ...], Mapping[str, Any]] = {
         (name, points): {"published": value} for name, at in PUBLISHED.items() for points, value in at.items()
     }
@@ -82,7 +82,7 @@ def errors(rows: Sequence[Row]) -> Section:
             Picture(
                 "errors",
                 "RMSE by the number of points seen",
-                "On new spirals, without noise: mean and, as a band, the range of the seeds; published numbers too.",
+                "On new spirals, without noise: mean and, as a band, the range of the seeds; (2018): the published ones.",
                 figures.lines(lines, "points seen", "RMSE", log="y", marked=True),
             ),
         ),
