@@ -1,8 +1,10 @@
 """What irregular sampling costs, and what helps: networks that are told the gaps and one that is not (section 6).
 
-Run it:     odenets run gaps                           (oscillators: about 15 minutes on one core)
+Run it:     odenets run gaps                           (oscillators: 3 minutes for each seed on one core)
             odenets run gaps --data ecg                (heartbeats, with the records in ODENETS_DATA)
-Expect:     see docs/experiments-results.md: accuracy by the share of rows that are dropped, and by how.
+Expect:     with 0 to 80 % of the rows dropped a GRU that is told the gaps is as good as an ODE between the rows; with
+            90 %, three rows of a series, the neural CDE and the ODE-RNN are right for 86 %, the GRU for 68 %, a GRU that
+            is not told the gaps for 41 %, and who knows the equation for 99 %.
 """
 
 import dataclasses
@@ -168,9 +170,14 @@ def one_of(step: int, series: Series, seed: int) -> Series:
 
 
 def mixed(series: Series, seed: int) -> Series:
-    """A rate for each sample, every row or every second, third or fourth, at equal gaps."""
-    step = torch.randint(1, 5, (len(series), 1), generator=torch.Generator().manual_seed(seed))
-    return series.kept((torch.arange(series.times.shape[1]) % step == 0) & series.rows, "a row")
+    """A rate for each sample, every row or every second, third or fourth, at equal gaps; and as many rows of each.
+
+    With all the rows that there are, their number would give the rate away.
+    """
+    n, rows = series.times.shape
+    step = torch.randint(1, 5, (n, 1), generator=torch.Generator().manual_seed(seed))
+    row = torch.arange(rows)
+    return series.kept((row % step == 0) & (row // step < rows // 4) & series.rows, "a row")
 
 
 SAMPLINGS: dict[str, Callable[[Series, int], Series]] = {
