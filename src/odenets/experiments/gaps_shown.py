@@ -83,8 +83,8 @@ def sampled(rows: Sequence[Row]) -> Section:
         lines[name] = figures.Line(list(range(1, len(values) + 1)), mean, low, high)
     return Section(
         "The same number of rows, less and less regular",
-        f"A fifth of the rows, (1) {EVEN}, (2) {JITTERED}, (3) any fifth of the rows; and (4) {MIXED}, a quarter of the "
-        "rows of each: every series is regular, but a slow one looks like a quick one that is seen more often.",
+        f"A fifth of the rows, (1) {EVEN}, (2) {JITTERED}, (3) any fifth of the rows; and (4) {MIXED}, as many rows of "
+        "each: every series is regular, but a slow one looks like a quick one that is seen more often.",
         (_table("Accuracy by how rows are chosen", mine, ""),),
         (
             Picture(

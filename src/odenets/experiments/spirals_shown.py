@@ -82,7 +82,7 @@ def errors(rows: Sequence[Row]) -> Section:
             Picture(
                 "errors",
                 "RMSE by the number of points seen",
-                "On new spirals, without noise: mean and, as a band, the range of the seeds; (2018): the published ones.",
+                "On new spirals, without noise: mean and range of the seeds; (2018): the published errors.",
                 figures.lines(lines, "points seen", "RMSE", log="y", marked=True),
             ),
         ),
