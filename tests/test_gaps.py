@@ -10,7 +10,12 @@ from odenets.experiments import gaps
 from odenets.experiments import gaps_shown as shown
 from odenets.experiments.gaps import SAMPLINGS, Config, run
 
-TINY = {**gaps.SMALL, "iterations": 1}
+TINY = {**gaps.SMALL, "iterations": 1, "samples": 30, "hidden": 4}
+
+
+@pytest.fixture(scope="module")
+def beats():
+    return make_synthetic(200)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +67,7 @@ def test_what_is_dropped(name):
         assert set(range(1, 10)) == {step for row in steps for step in row}
 
 
-def test_heartbeats_are_as_long_as_they_are():
-    beats = make_synthetic(400)
+def test_heartbeats_are_as_long_as_they_are(beats):
     series, y = gaps.heartbeats(beats, 25, 0)
     assert series.checked().values.shape[2] == 1
     assert y.bincount().tolist() == [min(5, n) for n in beats.counts()]
@@ -88,8 +92,7 @@ def test_a_second_run_takes_the_rows_of_the_first(small, monkeypatch):
     assert again.lead == first.lead
 
 
-def test_heartbeats_are_sampled_in_all_ways(monkeypatch):
-    beats = make_synthetic(400)
+def test_heartbeats_are_taken_too(beats, monkeypatch):
     data = gaps.Problem(gaps.heartbeats(beats, 25, 0), gaps.heartbeats(beats, 15, 1), beats.source, True)
     monkeypatch.setattr(gaps, "load", lambda *arguments: data)
     row = gaps.model_row(Config(data="ecg", iterations=1, samples=30), shown.ODE, shown.MIXED, 0)
