@@ -195,6 +195,26 @@ def test_a_hidden_layer_is_kept(method, times, monkeypatch):
 
 
 @pytest.mark.slow
+def test_what_direct_keeps_has_the_batch_of_whatever_f_reaches():
+    """Two sizes that are found to be one, of y and of a tensor among the arguments, are one symbol of two names."""
+    field = MLPField(3, (6,), time="none").double()
+
+    def on_gap(t, y, gap):
+        return gap * field(t, y)
+
+    for batch in (16, 11):
+        y0, gap = torch.randn(batch, 3, dtype=torch.float64), torch.rand(batch, 1, dtype=torch.float64)
+        found = []
+        for compiled in (False, True):
+            field.zero_grad()
+            sol = solve(on_gap, y0, (0.0, 1.0), (gap,), adjoint=Direct(), compile=compiled, **EULER)
+            sol.ys[-1].square().sum().backward()
+            found.append([sol.ys, *(p.grad.clone() for p in field.parameters())])
+        for ours, theirs in zip(*found):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.slow
 def test_large_activations_are_made_again_but_with_direct(monkeypatch):
     monkeypatch.setattr("odenets.adjoint.checkpointed._SMALL", 7 * 4 * (6 + 5) * 8 - 1)  # bytes
     net, y0 = Net(width=6), torch.randn(4, 6, dtype=torch.float64)

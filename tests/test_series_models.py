@@ -29,6 +29,8 @@ def ragged(n=5, channels=2, seed=0, longest=7, origin=0.0, static=0):
 MODELS = {
     "gru": lambda **o: GapGRU(2, 3, 8, **o),
     "gru2": lambda **o: GapGRU(2, 3, 8, layers=2, **o),
+    "gru_mean": lambda **o: GapGRU(2, 3, 8, pool="mean", **o),
+    "ode_rnn_mean": lambda **o: ODERNN(2, 3, 8, pool="mean", **o),
     "grud": lambda **o: GRUD(2, 3, 8, **o),
     "ode_rnn": lambda **o: ODERNN(2, 3, 8, **o),
     **{

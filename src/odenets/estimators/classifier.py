@@ -27,7 +27,7 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
     fewer, where logistic regression on the last values is hard to beat (compare!).
 
     Args:
-        model: "ode_rnn", "gru" (the fastest), "gru_d", "cde"; or a function (channels, outputs, hidden, static=...)
+        model: "ode_rnn", "gru", "gru_d", "cde"; or a function (channels, outputs, hidden, static=...)
             that returns a new module, such as a class of `odenets.nn.series` or a `functools.partial` of one. See
             these classes for when to use which.
         hidden: The width of the network's state.

@@ -18,6 +18,7 @@ with experiments_extra("`odenets.experiments`"):
         implicit,
         memory,
         order,
+        physionet,
         robustness,
         spheres,
         spirals,
@@ -114,6 +115,14 @@ EXPERIMENTS = {
             order.Config,
             order.run,
             order.SMALL,
+        ),
+        Experiment(
+            "physionet",
+            "Irregular time series: deaths in intensive care, by GRU, GRU-D, ODE-RNN and trees (section 6).",
+            physionet.Config,
+            physionet.run,
+            physionet.SMALL,
+            may_change=("data_dir",),
         ),
         Experiment(
             "robustness",

@@ -32,7 +32,7 @@ def evaluate(
     losses, outputs = [], []
     with _eval_mode(network), torch.no_grad():
         for begin in range(0, len(x), batch_size):
-            inputs, targets = (data[begin : begin + batch_size].to(device) for data in (x, y))
+            inputs, targets = x[begin : begin + batch_size].to(device), y[begin : begin + batch_size].to(device)
             outputs.append(network(inputs))
             if begin == 0:
                 check_targets("y", loss, outputs[0], y)

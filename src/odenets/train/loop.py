@@ -80,7 +80,8 @@ def fit(
     train, test = check_pair("train", train), check_pair("test", test)
     with make_accelerator(config) as accelerator, own_generators(config.seed, accelerator):
         main = accelerator.is_main_process
-        data = Data(*(tensor.to(accelerator.device) for tensor in (*train, *test)))
+        (x, y), (test_x, test_y), device = train, test, accelerator.device
+        data = Data(x.to(device), y.to(device), test_x.to(device), test_y.to(device))
         store = None if folder is None else Store(Path(folder), label, main)
         locked = contextlib.nullcontext() if store is None else store.locked()
         with locked, Display(progress and main, label, config.epochs) as display, StopSignals(display.say) as stop:

@@ -59,8 +59,11 @@ class Graph:
         """The numbers that the symbols stand for: those of y's shape, and of the sizes among these inputs."""
         fakes = [*self.inputs[self.y].shape, *(fake for fake in self.inputs if not isinstance(fake, Tensor))]
         sizes = [*inputs[self.y].shape, *(value for value in inputs if not isinstance(value, Tensor))]
-        # `_expr`: the symbol itself, also where the compiler has fixed it; `expr` is its number then.
-        return {fake.node._expr: size for fake, size in zip(fakes, sizes) if isinstance(fake, torch.SymInt)}
+        known = [(fake.node, size) for fake, size in zip(fakes, sizes) if isinstance(fake, torch.SymInt)]
+        # `_expr`: the symbol itself, also where the compiler has fixed it; `expr` is its number then, or another symbol
+        # where two sizes, of y and of a tensor that f reaches, have been found to be one.
+        same = {node.expr: size for node, size in known if node.expr.is_symbol}
+        return same | {node._expr: size for node, size in known}
 
     def split(self, wanted: Sequence[int]) -> Halves:
         """f, split from its pullback to these of `rest`."""

@@ -77,8 +77,9 @@ class NeuralCDE(SeriesModel):
         self.readout = Readout(hidden + 1, outputs, dropout=dropout)
         self.begin = None
         check_options(solve_options, "jumps")
-        self.solve_options = solve_options or {"method": "midpoint", "controller": Fixed(dt=1.0)}
-        self.solve_options = {"adjoint": Direct(), **self.solve_options}
+        chosen = {"method", "rtol", "atol", "controller"} & set(solve_options)
+        steps = {} if chosen else {"method": "midpoint", "controller": Fixed(dt=1.0)}
+        self.solve_options = {"adjoint": Direct(), **steps, **solve_options}
         self.stats: Stats | None = None
 
     def forward(self, series: Series, at: Tensor | None = None) -> Tensor:

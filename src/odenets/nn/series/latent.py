@@ -14,7 +14,7 @@ from odenets.nn.models import MLP
 from odenets.nn.series.inputs import check_options, check_series, questions, sizes
 from odenets.nn.series.recurrent import ODERNN, GapGRU
 from odenets.series import Series, gaussian_nll
-from odenets.solution import Stats
+from odenets.solution import Solution, Stats
 from odenets.solve import solve
 
 ENCODERS = {"gru": GapGRU, "ode_rnn": ODERNN}
@@ -40,9 +40,8 @@ class LatentODE(nn.Module):
         field: dz/dt = field(t, z), t from a sample's first row; None: an `MLPField` with hidden layers `field_hidden`.
         decoder_hidden: Hidden layers from z to the values.
         solve_options: Options of `odenets.solve` for the decoder; `rtol=1e-3, atol=1e-4` where nothing is
-            given. Each sample has its own times, so its own steps (`per_sample=True`)
-            unless all are asked at the same times since their first rows: an `adjoint` other than
-            `Checkpointed` and a `controller` of fixed steps go with those alone.
+            given. All samples take the same steps, and are there at all times that any of them is asked at; with
+            `per_sample=True` each has its own times and steps, for samples that need very different ones.
 
     Attributes:
         stats: `Stats` of the newest decoding.
@@ -151,12 +150,18 @@ class LatentODE(nn.Module):
 
     def _one_way(self, z0: Tensor, times: Tensor) -> Tensor:
         """(N, T, latent), for times (N, T) that begin with 0 and go one way."""
-        shared = bool((times == times[:1]).all())
-        options = {**self.solve_options, "per_sample": not shared}
-        solution = solve(self.field, z0, times[0] if shared else times, **options)
+        if self.solve_options.get("per_sample"):
+            return self._counted(solve(self.field, z0, times, **self.solve_options)).movedim(0, 1)
+        every, place = times.unique(return_inverse=True)
+        if bool((times < 0).any()):
+            every, place = every.flip(0), len(every) - 1 - place
+        states = self._counted(solve(self.field, z0, every, **self.solve_options))
+        return states[place, torch.arange(len(z0), device=z0.device)[:, None]]
+
+    def _counted(self, solution: Solution) -> Tensor:
         solution.stats.add(self.stats or Stats())
         self.stats = solution.stats
-        return solution.ys.movedim(0, 1)
+        return solution.ys
 
 
 def backward_in_time(series: Series) -> Series:

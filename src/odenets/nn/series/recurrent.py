@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from odenets.adjoint import Direct
-from odenets.controller import Fixed
+from odenets.arguments import shown
+from odenets.controller import PID, Fixed
+from odenets.methods import find
 from odenets.nn.field import MLPField
 from odenets.nn.series.inputs import (
     check_options,
@@ -34,6 +36,26 @@ class Readout(nn.Sequential):
         if hidden:
             layers += [nn.Linear(width, hidden), nn.ReLU()]
         super().__init__(*layers, nn.Linear(hidden or width, outputs))
+
+
+class Pooled(nn.Module):
+    """The state that an answer is read from: the last one, or it beside the mean of those behind the rows so far."""
+
+    def __init__(self, pool: str) -> None:
+        super().__init__()
+        if pool not in ("last", "mean"):
+            raise ValueError(f'`pool` must be "last" or "mean", got {shown(pool)}')
+        self.pool = pool
+
+    def width(self, hidden: int) -> int:
+        return hidden if self.pool == "last" else 2 * hidden
+
+    def forward(self, h: Tensor, states: Tensor, base: Tensor) -> Tensor:
+        """(N, K, width), of states h (N, K, hidden) at the questions and (N, L, hidden) behind the rows."""
+        if self.pool == "last":
+            return h
+        rows = torch.arange(1, states.shape[1] + 1, device=states.device, dtype=states.dtype)
+        return torch.cat([h, at_rows(states.cumsum(1) / rows[:, None], base)], dim=-1)
 
 
 class SeriesModel(nn.Module):
@@ -74,7 +96,7 @@ class GapGRU(SeriesModel):
     Each row's input is the last observed value of each channel, which ones are new, and the gap since the row before;
     an answer between rows is read from the state at the last one, and the time since.
 
-    When to use: first, and beside every other model. It is the fastest here by far, since its loop is PyTorch's own.
+    When to use: first, and beside every other model. It is the fastest on long series, since its loop is PyTorch's own.
 
     Args:
         channels: C of the series.
@@ -82,6 +104,8 @@ class GapGRU(SeriesModel):
         hidden: Width of the state.
         static: S of the series.
         dropout: Of the readout's input.
+        pool: "last", an answer is read from the state; or "mean", from it and the mean of the states behind all rows so
+            far, for labels that are about the whole sample.
         layers: Of the GRU.
 
     Shapes: see `SeriesModel`. Source: Che et al. (2018), "Recurrent neural networks for multivariate time series with
@@ -89,11 +113,20 @@ class GapGRU(SeriesModel):
     """
 
     def __init__(
-        self, channels: int, outputs: int, hidden: int = 64, *, static: int = 0, dropout: float = 0.0, layers: int = 1
+        self,
+        channels: int,
+        outputs: int,
+        hidden: int = 64,
+        *,
+        static: int = 0,
+        dropout: float = 0.0,
+        pool: str = "last",
+        layers: int = 1,
     ) -> None:
         super().__init__(channels, outputs, hidden, static)
+        self.pooled = Pooled(pool)
         self.gru = nn.GRU(2 * channels + 1, hidden, num_layers=layers, batch_first=True)
-        self.readout = Readout(hidden + 1, outputs, dropout=dropout)
+        self.readout = Readout(self.pooled.width(hidden) + 1, outputs, dropout=dropout)
 
     def forward(self, series: Series, at: Tensor | None = None) -> Tensor:
         check_series(series, self, self.channels, self.static)
@@ -104,7 +137,8 @@ class GapGRU(SeriesModel):
         states = self._states(x, series) if len(series) else x.new_zeros(0, x.shape[1], self.hidden)
         base = rows_before(series, asked)
         since = (asked - times.gather(1, base)).to(values)
-        out = self.readout(torch.cat([at_rows(states, base), since[..., None]], dim=-1))
+        h = self.pooled(at_rows(states, base), states, base)
+        out = self.readout(torch.cat([h, since[..., None]], dim=-1))
         return out[:, 0] if at is None else out
 
     def _states(self, x: Tensor, series: Series) -> Tensor:
@@ -123,11 +157,14 @@ class Recurrent(SeriesModel):
     does not change them.
     """
 
-    def __init__(self, channels: int, outputs: int, hidden: int, inputs: int, static: int, dropout: float) -> None:
+    def __init__(
+        self, channels: int, outputs: int, hidden: int, inputs: int, static: int, dropout: float, pool: str
+    ) -> None:
         super().__init__(channels, outputs, hidden, static)
+        self.pooled = Pooled(pool)
         self.cell_input = nn.Linear(inputs, 3 * hidden)
         self.cell_state = nn.Linear(hidden, 3 * hidden)
-        self.readout = Readout(hidden, outputs, dropout=dropout)
+        self.readout = Readout(self.pooled.width(hidden), outputs, dropout=dropout)
 
     def inputs(self, series: Series) -> Tensor:
         """(N, L, inputs), what the cell is given in each row."""
@@ -145,9 +182,10 @@ class Recurrent(SeriesModel):
         check_series(series, self, self.channels, self.static)
         asked = questions(series, at)
         base = rows_before(series, asked)
-        h = at_rows(self.states(series), base)
-        by = self.moving(series, base, asked)
-        out = self.readout(self.move(h.flatten(0, 1), by.flatten(0, 1)).unflatten(0, base.shape))
+        states = self.states(series)
+        h, by = at_rows(states, base), self.moving(series, base, asked)
+        moved = self.move(h.flatten(0, 1), by.flatten(0, 1)).unflatten(0, base.shape)
+        out = self.readout(self.pooled(moved, states, base))
         return out[:, 0] if at is None else out
 
     def states(self, series: Series) -> Tensor:
@@ -181,17 +219,26 @@ class GRUD(Recurrent):
     """GRU-D: missing values decay from the last observed one to the mean, the state decays to zero, both learnt.
 
     When to use: as the strongest plain baseline on medical series, where whether a value was measured says much. When
-    not: with hundreds of channels and rows, where `GapGRU` is many times faster.
+    not: on long series with hundreds of channels, where `GapGRU` is faster.
 
     Args:
-        channels, outputs, hidden, static, dropout: As for `GapGRU`.
+        channels, outputs, hidden, static, dropout, pool: As for `GapGRU`.
 
     Shapes: see `SeriesModel`; the mean that values decay to is 0, that of scaled values.
     Source: Che et al. (2018), equations (4) to (12).
     """
 
-    def __init__(self, channels: int, outputs: int, hidden: int = 64, *, static: int = 0, dropout: float = 0.0) -> None:
-        super().__init__(channels, outputs, hidden, 2 * channels, static, dropout)
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        hidden: int = 64,
+        *,
+        static: int = 0,
+        dropout: float = 0.0,
+        pool: str = "last",
+    ) -> None:
+        super().__init__(channels, outputs, hidden, 2 * channels, static, dropout, pool)
         # Weight and bias of one number a channel. A weight of 0 would stay: the ReLU behind it has no slope there.
         self.decay_values = nn.Parameter(torch.stack([torch.ones(channels), torch.zeros(channels)]))
         self.decay_state = nn.Linear(channels, hidden)
@@ -226,11 +273,12 @@ class ODERNN(Recurrent):
     for long regular series, where a GRU does the same in a tenth of the time.
 
     Args:
-        channels, outputs, hidden, static, dropout: As for `GapGRU`.
+        channels, outputs, hidden, static, dropout, pool: As for `GapGRU`.
         field: The vector field f(t, h), an `nn.Module`; None: an `MLPField` with one hidden layer of `field_hidden`.
         field_hidden: The size of that layer.
         solve_options: Options of `odenets.solve`: `method`, `rtol`, `adjoint`, …. By default one step of the midpoint
-            rule a gap, `method="midpoint", controller=Fixed(steps=1)`, differentiated by `Direct()`.
+            rule a gap, `method="midpoint", controller=Fixed(steps=1)`, differentiated by `Direct()`; with
+            tolerances the first step that is tried is the whole gap.
 
     Attributes:
         stats: `Stats` of the newest forward pass, of all rows together.
@@ -247,21 +295,21 @@ class ODERNN(Recurrent):
         *,
         static: int = 0,
         dropout: float = 0.0,
+        pool: str = "last",
         field: nn.Module | None = None,
         field_hidden: int | Sequence[int] = 50,
         **solve_options: Any,
     ) -> None:
-        super().__init__(channels, outputs, hidden, 2 * channels, static, dropout)
+        super().__init__(channels, outputs, hidden, 2 * channels, static, dropout, pool)
         layers = (field_hidden,) if isinstance(field_hidden, int) else tuple(field_hidden)
         self.field = MLPField(hidden, layers, time="none") if field is None else field
         check_options(solve_options)
-        self.solve_options = solve_options or {"method": "midpoint", "controller": Fixed(steps=1)}
-        self.solve_options = {"adjoint": Direct(), **self.solve_options}
+        self.solve_options = {"adjoint": Direct(), **_on_gaps(solve_options)}
         self.stats: Stats | None = None
 
     def inputs(self, series: Series) -> Tensor:
-        mask = ~series.values.isnan()
-        return torch.cat([series.values.nan_to_num(), mask.to(series.values)], dim=-1)
+        """The last observed values and which are new: a row that lacks a channel does not say that it is 0."""
+        return torch.cat([last_values(series.values)[0], (~series.values.isnan()).to(series.values)], dim=-1)
 
     def moving(self, series: Series, base: Tensor, at: Tensor) -> Tensor:
         """When the rows `base` were, since the first, and the gaps."""
@@ -283,6 +331,20 @@ class ODERNN(Recurrent):
     def forward(self, series: Series, at: Tensor | None = None) -> Tensor:
         self.stats = None
         return super().forward(series, at)
+
+
+def _on_gaps(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a solve over a gap, in which the first step that is tried goes all the way.
+
+    Choosing it takes two evaluations of f, as many as the midpoint rule takes in all.
+    """
+    if not {"method", "rtol", "atol", "controller"} & set(options):
+        return {"method": "midpoint", "controller": Fixed(steps=1), **options}
+    if "controller" in options or not find(options.get("method", "tsit5")).adaptive:
+        return options
+    tolerances = {name: options[name] for name in ("rtol", "atol") if name in options}
+    others = {name: value for name, value in options.items() if name not in tolerances}
+    return {**others, "controller": PID(**tolerances, dt0=1.0)}
 
 
 def at_rows(states: Tensor, base: Tensor) -> Tensor:
