@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from odenets.files import write_atomically
-from pages import adjoints, changed, experiments, findings, multistep, pictures, speed, together
+from pages import adjoints, changed, experiments, findings, multistep, pictures, series, speed, together
 from pages.text import ROOT
 
 PAGES = (
@@ -28,6 +28,7 @@ PAGES = (
             "gradients",
             "how-it-works",
             "introduction",
+            "irregular",
             "solve",
         )
     ),
@@ -58,6 +59,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "experiments": experiments.every_result,
     "together": together.pairs,
     "multistep": multistep.evaluations,
+    "series": series.steps,
     "gradient-errors": adjoints.errors,
     "gradient-evaluations": adjoints.evaluations,
     "gradient-costs": adjoints.costs,

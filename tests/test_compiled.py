@@ -240,9 +240,10 @@ def test_a_bounded_memory_gives_the_same_gradient(times):
     assert sum(saved) < 20 * y0.numel() + 200  # the weights and the times among them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "times", "rtol"),
-    [("heun", TIMES[[0, 3]], 1e-4), pytest.param("dopri5", TIMES, 1e-7, marks=pytest.mark.slow)],
+    [("heun", TIMES[[0, 3]], 1e-4), ("dopri5", TIMES, 1e-7)],
 )
 def test_each_sample_its_own_steps(method, times, rtol):
     net = Net()

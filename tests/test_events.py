@@ -405,9 +405,8 @@ def test_a_jump_that_leads_off_the_surface_is_followed_by_the_next_event(per_sam
 SLOW = pytest.mark.slow  # a jump makes a second program, for gradients to the times
 
 
-@pytest.mark.parametrize(
-    ("per_sample", "jumps"), [(False, False), *(pytest.param(x, True, marks=SLOW) for x in (False, True))]
-)
+@SLOW
+@pytest.mark.parametrize(("per_sample", "jumps"), [(False, False), (False, True), (True, True)])
 def test_compiled_loops_have_the_events_and_the_gradients_of_eager_ones(per_sample, jumps):
     k, y0 = torch.tensor(0.4, requires_grad=True), torch.tensor([[1.0], [0.8]], requires_grad=True)
     jump = (lambda t, y: 1.6 * y) if jumps else None

@@ -24,18 +24,9 @@ from odenets.experiments import physionet_shown as shown
 from odenets.experiments.driver import Row, collect, means, numbers_of, seeds_of
 from odenets.experiments.option import check_at_least, check_choices, option
 from odenets.experiments.result import Result
-from odenets.extra import experiments_extra
 from odenets.nn import GRUD, ODERNN, GapGRU, count_parameters
 from odenets.series import Scaling, Series
 from odenets.train import TrainConfig, evaluate, fit
-
-with experiments_extra("`odenets run physionet`"):
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import log_loss, roc_curve
-    from sklearn.model_selection import train_test_split
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
 SMALL = {"data": "synthetic", "samples": 120, "epochs": 1, "seeds": 1, "hidden": 8}
 SPLIT_SEED = 42  # as both published protocols
@@ -119,8 +110,9 @@ def task_of(protocol: str, data: str, data_dir: str | None, samples: int) -> Tas
         train, valid = order[: round(0.7 * len(a))], order[round(0.7 * len(a)) : round(0.85 * len(a))]
         b = load_stays("b", "synthetic" if a.synthetic else data, data_dir)
         return Task(_chosen(a, train), _chosen(a, valid), _first(b, samples))
-    with_both = np.arange(len(a))
-    rest, test = train_test_split(with_both, train_size=0.8, random_state=SPLIT_SEED, shuffle=True)
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415 — scikit-learn takes seconds to import
+
+    rest, test = train_test_split(np.arange(len(a)), train_size=0.8, random_state=SPLIT_SEED, shuffle=True)
     train, valid = train_test_split(rest, train_size=0.8, random_state=SPLIT_SEED, shuffle=True)
     return Task(*(_chosen(a, torch.as_tensor(part)) for part in (train, valid, test)))
 
@@ -180,6 +172,12 @@ def features(series: Series) -> np.ndarray:
 
 
 def _features_row(config: Config, name: str) -> Row:
+    from sklearn.ensemble import HistGradientBoostingClassifier  # noqa: PLC0415 — scikit-learn takes seconds to import
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+    from sklearn.metrics import log_loss  # noqa: PLC0415
+    from sklearn.pipeline import make_pipeline  # noqa: PLC0415
+    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
+
     task, begun = _task(config), time.perf_counter()
     train, valid, test = (features(stays.series) for stays in task)
     if name == TREES:
@@ -244,6 +242,8 @@ def _chances(network: nn.Module, series: Series, died: Tensor) -> np.ndarray:
 
 def scores(died: np.ndarray, chances: np.ndarray) -> dict[str, Any]:
     """Areas under the ROC and the precision–recall curve, and 95 % intervals by resampling the stays."""
+    from sklearn.metrics import roc_curve  # noqa: PLC0415 — scikit-learn takes seconds to import
+
     generator = np.random.default_rng(0)
     drawn = []
     while len(drawn) < RESAMPLES:

@@ -1,6 +1,6 @@
 """Spirals seen at random times and predicted behind them: a latent ODE beside an RNN (Chen et al. 2018, section 5.1).
 
-Run it:     odenets run spirals                        (one seed: about 5 minutes on one core)
+Run it:     odenets run spirals                        (minutes for each seed on one core)
 Expect:     the published errors are not reached. With 30 points and 300 to 1,000 steps the latent ODE came to an RMSE
             of 1.1 to 2.6 (published: 0.16), the RNN, which goes on in strides that it knows, to 0.6 in 400 steps. The
             points seen are fitted to nearly their noise; the error is 0.3 to 0.4 at once behind them and grows from

@@ -6,11 +6,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from odenets.arguments import shown
+from odenets.extra import experiments_extra
 from odenets.series.batch import Series
 
 
@@ -148,6 +148,11 @@ def _moments(times: Any, name: str) -> Any:
         given = list(times)
     except TypeError:
         raise TypeError(f"{name} must be a sequence of times, got {shown(times)}") from None
+    if all(isinstance(x, int | float | Tensor) for x in given):
+        return given
+    with experiments_extra("a date, or a duration, as a time"):
+        import numpy as np  # noqa: PLC0415 — not in a plain installation
+
     kinds = (datetime.date | np.datetime64, datetime.timedelta | np.timedelta64)
     for kind, dtype in zip(kinds, ("datetime64[us]", "timedelta64[us]")):
         if any(isinstance(x, kind) for x in given):
@@ -167,6 +172,8 @@ def _in_utc(x: Any) -> Any:
 
 def _seconds(ticks: Any, name: str) -> Tensor:
     """NumPy's dates or durations in seconds: whole ones and the rest apart, so that no digit and no century is lost."""
+    import numpy as np  # noqa: PLC0415 — not in a plain installation, and then there are none of its dates
+
     if np.isnat(ticks).any():
         raise ValueError(f"{name} has no date in row {int(np.isnat(ticks).argmax())}: leave the row out")
     whole = ticks.astype(f"{ticks.dtype.kind}8[s]")

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,7 +112,7 @@ def _times(pd: Any, column: Any, name: str, unit: str) -> Tensor:
         return as_times(column.to_numpy(), f"column {name!r}", unit)
     if not types.is_datetime64_any_dtype(column):
         column = _dates(pd, column, name)
-    if not isinstance(column.dtype, np.dtype | pd.DatetimeTZDtype):  # of Arrow
+    if pd.api.types.is_extension_array_dtype(column) and not isinstance(column.dtype, pd.DatetimeTZDtype):  # of Arrow
         column = pd.to_datetime(column.astype(object))
     if getattr(column.dtype, "tz", None) is not None:
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
@@ -200,10 +199,10 @@ def _by_variable(
     taken = [name for name in names if name in (id, *static)]
     if taken:
         raise ValueError(f"channel {taken[0]!r} has the name of another column: give that column another name")
-    numbers = _numbers(pd, frame[value], value, torch.float64).numpy()
-    seen = ~np.isnan(numbers)
-    table = np.full((len(first), len(names)), np.nan)
-    table[which[seen], channel[seen]] = numbers[seen]  # in order, so the last one counts
+    numbers = _numbers(pd, frame[value], value, torch.float64)
+    seen = ~numbers.isnan()
+    table = torch.full((len(first), len(names)), float("nan"), dtype=torch.float64).numpy()
+    table[which[seen.numpy()], channel[seen.numpy()]] = numbers[seen].numpy()  # in order, so the last one counts
     wide = pd.DataFrame(table, columns=names)
     wide[id] = first.get_level_values(0)
     for column in static:

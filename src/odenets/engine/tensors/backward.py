@@ -165,7 +165,8 @@ class _Undo:
                 self.nfe += 1
                 return self._finite(f(self.inside(at), y))
 
-            return tuple(step(counted, Since(origin, t), y, dt, past._replace(slopes=rest[:n], steps=rest[n:])))
+            memory = past._replace(slopes=rest[:n], steps=rest[n:]) if carry else ()
+            return tuple(step(counted, Since(origin, t), y, dt, memory))
 
         given = (torch.as_tensor(t), y, torch.as_tensor(dt), *past.slopes, *map(torch.as_tensor, past.steps))
         moved = range(len(given)) if self.plan.timed else (1, *range(3, 3 + n))  # y and the slopes alone
