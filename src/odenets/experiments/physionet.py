@@ -40,7 +40,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "GRU with gaps": GapGRU,
     "GRU-D": GRUD,
     "ODE-RNN": partial(ODERNN, method="euler", controller=Fixed(steps=1)),
-    "GRU with gaps, mean state": partial(GapGRU, pool="mean"),
+    "GRU, mean state": partial(GapGRU, pool="mean"),
     "ODE-RNN, mean state": partial(ODERNN, pool="mean", method="euler", controller=Fixed(steps=1)),
 }
 TREES, LOGISTIC = "boosted trees", "logistic regression"
