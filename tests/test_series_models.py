@@ -256,7 +256,7 @@ def test_a_cde_goes_through_function_transforms():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_a_compiled_ode_rnn_moves_as_an_eager_one():
-    compiled, eager = ODERNN(2, 3, 8, compile=True), ODERNN(2, 3, 8, method="tsit5")
+    compiled, eager = ODERNN(2, 3, 8, compile=True), ODERNN(2, 3, 8)
     eager.load_state_dict(compiled.state_dict())
     for n in (2, 3):
         h, by = torch.randn(n, 8, requires_grad=True), torch.rand(n, 2)
