@@ -38,27 +38,19 @@ def teller(progress: Any, start: float, end: float) -> Told | None:
     return progress
 
 
-class Line:
+class Written:
     """One line on standard error, written over and over, at most ten times a second."""
 
-    def __init__(self, start: float, end: float) -> None:
-        self.start, self.end = start, end
+    def __init__(self) -> None:
         self.last, self.length = 0.0, 0
 
-    def __call__(self, advance: Advance) -> None:
+    def is_due(self, always: bool = False) -> bool:
+        """Whether a person can read another one; then that is taken to be written."""
         now = time.monotonic()
-        if now - self.last >= _PAUSE or advance.t == self.end:
-            self.last = now
-            self.write(self.text(advance))
-
-    def text(self, advance: Advance) -> str:
-        """What a person reads."""
-        t, dt, accepted, rejected, nfe = advance
-        share = (t - self.start) / (self.end - self.start)  # 0 where the end is infinite
-        return (
-            f"{share:4.0%}  t = {t:.6g} of {self.end:g}, dt = {dt:.2g}, {accepted:,} steps, {rejected:,} rejected, "
-            f"{nfe:,} evaluations"
-        )
+        if not always and now - self.last < _PAUSE:
+            return False
+        self.last = now
+        return True
 
     def write(self, text: str) -> None:
         """Write it over what was there."""
@@ -71,3 +63,24 @@ class Line:
         if self.length:
             sys.stderr.write("\n")
             sys.stderr.flush()
+
+
+class Line(Written):
+    """How far a solve is, as such a line."""
+
+    def __init__(self, start: float, end: float) -> None:
+        super().__init__()
+        self.start, self.end = start, end
+
+    def __call__(self, advance: Advance) -> None:
+        if self.is_due(always=advance.t == self.end):
+            self.write(self.text(advance))
+
+    def text(self, advance: Advance) -> str:
+        """What a person reads."""
+        t, dt, accepted, rejected, nfe = advance
+        share = (t - self.start) / (self.end - self.start)  # 0 where the end is infinite
+        return (
+            f"{share:4.0%}  t = {t:.6g} of {self.end:g}, dt = {dt:.2g}, {accepted:,} steps, {rejected:,} rejected, "
+            f"{nfe:,} evaluations"
+        )

@@ -28,6 +28,7 @@ from odenets.experiments.driver import Row, collect, means, numbers_of, seeds_of
 from odenets.experiments.option import check_at_least, check_choices, option
 from odenets.experiments.result import Result
 from odenets.nn import GRUD, ODERNN, GapGRU, count_parameters
+from odenets.nn.series.inputs import last_values
 from odenets.series import Scaling, Series
 from odenets.train import TrainConfig, evaluate, fit
 
@@ -167,7 +168,7 @@ def features(series: Series) -> np.ndarray:
     least, greatest = x.where(seen, torch.inf).amin(1), x.where(seen, -torch.inf).amax(1)
     none = ~seen.any(1)
     first = x.gather(1, seen.to(torch.int8).argmax(1)[:, None])[:, 0]
-    last = x.gather(1, (x.shape[1] - 1 - seen.flip(1).to(torch.int8).argmax(1))[:, None])[:, 0]
+    last = last_values(x)[0][:, -1]
     of_channels = [x.nanmean(1), least, greatest, first, last]
     parts = [seen.sum(1).to(x), *(part.masked_fill(none, torch.nan) for part in of_channels)]
     static = [] if series.static is None else [series.static]
