@@ -29,6 +29,7 @@ from odenets.data.physionet import quantised
 from odenets.data.stays import make_stays
 from odenets.files import write_atomically
 from odenets.nn import ODERNN, LatentODE, NeuralCDE
+from odenets.nn.series.inputs import last_values
 from odenets.series import Scaling, Series
 
 BATCH, RTOL, ATOL = 64, 1e-3, 1e-4
@@ -47,7 +48,7 @@ def theirs_ode_rnn(model: ODERNN, series: Series) -> Tensor:
     """Every time of the batch in turn, each a solve; a row's update where a sample has one."""
     times = series.times.unique()
     column = torch.searchsorted(times, series.times)
-    given = model.cell_input(model.inputs(series))
+    given = model.cell_input(model.inputs(series, last_values(series.values)))
     row_at = torch.full((len(series), len(times)), -1)
     row_at.scatter_(1, column.where(series.rows, column[:, :1]), torch.arange(series.times.shape[1]).expand_as(column))
     row_at.scatter_(1, column[:, :1], torch.zeros(len(series), 1, dtype=torch.int64))

@@ -129,7 +129,7 @@ def test_formulas_of_the_documents_activations():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"`activation` must be one of sigmoid, tanh, relu.*got 'rlu'"):
         activation("rlu")
-    with pytest.raises(ValueError, match="`time` must be one of add, concat, none; got 'multiply'"):
+    with pytest.raises(ValueError, match="`time` must be one of add, concat, none, got 'multiply'"):
         MLPField(3, time="multiply")
 
 

@@ -60,6 +60,27 @@ def test_a_batch_of_samples_is_what_its_samples_are():
     assert not series.mask[~series.rows].any()
 
 
+@pytest.mark.parametrize(
+    "which", ["p", ["p"], None, 1.5, torch.tensor(1.0), torch.zeros(2, 2).long(), [True], object()]
+)
+def test_an_index_that_is_none_says_what_is(which):
+    series = ragged()
+    with pytest.raises(TypeError, match=r"whole number, a slice.*each of the 6 samples, got"):
+        series[which]
+    same(series[{1, 3}], series[np.array([1, 3])])
+    same(series[torch.tensor(-2)], series[4])
+    with pytest.raises(IndexError, match="there are 6 samples, got index -7"):
+        series[[0, -7]]
+
+
+def test_an_index_by_name_says_what_to_write():
+    series = from_arrays([[0.0]], [[[1.0, 2.0]]], ids=["ann"], channels=["p", "q"])
+    with pytest.raises(TypeError, match=r"write series\[series\.ids\.index\('ann'\)\]"):
+        series["ann"]
+    with pytest.raises(TypeError, match=r"write series\.values\[\.\.\., 1\]"):
+        series["q"]
+
+
 def test_a_loader_collects_series_and_targets():
     series = ragged()
     pairs = [(one, float(i)) for i, one in enumerate(series)]
@@ -236,6 +257,23 @@ def test_other_libraries_forms_go_there_and_back():
     assert from_torchcde(x).times.tolist() == [[0.0, 2.0]]
     with pytest.raises(ValueError, match="sample 1 has no observation"):
         from_pypots({"X": torch.tensor([[[1.0]], [[NAN]]])})
+
+
+def test_pypots_times_are_those_of_every_other_form():
+    x = torch.randn(2, 3, 1)
+    dates = [datetime.datetime(2020, 1, 1) + datetime.timedelta(hours=2 * i) for i in range(3)]
+    for times in (dates, [dates, dates], np.array(dates, dtype="datetime64[s]"), torch.tensor([[0, 2, 4]] * 2)):
+        assert (from_pypots({"X": x}, times=times).times.diff() == 2).all()
+    for times in ([0, 1], [[0, 1, 2]], [[0, 1, 2], [0, 1]], range(4)):
+        with pytest.raises(ValueError, match=r"`times` must be \(3,\) or \(2, 3\), got"):
+            from_pypots({"X": x}, times=times)
+    for data, times, words in (
+        ("abc", None, r'`data\["X"\]` must be'),
+        (x, 3.0, "a sequence of times"),
+        (x, "abc", "numbers"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            from_pypots({"X": data}, times=times)
 
 
 def table(**columns):

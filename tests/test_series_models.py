@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import odenets
-from odenets.nn.series import GRUD, ODERNN, GapGRU, LatentODE, NeuralCDE
+from odenets.nn.series import GRUD, ODERNN, GapGRU, LatentODE, NeuralCDE, recurrent
 from odenets.series import Series, collate, from_arrays
 
 NAN = math.nan
@@ -238,10 +238,89 @@ def test_what_a_model_cannot_take_is_said_when_it_is_made_or_called():
         GapGRU(2, 3)(series.to(torch.float64))
     with pytest.raises(TypeError, match="`metod` is no option"):
         ODERNN(2, 3, metod="rk4")
-    with pytest.raises(TypeError, match="`per_sample` is given by the model"):
-        LatentODE(2, per_sample=False)
-    with pytest.raises(TypeError, match="`jumps` is given by the model"):
-        NeuralCDE(2, 3, jumps=[1.0])
+    for kind, name in ((NeuralCDE, "jumps"), (ODERNN, "stops"), (LatentODE, "args")):
+        with pytest.raises(TypeError, match=f"`{name}` is given by the model"):
+            kind(2, 3, **{name: ()})
+    for name in ("dense", "event"):
+        with pytest.raises(TypeError, match=f"`{name}` would be ignored"):
+            ODERNN(2, 3, **{name: True})
+
+
+class Affine(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs)
+
+    def forward(self, t, h):
+        return self.layer(h)
+
+
+@pytest.mark.parametrize("kind", [ODERNN, LatentODE])
+def test_a_field_that_does_not_take_the_state_is_refused(kind):
+    series, width = ragged(n=2), 3 if kind is LatentODE else 4
+    sizes = (2, 3) if kind is LatentODE else (2, 3, 4)
+    for field in (nn.Linear(width, width), Affine(width + 1, width), Affine(width, 1)):
+        with pytest.raises(ValueError, match=rf"`field` is called .*\(N, {width}\) .*MLPField\({width}, \(50,\)\)"):
+            kind(*sizes, field=field)(series)
+    for field, words in (("mlp", "must be a module or a function"), (Affine, r"write Affine\(\.\.\.\)")):
+        with pytest.raises(TypeError, match=words):
+            kind(*sizes, field=field)
+    with pytest.raises(ValueError, match=r"contains Dropout"):
+        kind(*sizes, field=nn.Sequential(nn.Dropout(0.5), Affine(width, width)))
+    with pytest.raises(TypeError, match="`field_hidden` would be ignored beside `field`"):
+        kind(*sizes, field=Affine(width, width), field_hidden=20)
+    assert kind(*sizes, field=Affine(width, width))(series).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (ODERNN, "field_hidden"),
+        (NeuralCDE, "field_hidden"),
+        (LatentODE, "field_hidden"),
+        (LatentODE, "decoder_hidden"),
+        (odenets.nn.MLPField, "hidden"),
+    ],
+)
+def test_sizes_of_hidden_layers_are_whole_numbers(kind, name):
+    kind(2, 3, **{name: ()}) if kind is not odenets.nn.MLPField else kind(2, **{name: 3})
+    for given, words in ((0, "≥ 1, got 0"), ((5, 0), r"\[1\]` must be"), (2.5, r"\(50,\)"), ("50", "sizes of hidden")):
+        with pytest.raises((TypeError, ValueError), match=f"`{name}.*{words}"):
+            kind(2, **{name: given}) if kind in (odenets.nn.MLPField, LatentODE) else kind(2, 3, **{name: given})
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: GapGRU(2, 3, dropout=1.0), "`dropout` must be a probability below 1, got 1.0"),
+        (lambda: GapGRU(2, 3, layers=0), "`layers` must be an integer ≥ 1, got 0"),
+        (lambda: GRUD(2, 3, pool=["last"]), "`pool` must be one of last, mean, got"),
+        (lambda: NeuralCDE(2, 3, path=["linear"]), "`path` must be one of linear"),
+        (lambda: LatentODE(2, encoder=["gru"]), "`encoder` must be one of gru, ode_rnn, got"),
+    ],
+)
+def test_options_that_are_none_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_each_sample_may_have_steps_of_its_own():
+    series, at = ragged(), torch.tensor([0.9, -0.5, 2.0])
+    for kind, asked in ((LatentODE, at), (ODERNN, at[2:]), (NeuralCDE, at[2:])):
+        found = []
+        for own in ({}, {"per_sample": True, "adjoint": odenets.Checkpointed()}):
+            torch.manual_seed(0)
+            model = kind(2, 3, 8, rtol=1e-6, atol=1e-7, **own)
+            found.append(model(series, asked))
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_last_seen_is_found_once(monkeypatch):
+    calls, find = [], recurrent.last_values
+    monkeypatch.setattr(recurrent, "last_values", lambda values: calls.append(1) or find(values))
+    for kind in (GRUD, ODERNN, GapGRU):
+        kind(2, 3)(ragged(), torch.tensor([2.0]))
+    assert len(calls) == 3
 
 
 def test_a_cde_goes_through_function_transforms():

@@ -4,7 +4,7 @@ import datetime
 import numbers
 import operator
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +83,17 @@ def count(name: str, value: Any, least: int = 1) -> int:
             raise TypeError(f"{wrong}: write {value:.0f}" if whole else wrong) from error
     if value < least:
         raise ValueError(f"`{name}` must be an integer ≥ {least}, got {value}")
+    return value
+
+
+def one_of(name: str, value: Any, allowed: Collection[str]) -> str:
+    """A text that is one of those allowed.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {shown(value)}")
     return value
 
 

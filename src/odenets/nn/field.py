@@ -1,12 +1,13 @@
 """Vector fields f(t, y) as modules, and activations by name."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from odenets.arguments import shown
+from odenets.arguments import count, one_of, shown
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
@@ -34,9 +35,20 @@ def activation(name: str) -> nn.Module:
     Raises:
         ValueError: If there is no activation of that name.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}; got {shown(name)}")
-    return ACTIVATIONS[name]()
+    return ACTIVATIONS[one_of("activation", name, ACTIVATIONS)]()
+
+
+def layer_sizes(name: str, given: Any) -> tuple[int, ...]:
+    """Sizes of hidden layers: a whole number is one layer, () none.
+
+    Raises:
+        TypeError, ValueError: If they are no whole numbers from 1.
+    """
+    if isinstance(given, str) or not (isinstance(given, Iterable) or hasattr(given, "__index__")):
+        raise TypeError(f"`{name}` must be sizes of hidden layers, such as (50,) or (), got {shown(given)}")
+    if not isinstance(given, Iterable):
+        return (count(name, given),)
+    return tuple(count(f"{name}[{i}]", size) for i, size in enumerate(given))
 
 
 class MLPField(nn.Module):
@@ -47,28 +59,28 @@ class MLPField(nn.Module):
 
     Args:
         width: Size of the state.
-        hidden: Sizes of the hidden layers; () for the single layer above.
+        hidden: Sizes of the hidden layers, or the one size; () for the single layer above.
         activation: A name in `ACTIVATIONS`.
         time: How t enters: "add" adds t to the input of the first linear layer, "concat" appends it as one more
             input feature (as many weights more as the layer has outputs), "none" leaves an autonomous field.
         bias: Whether the linear layers have one.
 
     Raises:
-        ValueError: An unknown `activation` or `time`; when called, a state of another last axis than `width`.
+        TypeError, ValueError: Sizes that are none; an unknown `activation` or `time`; when called, a state of another
+            last axis than `width`.
     """
 
     def __init__(
         self,
         width: int,
-        hidden: Sequence[int] = (),
+        hidden: int | Sequence[int] = (),
         activation: str = "tanh",
         time: str = "concat",
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if time not in TIME:
-            raise ValueError(f"`time` must be one of {', '.join(TIME)}; got {shown(time)}")
-        self.width, self.time = width, time
+        self.width, self.time = count("width", width, least=0), one_of("time", time, TIME)
+        hidden = layer_sizes("hidden", hidden)
         self.before = None if hidden else _activation(activation)
         self.layers = _layers((width, *hidden, width), activation, extra_inputs=int(time == "concat"), bias=bias)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from odenets.arguments import count, shown
 from odenets.nn.block import ODEBlock
 from odenets.nn.field import MLPField, activation
 from odenets.solution import SolveError
@@ -24,8 +25,9 @@ class MLP(nn.Sequential):
     """
 
     def __init__(self, sizes: Sequence[int], activation: str = "tanh", last: bool = False) -> None:
-        if len(sizes) < 2:
-            raise ValueError(f"`sizes` must name at least an input and an output size, got {tuple(sizes)}")
+        if isinstance(sizes, str | int) or len(sizes) < 2:
+            raise ValueError(f"`sizes` must name at least an input and an output size, got {shown(sizes)}")
+        sizes = [count(f"sizes[{i}]", size, least=0) for i, size in enumerate(sizes)]
         modules: list[nn.Module] = []
         for n_in, n_out in itertools.pairwise(sizes):
             modules += [nn.Linear(n_in, n_out), _activation(activation)]

@@ -1,5 +1,6 @@
 """`Series`: a batch of irregular time series, each with times of its own, some of its values missing."""
 
+import contextlib
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
@@ -131,15 +132,7 @@ class Series:
 
     def __getitem__(self, which: SupportsIndex | slice | Iterable[Any] | Tensor) -> "Series":
         """Those samples, as a batch that is as long as the longest of them; of one number a batch of one."""
-        if isinstance(which, SupportsIndex) and not getattr(which, "ndim", 0):  # NumPy's integers, too
-            which = operator.index(which)
-            if not -len(self) <= which < len(self):
-                raise IndexError(f"there are {len(self)} samples, got index {which}")
-            which = [which % len(self)]
-        if isinstance(which, slice):  # torch takes none that runs backward
-            which = range(len(self))[which]
-        kept: Any = which if isinstance(which, Tensor) else list(which)  # pyright: ignore[reportArgumentType]
-        index = torch.arange(len(self), device=self.device)[kept]
+        index = self._places(which)
         lengths = self.lengths[index]
         most = int(lengths.max()) if len(index) else 1
         return replace(
@@ -149,6 +142,44 @@ class Series:
             lengths=lengths,
             static=None if self.static is None else self.static[index],
             ids=tuple(self.ids[i] for i in index.tolist()),
+        )
+
+    def _places(self, which: Any) -> Tensor:
+        """(n,), the whole numbers from 0 of the samples that an index means.
+
+        Raises:
+            TypeError, IndexError: If it means none.
+        """
+        if isinstance(which, slice):  # torch takes none that runs backward
+            which = range(*which.indices(len(self)))
+        if isinstance(which, SupportsIndex) and not getattr(which, "ndim", 0):  # NumPy's integers, too
+            with contextlib.suppress(TypeError):  # of a tensor that is no whole number
+                which = [operator.index(which)]
+        try:
+            given = which if isinstance(which, Tensor) else torch.tensor([*which])
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(self._no_index(which)) from None
+        if given.dtype == torch.bool and given.shape == (len(self),):
+            return given.to(self.device).nonzero()[:, 0]
+        whole = not (given.dtype == torch.bool or given.is_floating_point() or given.is_complex())
+        if given.dim() != 1 or not (whole or given.numel() == 0):
+            raise TypeError(self._no_index(which))
+        given = given.to(self.device, torch.int64)
+        wrong = (given < -len(self)) | (given >= len(self))
+        if wrong.any():
+            raise IndexError(f"there are {len(self)} samples, got index {int(given[wrong][0])}")
+        return given % max(len(self), 1)
+
+    def _no_index(self, which: Any) -> str:
+        name = which if isinstance(which, str) else None
+        remedy = ""
+        if name in self.ids:
+            remedy = f": for the sample of that name write series[series.ids.index({name!r})]"
+        elif name in self.channels:
+            remedy = f": for the channel of that name write series.values[..., {self.channels.index(name)}]"
+        return (
+            "series take a whole number, a slice, whole numbers (n,), or one True or False for each of the "
+            f"{len(self)} samples, got {shown(which)}{remedy}"
         )
 
     def index_select(self, dim: int, index: Tensor) -> "Series":

@@ -214,23 +214,49 @@ def from_pypots(data: dict[str, Any], *, times: Any = None) -> Series:
 
     A sample ends with its last observation, since PyPOTS pads by NaN.
 
+    Args:
+        data: The dict; what else is in it is not looked at.
+        times: Numbers, dates or durations, as of `from_arrays`.
+
     Raises:
-        TypeError, ValueError: If there is no "X" of three axes, or a sample without any observation.
+        TypeError, ValueError: If there is no "X" of three axes, times are none or of another shape, or a sample has no
+            observation.
     """
     if not isinstance(data, dict) or "X" not in data:
         raise TypeError(f'`data` must be a dict with "X", got {shown(data)}')
-    x = torch.as_tensor(data["X"])
+    try:
+        x = torch.as_tensor(data["X"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f'`data["X"]` must be numbers, got {shown(data["X"])}: {error}') from None
     x = x if x.is_floating_point() else x.float()
     if x.dim() != 3:
         raise ValueError(f'`data["X"]` must be (n, steps, features), got shape {tuple(x.shape)}')
-    at = torch.arange(x.shape[1], dtype=torch.float64) if times is None else torch.as_tensor(times, dtype=torch.float64)
-    at = at.expand(len(x), -1)
+    at = _times_of_steps(times, len(x), x.shape[1])
     seen = (~x.isnan()).any(2)
     if not seen.any(1).all():
         raise ValueError(f"sample {int((~seen.any(1)).nonzero()[0])} has no observation: leave it out")
     last = x.shape[1] - seen.flip(1).to(torch.int8).argmax(1)
     rows = [int(n) for n in last]
     return from_arrays([t[:n] for t, n in zip(at, rows)], [v[:n] for v, n in zip(x, rows)], dtype=x.dtype)
+
+
+def _times_of_steps(times: Any, samples: int, steps: int) -> list[Tensor]:
+    """(steps,) of each sample."""
+    if times is None:
+        return [torch.arange(steps, dtype=torch.float64)] * samples
+    if getattr(times, "ndim", 1) == 2 or (isinstance(times, list | tuple) and any(map(_is_row, times))):
+        each = [as_times(row, f"`times` of sample {i}") for i, row in enumerate(times)]
+    else:
+        each = [as_times(times, "`times`")] * samples
+    wrong = [len(row) for row in each if len(row) != steps]
+    if wrong or len(each) != samples:
+        got = f"a row of {wrong[0]}" if wrong else f"{len(each)} rows"
+        raise ValueError(f"`times` must be ({steps},) or ({samples}, {steps}), got {got}")
+    return each
+
+
+def _is_row(x: Any) -> bool:
+    return isinstance(x, list | tuple | range) or getattr(x, "ndim", 0) == 1
 
 
 def to_pypots(series: Series, y: Any = None) -> dict[str, Any]:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from odenets.adjoint import Direct
-from odenets.arguments import shown
+from odenets.arguments import one_of
 from odenets.controller import Fixed
+from odenets.nn.field import layer_sizes
 from odenets.nn.models import MLP
-from odenets.nn.series.inputs import check_options, check_series, last_values, questions, rows_before, static_of
-from odenets.nn.series.recurrent import Readout, SeriesModel, at_rows
+from odenets.nn.series.inputs import check_options, last_values, static_of
+from odenets.nn.series.recurrent import Readout, SeriesModel, from_last_row
 from odenets.path import CubicHermite, Linear, NaturalCubic, Path
 from odenets.series import Series
 from odenets.solution import Stats
@@ -65,15 +66,13 @@ class NeuralCDE(SeriesModel):
         static: int = 0,
         dropout: float = 0.0,
         path: str = "linear",
-        field_hidden: Sequence[int] = (64,),
+        field_hidden: int | Sequence[int] = (64,),
         **solve_options: Any,
     ) -> None:
         super().__init__(channels, outputs, hidden, static)
-        if path not in PATHS:
-            raise ValueError(f"`path` must be one of {', '.join(PATHS)}, got {shown(path)}")
-        self.path, self.width = path, 1 + 2 * channels
+        self.path, self.width = one_of("path", path, PATHS), 1 + 2 * channels
         self.start = nn.Linear(self.width + static, hidden)
-        self.field = MLP((hidden, *field_hidden, hidden * self.width), "silu")
+        self.field = MLP((hidden, *layer_sizes("field_hidden", field_hidden), hidden * self.width), "silu")
         self.readout = Readout(hidden + 1, outputs, dropout=dropout)
         self.begin = None
         check_options(solve_options, "jumps")
@@ -82,17 +81,12 @@ class NeuralCDE(SeriesModel):
         self.solve_options = {"adjoint": Direct(), **steps, **solve_options}
         self.stats: Stats | None = None
 
-    def forward(self, series: Series, at: Tensor | None = None) -> Tensor:
-        check_series(series, self, self.channels, self.static)
-        asked = questions(series, at)
+    def answers(self, series: Series, asked: Tensor) -> Tensor:
         x, each = self._knots(series)
         known = static_of(series)
         z0 = self.start(x[:, 0] if known is None else torch.cat([x[:, 0], known], dim=1))
-        states = self._solved(z0, x)[:, ::each]
-        base = rows_before(series, asked)
-        since = (asked - series.times.gather(1, base)).to(x)
-        out = self.readout(torch.cat([at_rows(states, base), since[..., None]], dim=-1))
-        return out[:, 0] if at is None else out
+        h, since, _ = from_last_row(self._solved(z0, x)[:, ::each], series, asked)
+        return self.readout(torch.cat([h, since], dim=-1))
 
     def _knots(self, series: Series) -> tuple[Tensor, int]:
         """The knots of X, (N, K, width), and how many there are for a row."""

@@ -1,14 +1,21 @@
 """What the models make of a series before they compute: filled values, gaps, and what is static."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from odenets.arguments import count, shown
+from odenets.nn.block import check_callable, check_repeatable
+from odenets.nn.field import MLPField, layer_sizes
+from odenets.returned import works
 from odenets.series import Series
+from odenets.solution import Solution, SolveError
 from odenets.solve import solve
+
+FIELD = (50,)  # hidden layers of a field that a model makes itself
 
 
 def check_series(series: Series, model: nn.Module, channels: int, static: int) -> None:
@@ -38,17 +45,55 @@ def sizes(**given: int) -> None:
         count(name, value, least=0 if name == "static" else 1)
 
 
+def field_of(field: Any, width: int, hidden: int | Sequence[int], model: str) -> Any:
+    """The field that is given, or one with hidden layers of these sizes where it is None.
+
+    Raises:
+        TypeError, ValueError: If it cannot be called, draws random numbers, or is given beside sizes.
+    """
+    if field is None:
+        return MLPField(width, layer_sizes("field_hidden", hidden), time="none")
+    check_callable("field", field, "field(t, h)")
+    check_repeatable("field", field, model)
+    if hidden != FIELD:
+        raise TypeError("`field_hidden` would be ignored beside `field`: leave one of them out")
+    return field
+
+
+def solved(field: Any, f: Any, y0: Tensor, t: Any, args: tuple, options: dict[str, Any]) -> Solution:
+    """The solve of f, which calls the model's `field`; where that fails since it does not take the state, it says so.
+
+    Raises:
+        ValueError: Naming the state's shape, and a field that takes it.
+    """
+    try:
+        return solve(f, y0, t, args, **options)
+    except SolveError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        if works(field, y0.new_zeros(()), y0, y0, ()):
+            raise
+        width = y0.shape[1]
+        raise ValueError(
+            f"`field` is called as field(t, h) with h of shape (N, {width}) and must return that shape, which "
+            f"{shown(field)} does not ({error}): write odenets.nn.MLPField({width}, (50,)), or one for that width"
+        ) from error
+
+
 def check_options(options: dict[str, Any], *own: str) -> None:
-    """Refuse what is no option of `solve`, and those that the model gives itself.
+    """Refuse what is no option of `solve`, those that the model gives itself, and those that it has no use for.
 
     Raises:
         TypeError: Naming the option.
     """
     known = inspect.signature(solve).parameters
     for name in options:
-        if name not in known or name in ("f", "y0", "t", "args", *own):
-            why = "is given by the model" if name in known else "is no option of the model, nor of `odenets.solve`"
-            raise TypeError(f"`{name}` {why}: leave it out")
+        if name not in known:
+            raise TypeError(f"`{name}` is no option of the model, nor of `odenets.solve`: leave it out")
+        if name in ("f", "y0", "t", "args", *own):
+            raise TypeError(f"`{name}` is given by the model: leave it out")
+        if name in ("dense", "event"):
+            raise TypeError(f"`{name}` would be ignored, since the model returns answers and no solution: leave it out")
 
 
 def last_values(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenets.arguments import count, number, shown
-from odenets.nn.field import MLPField
+from odenets.arguments import count, number, one_of
+from odenets.nn.field import layer_sizes
 from odenets.nn.models import MLP
-from odenets.nn.series.inputs import check_options, check_series, questions, sizes
+from odenets.nn.series.inputs import FIELD, check_options, check_series, field_of, questions, sizes, solved
 from odenets.nn.series.recurrent import ODERNN, GapGRU
 from odenets.series import Series, gaussian_nll
-from odenets.solution import Solution, Stats
-from odenets.solve import solve
+from odenets.solution import Stats
 
 ENCODERS = {"gru": GapGRU, "ode_rnn": ODERNN}
 
@@ -62,20 +61,18 @@ class LatentODE(nn.Module):
         sigma: float = 0.1,
         encoder: str = "gru",
         field: nn.Module | None = None,
-        field_hidden: Sequence[int] = (50,),
-        decoder_hidden: Sequence[int] = (50,),
+        field_hidden: int | Sequence[int] = FIELD,
+        decoder_hidden: int | Sequence[int] = (50,),
         **solve_options: Any,
     ) -> None:
         super().__init__()
         sizes(channels=channels, latent=latent, hidden=hidden, static=static)
-        if encoder not in ENCODERS:
-            raise ValueError(f"`encoder` must be one of {', '.join(ENCODERS)}, got {shown(encoder)}")
         self.channels, self.latent, self.static = channels, latent, static
         self.sigma = number("sigma", sigma, "a positive number", lambda x: 0 < x < math.inf)
-        self.encoder = ENCODERS[encoder](channels, 2 * latent, hidden, static=static)
-        self.field = MLPField(latent, tuple(field_hidden), time="none") if field is None else field
-        self.decoder = MLP((latent, *decoder_hidden, channels), "relu")
-        check_options(solve_options, "per_sample")
+        self.encoder = ENCODERS[one_of("encoder", encoder, ENCODERS)](channels, 2 * latent, hidden, static=static)
+        self.field = field_of(field, latent, field_hidden, "the LatentODE")
+        self.decoder = MLP((latent, *layer_sizes("decoder_hidden", decoder_hidden), channels), "relu")
+        check_options(solve_options)
         tolerances = {} if "controller" in solve_options else {"rtol": 1e-3, "atol": 1e-4}
         self.solve_options = {**tolerances, **solve_options}
         self.stats: Stats | None = None
@@ -151,14 +148,15 @@ class LatentODE(nn.Module):
     def _one_way(self, z0: Tensor, times: Tensor) -> Tensor:
         """(N, T, latent), for times (N, T) that begin with 0 and go one way."""
         if self.solve_options.get("per_sample"):
-            return self._counted(solve(self.field, z0, times, **self.solve_options)).movedim(0, 1)
+            return self._states(z0, times).movedim(0, 1)
         every, place = times.unique(return_inverse=True)
         if bool((times < 0).any()):
             every, place = every.flip(0), len(every) - 1 - place
-        states = self._counted(solve(self.field, z0, every, **self.solve_options))
-        return states[place, torch.arange(len(z0), device=z0.device)[:, None]]
+        return self._states(z0, every)[place, torch.arange(len(z0), device=z0.device)[:, None]]
 
-    def _counted(self, solution: Solution) -> Tensor:
+    def _states(self, z0: Tensor, times: Tensor) -> Tensor:
+        """(T, N, latent), z at the times."""
+        solution = solved(self.field, self.field, z0, times, (), self.solve_options)
         solution.stats.add(self.stats or Stats())
         self.stats = solution.stats
         return solution.ys

@@ -8,30 +8,32 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from odenets.adjoint import Direct
-from odenets.arguments import shown
+from odenets.arguments import count, number, one_of
 from odenets.controller import PID, Fixed
 from odenets.methods import find
-from odenets.nn.field import MLPField
 from odenets.nn.series.inputs import (
+    FIELD,
     check_options,
     check_series,
+    field_of,
     gaps,
     last_values,
     questions,
     rows_before,
     since_seen,
     sizes,
+    solved,
     static_of,
 )
 from odenets.series import Series
 from odenets.solution import Stats
-from odenets.solve import solve
 
 
 class Readout(nn.Sequential):
     """From the state to the outputs: dropout, then one linear layer, or two with a ReLU between them."""
 
     def __init__(self, width: int, outputs: int, hidden: int = 0, dropout: float = 0.0) -> None:
+        dropout = number("dropout", dropout, "a probability below 1", lambda p: 0 <= p < 1)
         layers: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
         if hidden:
             layers += [nn.Linear(width, hidden), nn.ReLU()]
@@ -43,9 +45,7 @@ class Pooled(nn.Module):
 
     def __init__(self, pool: str) -> None:
         super().__init__()
-        if pool not in ("last", "mean"):
-            raise ValueError(f'`pool` must be "last" or "mean", got {shown(pool)}')
-        self.pool = pool
+        self.pool = one_of("pool", pool, ("last", "mean"))
 
     def width(self, hidden: int) -> int:
         return hidden if self.pool == "last" else 2 * hidden
@@ -78,6 +78,15 @@ class SeriesModel(nn.Module):
         sizes(channels=channels, outputs=outputs, hidden=hidden, static=static)
         self.channels, self.outputs, self.hidden, self.static = channels, outputs, hidden, static
         self.begin = nn.Linear(static, hidden) if static else None
+
+    def forward(self, series: Series, at: Tensor | None = None) -> Tensor:
+        check_series(series, self, self.channels, self.static)
+        out = self.answers(series, questions(series, at))
+        return out[:, 0] if at is None else out
+
+    def answers(self, series: Series, asked: Tensor) -> Tensor:
+        """(N, K, outputs), at the times asked, (N, K), none before a sample's first row."""
+        raise NotImplementedError
 
     def first_state(self, series: Series) -> Tensor:
         """(N, hidden), from what is static."""
@@ -125,21 +134,16 @@ class GapGRU(SeriesModel):
     ) -> None:
         super().__init__(channels, outputs, hidden, static)
         self.pooled = Pooled(pool)
-        self.gru = nn.GRU(2 * channels + 1, hidden, num_layers=layers, batch_first=True)
+        self.gru = nn.GRU(2 * channels + 1, hidden, num_layers=count("layers", layers), batch_first=True)
         self.readout = Readout(self.pooled.width(hidden) + 1, outputs, dropout=dropout)
 
-    def forward(self, series: Series, at: Tensor | None = None) -> Tensor:
-        check_series(series, self, self.channels, self.static)
-        asked = questions(series, at)
+    def answers(self, series: Series, asked: Tensor) -> Tensor:
         values, times = series.values, series.times
         last, _ = last_values(values)
         x = torch.cat([last, (~values.isnan()).to(values), gaps(times)[..., None].to(values)], dim=-1)
         states = self._states(x, series) if len(series) else x.new_zeros(0, x.shape[1], self.hidden)
-        base = rows_before(series, asked)
-        since = (asked - times.gather(1, base)).to(values)
-        h = self.pooled(at_rows(states, base), states, base)
-        out = self.readout(torch.cat([h, since[..., None]], dim=-1))
-        return out[:, 0] if at is None else out
+        h, since, base = from_last_row(states, series, asked)
+        return self.readout(torch.cat([self.pooled(h, states, base), since], dim=-1))
 
     def _states(self, x: Tensor, series: Series) -> Tensor:
         """(N, L, hidden), behind each row."""
@@ -147,6 +151,9 @@ class GapGRU(SeriesModel):
         first = self.first_state(series)
         first = torch.stack([first, *[torch.zeros_like(first)] * (self.gru.num_layers - 1)])
         return pad_packed_sequence(self.gru(packed, first)[0], batch_first=True)[0]
+
+
+Last = tuple[Tensor, Tensor]  # of `last_values`
 
 
 class Recurrent(SeriesModel):
@@ -166,11 +173,11 @@ class Recurrent(SeriesModel):
         self.cell_state = nn.Linear(hidden, 3 * hidden)
         self.readout = Readout(self.pooled.width(hidden), outputs, dropout=dropout)
 
-    def inputs(self, series: Series) -> Tensor:
+    def inputs(self, series: Series, last: Last) -> Tensor:
         """(N, L, inputs), what the cell is given in each row."""
         raise NotImplementedError
 
-    def moving(self, series: Series, base: Tensor, at: Tensor) -> Tensor:
+    def moving(self, series: Series, last: Last, base: Tensor, at: Tensor) -> Tensor:
         """(N, K, …), what `move` is given to get from the rows `base`, (N, K), to the times `at`, (N, K)."""
         raise NotImplementedError
 
@@ -178,25 +185,22 @@ class Recurrent(SeriesModel):
         """The state (n, hidden) later, from that behind a row."""
         raise NotImplementedError
 
-    def forward(self, series: Series, at: Tensor | None = None) -> Tensor:
-        check_series(series, self, self.channels, self.static)
-        asked = questions(series, at)
-        base = rows_before(series, asked)
-        states = self.states(series)
-        h, by = at_rows(states, base), self.moving(series, base, asked)
+    def answers(self, series: Series, asked: Tensor) -> Tensor:
+        base, last = rows_before(series, asked), last_values(series.values)
+        states = self.states(series, last)
+        h, by = at_rows(states, base), self.moving(series, last, base, asked)
         moved = self.move(h.flatten(0, 1), by.flatten(0, 1)).unflatten(0, base.shape)
-        out = self.readout(self.pooled(moved, states, base))
-        return out[:, 0] if at is None else out
+        return self.readout(self.pooled(moved, states, base))
 
-    def states(self, series: Series) -> Tensor:
+    def states(self, series: Series, last: Last) -> Tensor:
         """(N, L, hidden), behind each row; 0 behind a sample's end."""
         order = series.lengths.argsort(descending=True, stable=True)
         rows = torch.arange(series.times.shape[1], device=series.device)
         inside = rows < series.lengths[:, None]
         active = inside.sum(0).tolist()
-        given = self.cell_input(self.inputs(series))[order].unbind(1)
+        given = self.cell_input(self.inputs(series, last))[order].unbind(1)
         before = (rows - 1).clamp(min=0).expand_as(inside)
-        by = self.moving(series, before, series.times)[order].unbind(1)
+        by = self.moving(series, last, before, series.times)[order].unbind(1)
         h, found = self.first_state(series)[order], []
         for i, n in enumerate(active):
             h = h[:n] if i == 0 else self.move(h[:n], by[i][:n])
@@ -243,20 +247,19 @@ class GRUD(Recurrent):
         self.decay_values = nn.Parameter(torch.stack([torch.ones(channels), torch.zeros(channels)]))
         self.decay_state = nn.Linear(channels, hidden)
 
-    def inputs(self, series: Series) -> Tensor:
+    def inputs(self, series: Series, last: Last) -> Tensor:
         values, times = series.values, series.times
-        last, seen = last_values(values)
+        known, seen = last
         rows = torch.arange(times.shape[1], device=times.device).expand_as(times)
         since = since_seen(times, seen, (rows - 1).clamp(min=0), times).to(values)
-        before = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], dim=1)
+        before = torch.cat([torch.zeros_like(known[:, :1]), known[:, :-1]], dim=1)
         weight, bias = self.decay_values
         decayed = torch.exp(-torch.relu(weight * since + bias)) * before
         mask = ~values.isnan()
         return torch.cat([values.nan_to_num().where(mask, decayed), mask.to(values)], dim=-1)
 
-    def moving(self, series: Series, base: Tensor, at: Tensor) -> Tensor:
-        _, seen = last_values(series.values)
-        since = since_seen(series.times, seen, base, at).to(series.values)
+    def moving(self, series: Series, last: Last, base: Tensor, at: Tensor) -> Tensor:
+        since = since_seen(series.times, last[1], base, at).to(series.values)
         return torch.exp(-torch.relu(self.decay_state(since)))
 
     def move(self, h: Tensor, by: Tensor) -> Tensor:
@@ -274,8 +277,8 @@ class ODERNN(Recurrent):
 
     Args:
         channels, outputs, hidden, static, dropout, pool: As for `GapGRU`.
-        field: The vector field f(t, h), an `nn.Module`; None: an `MLPField` with one hidden layer of `field_hidden`.
-        field_hidden: The size of that layer.
+        field: The vector field f(t, h), an `nn.Module`; None: an `MLPField` with hidden layers `field_hidden`.
+        field_hidden: The sizes of these layers.
         solve_options: Options of `odenets.solve`: `method`, `rtol`, `adjoint`, …. By default one step of the midpoint
             rule a gap, `method="midpoint", controller=Fixed(steps=1)`, differentiated by `Direct()`; with
             tolerances the first step that is tried is the whole gap.
@@ -297,21 +300,20 @@ class ODERNN(Recurrent):
         dropout: float = 0.0,
         pool: str = "last",
         field: nn.Module | None = None,
-        field_hidden: int | Sequence[int] = 50,
+        field_hidden: int | Sequence[int] = FIELD,
         **solve_options: Any,
     ) -> None:
         super().__init__(channels, outputs, hidden, 2 * channels, static, dropout, pool)
-        layers = (field_hidden,) if isinstance(field_hidden, int) else tuple(field_hidden)
-        self.field = MLPField(hidden, layers, time="none") if field is None else field
-        check_options(solve_options)
+        self.field = field_of(field, hidden, field_hidden, "the ODERNN")
+        check_options(solve_options, "stops", "jumps")
         self.solve_options = {"adjoint": Direct(), **_on_gaps(solve_options)}
         self.stats: Stats | None = None
 
-    def inputs(self, series: Series) -> Tensor:
+    def inputs(self, series: Series, last: Last) -> Tensor:
         """The last observed values and which are new: a row that lacks a channel does not say that it is 0."""
-        return torch.cat([last_values(series.values)[0], (~series.values.isnan()).to(series.values)], dim=-1)
+        return torch.cat([last[0], (~series.values.isnan()).to(series.values)], dim=-1)
 
-    def moving(self, series: Series, base: Tensor, at: Tensor) -> Tensor:
+    def moving(self, series: Series, last: Last, base: Tensor, at: Tensor) -> Tensor:
         """When the rows `base` were, since the first, and the gaps."""
         then = series.times.gather(1, base)
         return torch.stack([then - series.start[:, None], at - then], dim=-1).to(series.values.dtype)
@@ -319,10 +321,13 @@ class ODERNN(Recurrent):
     def move(self, h: Tensor, by: Tensor) -> Tensor:
         # PyTorch's compiler takes no two tensors of one storage into a loop.
         begun, gap = by[:, :1].clone(), by[:, 1:].clone()
-        solution = solve(self._on_gap, h, (0.0, 1.0), args=(begun, gap), **self.solve_options)
+        solution = solved(self.field, self._on_gap, h, (0.0, 1.0), (begun, gap), self.solve_options)
+        stats = solution.stats
+        if isinstance(stats.accepted, Tensor):  # each sample's own, and a later row has fewer of them
+            stats.accepted, stats.rejected = stats.accepted.sum(), stats.rejected.sum()
         if self.stats is not None:
-            solution.stats.add(self.stats)
-        self.stats = solution.stats
+            stats.add(self.stats)
+        self.stats = stats
         return solution.ys[-1]
 
     def _on_gap(self, share: Tensor, h: Tensor, begun: Tensor, gap: Tensor) -> Tensor:
@@ -345,6 +350,13 @@ def _on_gaps(options: dict[str, Any]) -> dict[str, Any]:
     tolerances = {name: options[name] for name in ("rtol", "atol") if name in options}
     others = {name: value for name, value in options.items() if name not in tolerances}
     return {**others, "controller": PID(**tolerances, dt0=1.0)}
+
+
+def from_last_row(states: Tensor, series: Series, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each question, (N, K): the state behind the last row up to it, the time since, (N, K, 1), and that row."""
+    base = rows_before(series, asked)
+    since = (asked - series.times.gather(1, base)).to(series.values)
+    return at_rows(states, base), since[..., None], base
 
 
 def at_rows(states: Tensor, base: Tensor) -> Tensor:
