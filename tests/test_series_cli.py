@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,9 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from odenets import cli
+from odenets.data.errors import DataError
 from odenets.tabular.folder import load
+from odenets.tabular.read import Columns, as_series, outcomes_of_column, outcomes_of_file, read_csv
 
 QUICK = ("--model", "gru", "--hidden", 4, "--epochs", 2, "--quiet")
 COLUMNS = ("--id", "who", "--time", "hour", "--target", "died")
@@ -25,7 +28,8 @@ def table(n=24, seed=0):
         slope = 1.0 if i % 2 else -1.0
         x = slope * hours + random.normal(size=4)
         y = np.where(random.uniform(size=4) < 0.3, math.nan, random.normal(size=4))
-        parts.append(pd.DataFrame({"who": f"{i:03}", "hour": hours, "x": x, "y": y, "age": 40.0 + i, "died": i % 2}))
+        known = {"age": 40.0 + i, "sex": None if i == 5 else "F" if i % 3 else "M ", "died": i % 2}
+        parts.append(pd.DataFrame({"who": f"{i:03}", "hour": hours, "x": x, "y": y, **known}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -49,7 +53,8 @@ def fitted(tmp_path_factory):
     """The file, the folder, and what the command said."""
     place = tmp_path_factory.mktemp("fitted")
     table().to_csv(place / "series.csv", index=False)
-    result = call("fit", place / "series.csv", *COLUMNS, "--static", "age", *QUICK, "--out", place / "out")
+    static = ("--static", "age", "--static", "sex")
+    result = call("fit", place / "series.csv", *COLUMNS, *static, *QUICK, "--out", place / "out")
     assert result.exit_code == 0, result.output
     return place / "series.csv", place / "out", result
 
@@ -92,13 +97,14 @@ def test_predict_gives_what_fit_gave_and_writes_once(fitted, tmp_path):
 
 def test_a_model_that_is_read_again_is_the_one_that_was_written(fitted):
     estimator, columns = load(fitted[1])
-    assert (columns.id, columns.time, columns.static) == ("who", "hour", ("age",))
+    assert (columns.id, columns.time, columns.static) == ("who", "hour", ("age", "sex"))
+    assert columns.words == {"sex": ("F", "M")}
     assert estimator.channels_ == ("x", "y")
     assert estimator.get_params()["hidden"] == 4
 
 
 def test_outcomes_may_be_text_or_amounts_in_a_file_of_their_own(tmp_path):
-    frame = table().drop(columns="died").assign(days=7.0)  # which is no measurement, whatever it holds
+    frame = table().drop(columns=["died", "sex"]).assign(days=7.0)  # which is no measurement, whatever it holds
     frame.to_csv(tmp_path / "s.csv", index=False)
     stay = pd.DataFrame({"who": [f"{i:03}" for i in range(24)][::-1], "days": np.linspace(1, 9, 24)})
     stay.to_csv(tmp_path / "o.csv", index=False)
@@ -129,6 +135,16 @@ def broken(name, frame):
             frame = frame[frame["who"] < "004"]
         case "no time":
             frame = frame.rename(columns={"hour": "minute"})
+        case "text measured":
+            frame["x"] = "high"
+        case "too many words":
+            frame["age"] = [f"born {i}" for i in range(len(frame))]
+        case "words and numbers":
+            frame["age"] = frame["age"].astype(object)
+            frame.loc[3, "age"] = "old"
+        case "two zones":
+            frame["hour"] = "2020-01-01 01:00+01:00"
+            frame.loc[3, "hour"] = "2020-01-01 02:00"
     return frame
 
 
@@ -137,22 +153,58 @@ def broken(name, frame):
     [
         ("two outcomes", "who '001' has 1 in line 6 and 5 in line 8: mend it, or give `--outcomes`"),
         ("no outcome", "has no 'died' of who 002: add it, or leave these samples out"),
-        ("text", "line 5, column 'x': 'high' is not a number: mend it"),
+        ("text", "line 5, column 'x': 'high' is not a number: mend it, leave it empty where the value is missing\n"),
+        ("words and numbers", "line 5, column 'age': 'old' is not a number: mend it, leave it empty where"),
+        ("text measured", "line 2, column 'x': 'high' is no number: name the column by `--static`"),
+        ("too many words", "column 'age' has 96 different words, and each becomes a number, at most 50: leave it out"),
+        ("two zones", "column 'hour' mixes time zones: write all of them in one form\n"),
         ("no measurement", "who '001' has no measurement at all: leave its lines out"),
         ("one class", "two classes or more"),
         ("few", "has 4 samples: give at least 10"),
-        ("no time", "has no column 'hour'; it has who, minute, x, y, age, died"),
+        ("no time", "has no column 'hour'; it has who, minute, x, y, age, sex, died"),
     ],
 )
 def test_a_file_that_is_wrong_is_one_line_and_leaves_nothing(tmp_path, name, words):
     broken(name, table()).to_csv(tmp_path / "s.csv", index=False)
-    arguments = ("fit", tmp_path / "s.csv", *COLUMNS, "--static", "age", *QUICK, "--out", tmp_path / "out")
-    assert words in refusal(*arguments)
+    static = ("--static", "age", "--static", "sex")
+    arguments = ("fit", tmp_path / "s.csv", *COLUMNS, *static, *QUICK, "--out", tmp_path / "out")
+    assert words in refusal(*arguments) + "\n"
     assert not (tmp_path / "out").exists()
 
 
+def test_words_of_a_sample_are_numbers_of_0_and_1():
+    columns = Columns("who", "hour", ("x", "y"), ("sex", "age"), words={"sex": ("F", "M")})
+    static = as_series(table(), Path("s.csv"), columns).static
+    assert static[3].tolist() == [0, 1, 43]
+    assert static[4].tolist() == [1, 0, 44]
+    assert static[5].isnan().tolist() == [True, True, False]
+
+
+def test_an_unknown_word_is_told_with_its_line(fitted, tmp_path):
+    _, folder, _ = fitted
+    frame = table()
+    frame.loc[frame["who"] == "003", "sex"] = "X"
+    frame.to_csv(tmp_path / "s.csv", index=False)
+    words = "s.csv, line 14, column 'sex': 'X' is none of F, M, which the model was trained with: mend it, or leave"
+    assert words in refusal("predict", folder, tmp_path / "s.csv", "--out", tmp_path / "p.csv")
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+    text = 'who,t,note,x\n\na,0,"two\nlines",1\n   \nb,0,,1\n\nb,1,,high\n'
+    (tmp_path / "s.csv").write_text(text)
+    number = text[: text.index("b,1")].count("\n") + 1
+    frame = read_csv(tmp_path / "s.csv", "who")
+    with pytest.raises(DataError, match=f"s.csv, line {number}, column 'x': 'high'"):
+        as_series(frame, tmp_path / "s.csv", Columns("who", "t", ("x",)))
+    (tmp_path / "o.csv").write_text("who,died\n\na,1\n\n\nb,0\n\nb,1\n")
+    with pytest.raises(DataError, match=r"o\.csv, line 8: who 'b' has a line already"):
+        outcomes_of_file(tmp_path / "o.csv", "who", "died", ["a", "b"])
+    with pytest.raises(DataError, match="0 in line 6 and 1 in line 8"):
+        outcomes_of_column(read_csv(tmp_path / "o.csv", "who"), tmp_path / "o.csv", "who", "died", ["a", "b"])
+
+
 def test_outcomes_of_unknown_samples_and_twice_are_named(tmp_path):
-    table().drop(columns="died").to_csv(tmp_path / "s.csv", index=False)
+    table().drop(columns=["died", "sex"]).to_csv(tmp_path / "s.csv", index=False)
     outcomes = pd.DataFrame({"who": [f"{i:03}" for i in range(26)], "died": [0, 1] * 13})
     arguments = (tmp_path / "s.csv", *COLUMNS, "--outcomes", tmp_path / "o.csv", *QUICK, "--out", tmp_path / "out")
     outcomes.to_csv(tmp_path / "o.csv", index=False)
@@ -163,7 +215,7 @@ def test_outcomes_of_unknown_samples_and_twice_are_named(tmp_path):
 
 def test_wrong_options_and_folders_are_one_line(fitted, tmp_path):
     file, folder, _ = fitted
-    fit = ("fit", file, *COLUMNS, *QUICK, "--out", tmp_path / "out")
+    fit = ("fit", file, *COLUMNS, "--values", "x", *QUICK, "--out", tmp_path / "out")
     assert "`--task` must be one of auto, classification, regression" in refusal(*fit, "--task", "guess")
     assert "is named by `--values` or `--static`, too" in refusal(*fit, "--static", "died")
     assert "`model` must be one of 'ode_rnn'" in refusal(*fit, "--model", "lstm")

@@ -121,7 +121,9 @@ def fit_series(
     outcomes: Annotated[
         Path | None, typer.Option(help="A CSV file with the outcomes, one line for each sample.")
     ] = None,
-    static: Annotated[list[str] | None, typer.Option(help="A column that holds at any time; repeatable.")] = None,
+    static: Annotated[
+        list[str] | None, typer.Option(help="A column that holds at any time, numbers or a few words; repeatable.")
+    ] = None,
     values: Annotated[
         list[str] | None, typer.Option(help="A column of measurements; repeatable. Otherwise all others.")
     ] = None,

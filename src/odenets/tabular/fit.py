@@ -52,7 +52,7 @@ def fit_file(path: Path, options: FitOptions, folder: Path, *, progress: bool) -
     if any(file.name != LOCK for file in folder.iterdir()):
         raise RunFolderError(f"The folder {folder} is not empty. Name another by `--out`, or delete it.")
     frame = read_csv(path, options.columns.id)
-    columns = with_columns_of(frame, options.columns, options.target)
+    columns = with_columns_of(frame, path, options.columns, options.target)
     series = as_series(frame, path, columns)
     y = _outcomes(frame, path, options, series)
     kind = _task(options.task, y, options.target)

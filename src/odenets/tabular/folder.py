@@ -54,6 +54,7 @@ def load(folder: Path) -> tuple[SeriesEstimator, Columns]:
         raise RunFolderError(f"{folder / MODEL} was written by another version of odenets. Train it again.")
     estimator = _KINDS[settings["estimator"]](**settings["parameters"])
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["columns"].items()}
+    known["words"] = {name: tuple(words) for name, words in known.get("words", {}).items()}
     columns = Columns(**known)
     estimator.channels_, estimator.steps_ = columns.values, None
     for name, value in settings["fitted"].items():
