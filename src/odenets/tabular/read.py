@@ -104,13 +104,14 @@ _REMEDIES = (
 )
 
 
-def _with_words(frame: pd.DataFrame, path: Path, columns: Columns) -> tuple[pd.DataFrame, list[str]]:
+def _with_words(frame: Any, path: Path, columns: Columns) -> tuple[pd.DataFrame, list[str]]:
     """The table with a column of 0 and 1 for each word of a static column, and the static columns then.
 
     Raises:
         DataError: If there is a word that the model does not know.
     """
-    static, added = [], {}
+    static: list[str] = []
+    added: dict[str, Any] = {}
     for name in columns.static:
         if name not in columns.words:
             static.append(name)
@@ -129,16 +130,17 @@ def _with_words(frame: pd.DataFrame, path: Path, columns: Columns) -> tuple[pd.D
     return pd.concat([frame, pd.DataFrame(added, index=frame.index)], axis=1), static
 
 
-def _stripped(column: pd.Series) -> Any:
+def _stripped(column: Any) -> Any:
     """Cells as text without blanks around it, NaN where there is nothing else."""
     text = column.where(column.isna(), column.astype(str).str.strip())
     return text.where(text != "")
 
 
-def _is_text(column: pd.Series) -> bool:
+def _is_text(column: Any) -> bool:
     """Whether there is something in the column, and none of it a number."""
     found = column[_stripped(column).notna()]
-    return len(found) > 0 and bool(pd.to_numeric(found, errors="coerce").isna().all())
+    numbers: Any = pd.to_numeric(found, errors="coerce")
+    return len(found) > 0 and bool(numbers.isna().all())
 
 
 def outcomes_of_column(frame: pd.DataFrame, path: Path, id: str, target: str, ids: Sequence[Any]) -> np.ndarray:
