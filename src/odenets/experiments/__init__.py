@@ -16,6 +16,7 @@ with experiments_extra("`odenets.experiments`"):
         fitting,
         gaps,
         implicit,
+        interpolation,
         memory,
         order,
         physionet,
@@ -101,6 +102,14 @@ EXPERIMENTS = {
             implicit.Config,
             implicit.run,
             implicit.SMALL,
+        ),
+        Experiment(
+            "interpolation",
+            "Intensive-care stays of which 5 to 50 % of the rows are shown: latent ODEs fill in the others.",
+            interpolation.Config,
+            interpolation.run,
+            interpolation.SMALL,
+            may_change=("seeds", "data_dir"),
         ),
         Experiment(
             "memory",

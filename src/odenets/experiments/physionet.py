@@ -133,7 +133,7 @@ def _task(config: Config) -> Task:
     return task_of(config.protocol, config.data, config.data_dir, config.samples)
 
 
-def _prepared(task: Task, hours: float) -> list[Series]:
+def prepared(task: Task, hours: float) -> list[Series]:
     """The three parts with coarser times, scaled by the training part."""
     parts = [quantised(stays.series, hours) if hours else stays.series for stays in task]
     scaling = Scaling.fit(parts[0])
@@ -209,7 +209,7 @@ def _features_row(config: Config, name: str) -> Row:
 
 def _network_row(config: Config, name: str, seed: int, folder: Path) -> Row:
     task = _task(config)
-    train, valid, test = _prepared(task, config.hours)
+    train, valid, test = prepared(task, config.hours)
     static = 0 if train.static is None else train.static.shape[1]
     torch.manual_seed(seed)
     network = NETWORKS[name](train.values.shape[2], 2, config.hidden, static=static, dropout=0.3)

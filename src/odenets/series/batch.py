@@ -214,6 +214,10 @@ class Series:
             share: From 0 to 1.
             seed: Of the choice: equal seeds choose equal rows of an equal batch.
         """
+        return self.kept(self.drawn(share, seed), "a row")
+
+    def drawn(self, share: float, seed: int = 0) -> Tensor:
+        """(N, L), True in the rows that `thinned` keeps."""
         if not 0 <= share <= 1:
             raise ValueError(f"`share` must be from 0 to 1, got {shown(share)}")
         draw = torch.rand(self.times.shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
@@ -221,7 +225,7 @@ class Series:
         draw = draw.where(self.rows, math.inf)
         rank = draw.argsort(1).argsort(1)
         wanted = (share * self.lengths).round().clamp(min=1)
-        return self.kept((rank < wanted[:, None]) & self.rows, "a row")
+        return (rank < wanted[:, None]) & self.rows
 
     def kept(self, keep: Tensor, what: str) -> "Series":
         """The rows marked in `keep`, in order."""
