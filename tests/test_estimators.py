@@ -64,7 +64,9 @@ def test_a_regressor_learns_a_number_of_any_size():
     assert regressor.predict(series).shape == (40,)
 
 
-@pytest.mark.parametrize("model", ["ode_rnn", "gru_d", "cde", GapGRU, functools.partial(GapGRU, layers=2)], ids=str)
+@pytest.mark.parametrize(
+    "model", ["ode_rnn", "gru_d", "cde", "mtan", GapGRU, functools.partial(GapGRU, layers=2)], ids=str
+)
 def test_every_model_and_those_of_ones_own(model):
     series, slopes = ramps(static=1)
     classifier = odenets.SeriesClassifier(**SMALL | {"model": model, "epochs": 1}).fit(series, slopes > 0)
@@ -240,7 +242,7 @@ def test_text_is_no_amount_and_a_number_no_times():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "lstm"}, "`model` must be one of 'ode_rnn', 'gru', 'gru_d', 'cde', or a function"),
+        ({"model": "lstm"}, "`model` must be one of 'ode_rnn', 'gru', 'gru_d', 'cde', 'mtan', or a function"),
         ({"model": torch.nn.Linear(1, 1)}, "returns a new module"),
         ({"solve_options": {"method": "rk4"}}, "leave them out of model='gru'"),
         ({"epochs": 0}, "`epochs` must be an integer"),

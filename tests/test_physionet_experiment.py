@@ -65,6 +65,16 @@ def test_a_run_has_every_model_and_goes_on(small, monkeypatch):
     assert again.summary["runs"] == result.summary["runs"]
 
 
+def test_mtan_is_trained_where_it_is_asked_for(tmp_path):
+    row = physionet._network_row(Config(**SMALL, mtan=True), "mTAN", 0, tmp_path)
+    assert 0 <= row["auroc"] <= 1
+    names = []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(physionet, "collect", lambda pieces, *_, **__: names.extend(pieces) or 1 / 0)
+        run(Config(**SMALL, mtan=True), tmp_path)
+    assert "mTAN-0" in names
+
+
 def test_the_published_numbers_stand_beside_real_ones_alone(small):
     _, result = small
     shown = physionet.shown.accuracy(Config(), {**result.summary["problem"], "synthetic": False}, _rows(small))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import odenets
-from odenets.nn.series import GRUD, ODERNN, GapGRU, LatentODE, NeuralCDE, recurrent
+from odenets.nn.series import GRUD, MTAN, ODERNN, GapGRU, LatentODE, NeuralCDE, recurrent
 from odenets.series import Series, collate, from_arrays
 
 NAN = math.nan
@@ -31,6 +31,7 @@ MODELS = {
     "gru2": lambda **o: GapGRU(2, 3, 8, layers=2, **o),
     "gru_mean": lambda **o: GapGRU(2, 3, 8, pool="mean", **o),
     "ode_rnn_mean": lambda **o: ODERNN(2, 3, 8, pool="mean", **o),
+    "mtan": lambda **o: MTAN(2, 3, 8, points=5, features=8, heads=2, **o),
     "grud": lambda **o: GRUD(2, 3, 8, **o),
     "ode_rnn": lambda **o: ODERNN(2, 3, 8, **o),
     **{
@@ -302,6 +303,26 @@ def test_sizes_of_hidden_layers_are_whole_numbers(kind, name):
 def test_options_that_are_none_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_attention_is_the_mean_of_what_was_seen_weighted_by_times():
+    torch.manual_seed(0)
+    model, series = MTAN(2, 3, 4, points=4, features=6, heads=2), ragged(n=3)
+    found = model.attended(series, series.rows).unflatten(2, (2, 2, 2))  # (N, points, heads, mean or share, C)
+    points = torch.linspace(0, 1, 4)
+    assert model.embedded(points)[:, 0].tolist() == points.tolist()
+    for i, one in enumerate(series):
+        at, x = (one.times[0] - one.start).float(), one.values[0]
+        q, k = (f(model.embedded(t)).unflatten(1, (2, 3)) for f, t in ((model.query, points), (model.key, at)))
+        for h in range(2):
+            score = q[:, h] @ k[:, h].T / math.sqrt(3)
+            for c in range(2):
+                seen = ~x[:, c].isnan()
+                mean = score[:, seen].softmax(1) @ x[seen, c] if seen.any() else torch.zeros(4)
+                torch.testing.assert_close(found[i, :, h, 0, c], mean)
+                torch.testing.assert_close(found[i, :, h, 1, c], score.softmax(1)[:, seen].sum(1))
+    with pytest.raises(ValueError, match="`features` must be a multiple of `heads=3`, got 8"):
+        MTAN(2, 3, features=8, heads=3)
 
 
 def test_each_sample_may_have_steps_of_its_own():

@@ -129,7 +129,7 @@ def fit_series(
     ] = None,
     unit: Annotated[str, typer.Option(help="Of dates: s, min, h or d.")] = "h",
     task: Annotated[str, typer.Option(help="auto, classification or regression.")] = "auto",
-    model: Annotated[str, typer.Option(help="ode_rnn, gru, gru_d or cde.")] = "ode_rnn",
+    model: Annotated[str, typer.Option(help="ode_rnn, gru, gru_d, cde or mtan.")] = "ode_rnn",
     hidden: Annotated[int, typer.Option(min=1, help="Width of the network's state.")] = 32,
     epochs: Annotated[int, typer.Option(min=1, help="At most so many passes over the data.")] = 100,
     patience: Annotated[int, typer.Option(min=1, help="Epochs without progress that end the training.")] = 15,

@@ -27,9 +27,9 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
     fewer, where logistic regression on the last values is hard to beat (compare!).
 
     Args:
-        model: "ode_rnn", "gru", "gru_d", "cde"; or a function (channels, outputs, hidden, static=...)
-            that returns a new module, such as a class of `odenets.nn.series` or a `functools.partial` of one. See
-            these classes for when to use which.
+        model: "ode_rnn", "gru", "gru_d", "cde", "mtan"; or a function (channels, outputs, hidden,
+            static=...) that returns a new module, such as a class of `odenets.nn.series` or a `functools.partial` of
+            one. See these classes for when to use which.
         hidden: The width of the network's state.
         epochs: At most so many passes over the training part.
         batch_size: Samples of one step of Adam.

@@ -7,9 +7,15 @@ import torch
 from torch import nn
 
 from odenets.arguments import count, shown
-from odenets.nn.series import GRUD, ODERNN, GapGRU, NeuralCDE
+from odenets.nn.series import GRUD, MTAN, ODERNN, GapGRU, NeuralCDE
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"ode_rnn": ODERNN, "gru": GapGRU, "gru_d": GRUD, "cde": NeuralCDE}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "ode_rnn": ODERNN,
+    "gru": GapGRU,
+    "gru_d": GRUD,
+    "cde": NeuralCDE,
+    "mtan": MTAN,
+}
 SOLVERS = ("ode_rnn", "cde")  # those that take options of `solve`
 
 

@@ -131,7 +131,7 @@ EXPERIMENTS = {
             physionet.Config,
             physionet.run,
             physionet.SMALL,
-            may_change=("data_dir",),
+            may_change=("data_dir", "mtan"),
         ),
         Experiment(
             "robustness",

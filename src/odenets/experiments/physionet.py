@@ -27,7 +27,7 @@ from odenets.experiments import physionet_shown as shown
 from odenets.experiments.driver import Row, collect, means, numbers_of, seeds_of
 from odenets.experiments.option import check_at_least, check_choices, option
 from odenets.experiments.result import Result
-from odenets.nn import GRUD, ODERNN, GapGRU, count_parameters
+from odenets.nn import GRUD, MTAN, ODERNN, GapGRU, count_parameters
 from odenets.nn.series.inputs import last_values
 from odenets.series import Scaling, Series
 from odenets.train import TrainConfig, evaluate, fit
@@ -44,6 +44,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "GRU, mean state": partial(GapGRU, pool="mean"),
     "ODE-RNN, mean state": partial(ODERNN, pool="mean", method="euler", controller=Fixed(steps=1)),
 }
+MAKERS = NETWORKS | {shown.MTAN: MTAN}
 TREES, LOGISTIC = "boosted trees", "logistic regression"
 
 
@@ -61,6 +62,7 @@ class Config:
     patience: int = option(5, "Epochs without a lower validation loss, after which a training ends.")
     lr: float = option(2e-3, "Learning rate of AdamW.")
     batch_size: int = option(64, "Stays in a batch.")
+    mtan: bool = option(False, "Train mTAN (Shukla and Marlin 2021) beside the others.")
     seed: int = option(0, "First seed, of weights and order.")
     seeds: int = option(3, "Number of seeds.")
 
@@ -83,7 +85,7 @@ def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = 
     for name in (LOGISTIC, TREES):
         pieces[_slug(name)] = partial(_features_row, config, name)
     for seed in seeds_of(config):
-        for name in NETWORKS:
+        for name in [*NETWORKS, *[shown.MTAN] * config.mtan]:
             pieces[f"{_slug(name)}-{seed}"] = partial(_network_row, config, name, seed, folder / "trainings")
     problem, *rows = collect(pieces, folder, progress=progress, label="trainings")
     return Result(
@@ -212,7 +214,7 @@ def _network_row(config: Config, name: str, seed: int, folder: Path) -> Row:
     train, valid, test = prepared(task, config.hours)
     static = 0 if train.static is None else train.static.shape[1]
     torch.manual_seed(seed)
-    network = NETWORKS[name](train.values.shape[2], 2, config.hidden, static=static, dropout=0.3)
+    network = MAKERS[name](train.values.shape[2], 2, config.hidden, static=static, dropout=0.3)
     settings = TrainConfig(
         epochs=config.epochs,
         lr=config.lr,

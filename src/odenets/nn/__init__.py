@@ -15,6 +15,7 @@ from odenets.nn.models import count_parameters as count_parameters
 from odenets.nn.models import twins as twins
 from odenets.nn.roots import ImplicitError as ImplicitError
 from odenets.nn.series import GRUD as GRUD
+from odenets.nn.series import MTAN as MTAN
 from odenets.nn.series import ODERNN as ODERNN
 from odenets.nn.series import GapGRU as GapGRU
 from odenets.nn.series import LatentODE as LatentODE

@@ -152,7 +152,7 @@ class Series:
         """
         if isinstance(which, slice):  # torch takes none that runs backward
             which = range(*which.indices(len(self)))
-        if isinstance(which, SupportsIndex) and not getattr(which, "ndim", 0):  # NumPy's integers, too
+        if hasattr(which, "__index__") and not getattr(which, "ndim", 0):  # NumPy's integers, too
             with contextlib.suppress(TypeError):  # of a tensor that is no whole number
                 which = [operator.index(which)]
         try:
