@@ -65,12 +65,12 @@ def test_a_run_has_every_model_and_goes_on(small, monkeypatch):
     assert again.summary["runs"] == result.summary["runs"]
 
 
-def test_mtan_is_trained_where_it_is_asked_for(tmp_path):
+def test_mtan_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
     row = physionet._network_row(Config(**SMALL, mtan=True), "mTAN", 0, tmp_path)
     assert 0 <= row["auroc"] <= 1
     names = []
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(physionet, "collect", lambda pieces, *_, **__: names.extend(pieces) or 1 / 0)
+    monkeypatch.setattr(physionet, "collect", lambda pieces, *_, **__: names.extend(pieces) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         run(Config(**SMALL, mtan=True), tmp_path)
     assert "mTAN-0" in names
 
