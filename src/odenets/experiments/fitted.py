@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odenets.data.systems import predators
 from odenets.experiments.driver import Row
 from odenets.fitting import fit_trajectory
 from odenets.nn.field import MLPField
@@ -39,12 +40,6 @@ class CubedField(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.net(t, y**3)
-
-
-def predators(y: Tensor, p: Tensor) -> Tensor:
-    """Lotka and Volterra: prey and predators."""
-    x, z = y.unbind(-1)
-    return torch.stack([p[0] * x - p[1] * x * z, p[3] * x * z - p[2] * z], -1)
 
 
 def pendulum(y: Tensor, p: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from odenets.data.beats import CLASSES, SAMPLING_HZ, Beats
 from odenets.data.ecg import load_ecg
+from odenets.data.systems import oscillation
 from odenets.experiments import gaps_shown as shown
 from odenets.experiments.driver import Row, collect, means, numbers_of, seeds_of
 from odenets.experiments.option import check_at_least, check_choices, option
@@ -106,8 +107,7 @@ def oscillators(count: int, seed: int) -> tuple[Series, Tensor]:
     phase, damping = torch.rand(2, count, 1, generator=generator)
     damping = DAMPING[0] + damping * (DAMPING[1] - DAMPING[0])
     times = torch.linspace(0.0, LENGTH, ROWS)
-    angle = torch.tensor(OMEGAS)[y][:, None] * times + 2 * torch.pi * phase
-    x = torch.exp(-damping * times)[..., None] * torch.stack([angle.cos(), angle.sin()], dim=-1)
+    x = oscillation(times, torch.tensor(OMEGAS)[y][:, None], damping, 2 * torch.pi * phase)
     return Series(times.expand(count, -1), x + NOISE * torch.randn(x.shape, generator=generator)), y
 
 
