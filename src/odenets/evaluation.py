@@ -25,13 +25,15 @@ class CountedField:
         self.f = f
         self.stats = stats
         self.fresh = fresh
+        # A tracer shows no references; compilers drop what is spare.
+        self._seen = torch.compiler.is_compiling() or is_recorded()
         self._spoils: bool | None = None  # whether f changes y in place; None before the first evaluation has shown it
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.stats.nfe += 1
         if self.fresh:
             return checked(self.f(t, y), t, y)
-        if torch.compiler.is_compiling() or is_recorded():  # a tracer shows no references; compilers drop what is spare
+        if self._seen:
             return checked(self.f(t, y.clone()).clone(), t, y)
         out = self._evaluate(t, y)
         if _is_shared(out):

@@ -91,8 +91,9 @@ class Stats:
     """The effort of one solve, in counts.
 
     `nfe` evaluations of f in the forward pass; `steps` = `accepted` + `rejected`; `nfe_backward` evaluations of f
-    in the backward pass: None before it has run, and with `Direct`, whose backward pass evaluates no f; 0 where a
-    compiled solve has kept what the gradient needs.
+    in the backward pass: None before it has run, and with `Direct`, whose backward pass evaluates no f. `kept`: of how
+    many of the accepted steps `Checkpointed` has kept all that their gradient needs, so that none of them is made
+    again.
 
     With `per_sample=True`, `accepted`, `rejected` and `steps` are tensors (batch,) of each sample's own counts; an
     evaluation of f is one call, for all samples together, those included that have arrived.
@@ -102,6 +103,7 @@ class Stats:
     accepted: Any = 0
     rejected: Any = 0
     nfe_backward: int | None = None
+    kept: int = 0
 
     def add_backward(self, nfe: int) -> None:
         """Count evaluations of a backward pass."""
@@ -111,10 +113,11 @@ class Stats:
         """Count what was done before, too."""
         self.nfe, self.accepted = self.nfe + before.nfe, self.accepted + before.accepted
         self.rejected = self.rejected + before.rejected
+        self.kept = self.kept + before.kept
 
     def reset(self) -> None:
         """Count anew."""
-        self.nfe, self.accepted, self.rejected, self.nfe_backward = 0, 0, 0, None
+        self.nfe, self.accepted, self.rejected, self.nfe_backward, self.kept = 0, 0, 0, None, 0
 
     @property
     def steps(self) -> Any:

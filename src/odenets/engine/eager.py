@@ -1,5 +1,6 @@
 """The loop in numbers: one accepted step after the other, and what falls inside of each is handed out."""
 
+import contextlib
 import functools
 import math
 from dataclasses import replace
@@ -12,6 +13,7 @@ from odenets import transforms
 from odenets.engine import failures
 from odenets.engine.events import Place, Watch
 from odenets.engine.going import Going, failure_of_fixed_steps
+from odenets.engine.recorded import Recorded
 from odenets.engine.tape import Accepted, Tape
 from odenets.evaluation import evaluate_at_start
 from odenets.methods import Field, real_dtype
@@ -53,6 +55,7 @@ def run(
     timed: bool = False,
     read: bool = True,
     slopes: dict[int, Tensor] | None = None,
+    recorded: Recorded | None = None,
 ) -> Trajectory:
     """Solve from the first time to the last.
 
@@ -64,6 +67,7 @@ def run(
         timed: Whether gradients to the times are wanted at all, by the clock or by a replay.
         slopes: Where to write dy/dt at the outputs that lie inside a step, by their index.
         read: Whether the host may read values: without, nobody sees whether fixed steps ended in finite numbers.
+        recorded: The first steps, with their graph.
     """
     times, t_end = problem.times, problem.times[-1]
     stepper = Going(problem, y0, times[0], None if clock is None else (clock[0], clock[-1]))
@@ -75,27 +79,37 @@ def run(
     events: list[Located] = []
     ended = False
     furthest = t_end if t_end < math.inf else torch.finfo(real_dtype(y0)).max ** 0.75  # beyond, squares have no number
-    while stepper.t < furthest and not ended:
-        taken = stepper.advance(t_end)
-        if taken is None:
-            break
-        reached = stepper.t
-        if watch is not None and taken.step is not None:
-            taken = taken._replace(step=stepper.complete(taken.step))
-            places, ended = watch.look(taken, stepper.t, stepper.y)
-            taken = taken._replace(events=tuple(range(len(events), len(events) + len(places))))
-            events += [_located(problem, stepper.f, taken, place) for place in places]
-            reached = events[-1].t if ended else reached
-        taken = _emit(problem, stepper, ys, taken, clock, timed, reached)
-        if problem.told is not None:
-            stepper.tell(problem.told, taken, reached)
-        if problem.dense:
-            dense.append(taken)
-        if slopes is not None and taken.step is not None:
-            theta = {j: (times[j] - taken.t) / taken.dt for j in taken.inside}
-            slopes |= {j: problem.method.slope(taken.dt, taken.step.parts, x) for j, x in theta.items()}
-        if tape is not None and taken.y is not None:
-            tape.add(taken.light, taken.state)
+    with contextlib.ExitStack() as recording:
+        if recorded is not None:
+            recording.enter_context(recorded.wanted.enable_grad())
+        while stepper.t < furthest and not ended:
+            if recorded is not None:
+                recorded.enter(stepper)
+            taken = stepper.advance(t_end)
+            if taken is None:
+                break
+            reached = stepper.t
+            if watch is not None and taken.step is not None:
+                taken = taken._replace(step=stepper.complete(taken.step))
+                places, ended = watch.look(taken, stepper.t, stepper.y)
+                taken = taken._replace(events=tuple(range(len(events), len(events) + len(places))))
+                events += [_located(problem, stepper.f, taken, place) for place in places]
+                reached = events[-1].t if ended else reached
+            taken = _emit(problem, stepper, ys, taken, clock, timed, reached)
+            if problem.told is not None:
+                stepper.tell(problem.told, taken, reached)
+            if problem.dense:
+                dense.append(taken)
+            if slopes is not None and taken.step is not None:
+                theta = {j: (times[j] - taken.t) / taken.dt for j in taken.inside}
+                slopes |= {j: problem.method.slope(taken.dt, taken.step.parts, x) for j, x in theta.items()}
+            if tape is not None and taken.y is not None:
+                tape.add(taken.light, taken.state)
+            if recorded is not None and recorded.leave(taken):
+                recorded.cut(stepper, ys)
+                recorded = recording.close()
+        if recorded is not None:
+            recorded.cut(stepper, ys)
     if tape is not None:
         tape.end = (stepper.y,)
     failure = stepper.failure

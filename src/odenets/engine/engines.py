@@ -28,13 +28,15 @@ class Keep:
     Args:
         name: Of the adjoint, for errors.
         states: How many states at any time; None for one a step.
-        step_bytes: What else may be kept of a step, in bytes, so that it need not be made again.
+        step_bytes: What else a loop in tensors may keep of a step, in bytes, so that it need not be made again.
+        recorded: The same of all steps of a loop in numbers.
         around: What errors of the forward and the backward pass are raised in.
     """
 
     name: str = "Checkpointed"
     states: int | None = None
     step_bytes: float = 0.0
+    recorded: float = 0.0
     around: Around = contextlib.nullcontext
 
 
@@ -71,11 +73,11 @@ class Eager:
         return eager.run(problem, problem.y0, clock=eager.clock_of(problem))
 
     def kept(self, problem: Problem, keep: Keep) -> Trajectory:
-        prepared = prepare(problem)
+        prepared = prepare(problem, recorded=keep.recorded > 0 and not problem.method.iterates)
         if not prepared.differentiable:
             with torch.no_grad():
                 return eager.run(prepared.problem, problem.y0, prepared.f0)
-        solve = Replayed(prepared, keep.states, f"`adjoint={keep.name}()`", keep.around)
+        solve = Replayed(prepared, keep.states, keep.recorded, f"`adjoint={keep.name}()`", keep.around)
         return solve.finished(*applied(solve, prepared))
 
 
@@ -199,7 +201,12 @@ def _by_loops(
     else:
         with torch.no_grad():
             ended = solve_by_chunks(replace(problem, y0=problem.y0.detach()), plan, loops, loops.tensors)
-    return of_each_sample(problem, ended.ys, ended) if problem.per_sample else of_the_batch(problem, ended.ys, ended)
+    if problem.per_sample:
+        return of_each_sample(problem, ended.ys, ended)
+    trajectory = of_the_batch(problem, ended.ys, ended)
+    if differentiable and activations is not None:
+        problem.stats.kept = problem.stats.accepted
+    return trajectory
 
 
 def _step_bytes(problem: Problem, activations: Sequence[Activation]) -> int:

@@ -1,6 +1,7 @@
 """The solve in numbers as one function of autograd: the loop with its tape, and the one sweep back over that."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from odenets.engine.clock import TimeBars, stretch
 from odenets.engine.eager import run
+from odenets.engine.recorded import Recorded
 from odenets.engine.tape import Accepted, Tape, reversal
 from odenets.evaluation import FieldInPieces
 from odenets.methods import slopes_of
@@ -26,12 +28,15 @@ class Replayed(Outside):
 
     Args:
         states: How many states may be kept at any time; None for any number.
+        room: How many bytes of what f keeps for its pullback, beside them, so that steps need not be made again.
     """
 
     prepared: Prepared
     states: int | None
+    room: float
     name: str
     around: Around
+    recorded: Recorded | None = None
 
     def __post_init__(self) -> None:
         self.then, self.wanted = self.prepared.then, Wanted(self.prepared.reached)
@@ -40,8 +45,14 @@ class Replayed(Outside):
         # Half of them: the other half makes the states between them again.
         room = None if self.states is None else self.states // 2 // self._tensors
         tape: Tape[Accepted, tuple[Tensor, ...]] = Tape(room)
-        trajectory = run(self.prepared.problem, y0, self.prepared.f0, tape=tape, timed=timed)
-        self.prepared.f0, self.timed = None, timed
+        problem, f0 = self.prepared.problem, self.prepared.f0
+        recorded = None if timed else self._recorded()
+        if recorded is not None:
+            y0, f0 = recorded.begun.y0, recorded.begun.f0
+        trajectory = run(problem, y0, f0, tape=tape, timed=timed, recorded=recorded)
+        self.prepared.f0 = self.prepared.begun = None
+        self.timed, self.recorded = timed, recorded
+        problem.stats.kept = recorded.taken if recorded else 0
         self._trajectory, self.steps = trajectory, tape.steps
         shared = {id(x): x for state in (tape.end or (), *tape.states.values()) for x in state}
         place = {key: i for i, key in enumerate(shared)}
@@ -72,19 +83,34 @@ class Replayed(Outside):
     ) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
         by_place = {k: tuple(kept[i] for i in places) for k, places in self.places.items()}
         sweep = _Sweep(self, t, kept[0], *bars)
+        recorded, self.recorded = self.recorded, None  # the graph serves once
         # Without a bound every state is there.
         free = 0 if self.states is None else self.states // self._tensors - (len(by_place) - 1)
         passing = kept[:1]  # from the first move on the state that it has reached
         for start, there, keep in reversal(len(self.steps), list(self.places), free):
             state = by_place.get(start, passing)
             if start == there:
+                if recorded is not None and start < recorded.taken:
+                    break
                 sweep.undo(start, self.steps[start], *state)
                 by_place.pop(start, None)
                 continue
             passing = sweep.replay(self.steps[start:there], *state)
             if keep:
                 by_place[there] = passing
+        if recorded is not None:
+            sweep.follow(recorded)
         return sweep.finish(), sweep.grad_t, sweep.grads.values
+
+    def _recorded(self) -> Recorded | None:
+        """What is recorded of a solve without derivatives to the times; nothing where there is no room for a step."""
+        problem, begun = self.prepared.problem, self.prepared.begun
+        if begun is None or problem.dense or problem.events or self.wanted.places:
+            return None
+        state = problem.y0.numel() * problem.y0.element_size()
+        a_step = problem.method.evaluations * (begun.nbytes + 2 * state)  # the input and the stage
+        steps = math.floor(min(self.room / max(a_step, 1), problem.max_steps))
+        return Recorded(begun, self.wanted, self.prepared.reached, steps) if steps else None
 
     @property
     def _tensors(self) -> int:
@@ -148,6 +174,12 @@ class _Sweep:
             own, *others = self.step_bars or (0.0,)
             self.step_bars = [a + b for a, b in itertools.zip_longest(others, before, fillvalue=0.0)]
             self.times = self.times.before(t_bar + d_t, dt_bar + d_dt + own, step.final, step.stopped)
+
+    def follow(self, recorded: Recorded) -> None:
+        """Pull the cotangents back through the steps whose graph there is."""
+        if recorded.taken:
+            self.lam, *bars = recorded.pull((self.lam, *self.slope_bars), self.grad_ys)
+            self.grads.add(bars)
 
     def finish(self) -> Tensor:
         """∂L/∂y0, with the outputs that are y0 itself."""

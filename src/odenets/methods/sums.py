@@ -69,7 +69,7 @@ def combine(
 
     The sum is made first and added to y once: so it is not rounded to y's size stage by stage.
     """
-    if isinstance(dt, Tensor) or any(isinstance(w, Tensor) for w in weights):
+    if isinstance(dt, Tensor) or not _NUMBERS.issuperset(map(type, weights)):
         return _combine_tensors(y, dt, weights, stages)
     # Dynamo traces through a cache, with a warning.
     largest, pivot, terms = (_split if torch.compiler.is_compiling() else _terms)(tuple(weights))
@@ -90,6 +90,7 @@ def _split(weights: tuple[Any, ...]) -> tuple[float, int, list[tuple[int, Any]]]
     return largest, pivot, [(i, w / largest) for i, w in enumerate(weights) if w and i != pivot]
 
 
+_NUMBERS = {float, int}
 _terms = functools.lru_cache(maxsize=1024)(_split)
 
 

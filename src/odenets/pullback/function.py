@@ -85,23 +85,65 @@ class Prepared:
     inputs: Sequence[Tensor] = ()  # the tensors that f reaches, as the caller has them
     reached: Reached = field(default_factory=lambda: Reached((), ()))
     differentiable: bool = False  # whether there is anything to differentiate
+    begun: "Begun | None" = None  # the evaluation at the start with its graph, where that was asked for
 
     @property
     def then(self) -> "AsThen":
         return AsThen(self.problem.y0, self.reached.modules)
 
 
-def prepare(problem: Problem) -> Prepared:
-    """Find what f reaches, by one evaluation, which the solve needs anyway."""
+@dataclass
+class Begun:
+    """f at the start of a solve with its graph."""
+
+    y0: Tensor  # a leaf, or a constant where no gradient is due to it
+    f0: Tensor
+    started: int  # the number of its first node
+    nbytes: int  # that the graph keeps beside y0 and parameters
+
+
+def prepare(problem: Problem, *, recorded: bool = False) -> Prepared:
+    """Find what f reaches, by one evaluation, which the solve needs anyway; `recorded` with a graph to go on from."""
     if not torch.is_grad_enabled():
         return Prepared(problem)
     originals, args = _substitute(problem.args)
     cut_off = replace(problem, args=args, f=problem.bind(args))
-    f0, reached = _probe(cut_off)
+    begun = None
+    if recorded:
+        begun, reached = _begin(cut_off)
+        f0 = begun.f0
+    else:
+        f0, reached = _probe(cut_off, problem.y0.detach())
     inputs = [originals.get(id(t), t) for t in reached.tensors]
     if not any(t.requires_grad for t in (problem.y0, problem.t, *inputs)):
         return Prepared(problem, f0.detach())
-    return Prepared(cut_off, f0.detach(), inputs, reached, True)
+    return Prepared(cut_off, f0.detach(), inputs, reached, True, begun)
+
+
+def _begin(problem: Problem) -> tuple[Begun, Reached]:
+    y0, weight, started = problem.y0.detach().requires_grad_(problem.y0.requires_grad), Weight(), sequence_number()
+    with weight:
+        f0, reached = _probe(problem, y0)
+    return Begun(y0, f0, started, weight.nbytes), reached
+
+
+class Weight(torch.autograd.graph.saved_tensors_hooks):
+    """Weighs what is kept for a backward pass while it holds, leaves that require grad left out: others have those."""
+
+    def __init__(self) -> None:
+        super().__init__(self._weigh, lambda x: x)
+        self._found: dict[int, int] = {}
+
+    def _weigh(self, x: Tensor) -> Tensor:
+        base = x if x._base is None else x._base
+        if not (base.is_leaf and base.requires_grad):
+            memory = x.untyped_storage()
+            self._found[memory._cdata] = memory.nbytes()
+        return x.detach()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self._found.values())
 
 
 def _substitute(args: tuple) -> tuple[dict[int, Tensor], tuple]:
@@ -118,10 +160,9 @@ def _substitute(args: tuple) -> tuple[dict[int, Tensor], tuple]:
     return originals, pytree.tree_unflatten(leaves, spec)
 
 
-def _probe(problem: Problem) -> tuple[Tensor, Reached]:
+def _probe(problem: Problem, y0: Tensor) -> tuple[Tensor, Reached]:
     """f(t0, y0), which the solve needs anyway, evaluated so that its graph shows the tensors it reaches."""
-    forget_casts(problem.y0)
-    y0 = problem.y0.detach()
+    forget_casts(y0)
 
     def again() -> Tensor:
         with torch.random.fork_rng([y0.device] if y0.is_cuda else []):

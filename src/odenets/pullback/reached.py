@@ -6,6 +6,7 @@ over the Python objects that f refers to, which also finds tensors that f uses o
 """
 
 import functools
+import math
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -106,15 +107,24 @@ def reached_tensors(
     return Reached(_unique([*leaves, *spare]), results, entangled, modules)
 
 
-def check_reached(out: Tensor, started: int, reached: Reached, substitutes: Iterable[Tensor], again: Again) -> None:
-    """Refuse a replayed step whose graph reaches a tensor that the first evaluation of f did not show.
+def check_reached(
+    out: Tensor,
+    started: int,
+    reached: Reached,
+    substitutes: Iterable[Tensor],
+    again: Again,
+    since: float = math.inf,
+) -> None:
+    """Refuse a step whose graph reaches a tensor that the first evaluation of f did not show.
+
+    The step's own nodes are those from number `started` on; those between `since` and there are of the steps before it.
 
     Raises:
         LostGradientError: Naming the shape of the tensor, and the remedy.
     """
     known = {id(t) for t in (*reached.leaves, *substitutes)}
     by_edge = {(t.grad_fn, t.output_nr): t for t in reached.results}
-    leaves, nodes, _ = _crossed(out, started, known, by_edge, again)
+    leaves, nodes, _ = _crossed(out, started, known, by_edge, again, since)
     lost = [str(tuple(leaf.shape)) for leaf in leaves if id(leaf) not in known] + [node.name() for node in nodes]
     if lost:
         raise LostGradientError(
@@ -124,7 +134,12 @@ def check_reached(out: Tensor, started: int, reached: Reached, substitutes: Iter
 
 
 def _crossed(
-    out: Tensor, started: int, known: set[int], by_edge: dict[tuple[Any, int], Tensor], again: Again
+    out: Tensor,
+    started: int,
+    known: set[int],
+    by_edge: dict[tuple[Any, int], Tensor],
+    again: Again,
+    since: float = math.inf,
 ) -> tuple[tuple[Tensor, ...], list[Node], list[tuple[Node, int]]]:
     """What an evaluation of f uses and did not make: leaves, nodes of unknown results, and edges to the known ones.
 
@@ -132,9 +147,11 @@ def _crossed(
     thread made, whose number says nothing. What f makes is new in each evaluation; what both share it has captured.
     """
     leaves, edges = _frontier(out, lambda node: node._sequence_nr() < started)
+    edges = [(node, nr) for node, nr in edges if node._sequence_nr() < since]
     if any(id(leaf) not in known for leaf in leaves) or any(edge not in by_edge for edge in edges):
         shared = _behind(out) & _behind(again())
         leaves, edges = _frontier(out, lambda node: node in shared)
+        edges = [(node, nr) for node, nr in edges if node._sequence_nr() < since]
         leaves = tuple(leaf for leaf in leaves if id(leaf) in shared)
     return leaves, [node for node, nr in edges if (node, nr) not in by_edge], [e for e in edges if e in by_edge]
 
