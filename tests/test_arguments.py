@@ -240,6 +240,6 @@ def test_no_error_is_long(value):
 
 def test_what_is_short_is_shown_whole():
     assert shown("rk45") == "'rk45'"
-    assert shown(Checkpointed()) == "Checkpointed(memory=None)"
+    assert shown(Checkpointed()) == "Checkpointed(memory=None, activations=None)"
     assert shown(torch.ones(2, 3)) == "Tensor of shape (2, 3), torch.float32"
     assert shown(METHODS) != ""

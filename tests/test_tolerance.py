@@ -76,7 +76,7 @@ def test_the_loss_has_its_regularisers_in_training_alone():
 
 def test_one_step_of_euler_is_no_ode_and_a_tight_tolerance_is():
     coarse, fine = (train_row("digits", 128, 3, setting, 0) for setting in (fixed("euler", 1), adaptive("tsit5", 1e-5)))
-    assert (coarse["nfe"], coarse["nfe_backward"]) == (1.0, 1.0)
+    assert (coarse["nfe"], coarse["nfe_backward"]) == (1.0, 0.0)
     assert fine["change"] < 1e-4 < 1e-2 < coarse["output_change"]
     assert fine["reconstruction"] < 1e-2
 

@@ -341,7 +341,7 @@ def _recommend(rows: Sequence[Row], rounding: float) -> tuple[Adjoint, str]:
 
 
 def _short(adjoint: Adjoint) -> str:
-    return repr(adjoint).replace("memory=None", "").replace("method=None, controller=None", "")
+    return repr(adjoint).replace("memory=None, activations=None", "").replace("method=None, controller=None", "")
 
 
 def _weighted_sum(ys: Any) -> Tensor:
