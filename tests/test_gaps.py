@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from odenets.data.synthetic import make_synthetic
+from odenets.data.synthetic import make_fine, make_synthetic
 from odenets.experiments import gaps
 from odenets.experiments import gaps_shown as shown
 from odenets.experiments.gaps import SAMPLINGS, Config, run
@@ -97,6 +97,39 @@ def test_heartbeats_are_taken_too(beats, monkeypatch):
     monkeypatch.setattr(gaps, "load", lambda *arguments: data)
     row = gaps.model_row(Config(data="ecg", iterations=1, samples=30), shown.ODE, shown.MIXED, 0)
     assert 0 <= row["accuracy"] <= 1
+
+
+def test_heartbeats_at_mixed_rates_are_the_same_beats(monkeypatch):
+    fine = make_fine(200)
+    monkeypatch.setattr(gaps, "load_fine", lambda *_: (*fine, True))
+    gaps.load_rates.cache_clear()
+    (series, y), (test, _), *_ = gaps.load_rates(30, 0)
+    assert len(series) + len(test) == len(y) + len(test) == 200
+    assert int(series.checked().lengths.max()) > 187
+    torch.testing.assert_close(series.times[:, 1], torch.full((len(y),), 10 / 360, dtype=torch.float64))
+    kept = gaps.at_a_rate(series, 0)
+    step = (kept.times[:, 1] * 36).round()
+    assert step.unique().tolist() == [1, 3, 4, 8]  # 360, 120, 90 and 45 Hz
+    for i in range(8):
+        one = kept[i]
+        torch.testing.assert_close(one.values[0], series[i].values[0, :: int(step[i])])
+        assert torch.equal(one.times[0], series[i].times[0, :: int(step[i])])
+    config = Config(data="ecg", iterations=1, samples=30, hidden=4)
+    row = gaps.model_row(config, shown.TOLD, shown.RATES, 0)
+    assert row["synthetic"]
+    assert row["rows"] == float(kept.lengths.double().mean())
+    words = shown.rates([{**row, "seed": 0}])
+    assert words.text.startswith("SYNTHETIC")
+    gaps.load_rates.cache_clear()
+
+
+@pytest.mark.slow
+def test_the_small_form_of_heartbeats_runs(tmp_path):
+    result = run(Config(**TINY, data="ecg"), tmp_path, progress=False)
+    found = {row["sampling"] for row in result.summary["table"]}
+    assert found == {*SAMPLINGS, shown.RATES}
+    assert [section.title for section in result.sections][2] == "The same heartbeats at mixed rates"
+    json.dumps(result.summary["runs"], allow_nan=False)
 
 
 def test_words_follow_the_numbers():

@@ -42,6 +42,24 @@ def test_rows_are_those_of_the_rule(tmp_path):
     assert (rows[:, -1] == 0).any()
 
 
+def test_fine_rows_have_every_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(mitdb, "RECORDS", (100, 200))
+    signals = {}
+    for record, gap in ((100, 300), (200, 700)):  # 420 samples, and 840, of which 561 are kept
+        at = [20 + gap * k for k in range(6)]
+        signals[record] = write_record(tmp_path, record, at[-1] + gap, at, "NSVFQ+", seed=record)
+    rows, lengths, labels = mitdb.read_fine(tmp_path, 5, 0, no_progress)
+    assert labels.tolist() == [0, 1, 2, 3, 4] * 2
+    assert lengths.tolist() == [360] * 5 + [561] * 5
+    for i, (record, start) in enumerate([(100, 20), (200, 20)]):
+        segment = signals[record][start : start + (360, 840)[i]].astype(np.float64)
+        scaled = ((segment - segment.min()) / np.ptp(segment)).astype(np.float32)[:561]
+        assert np.array_equal(rows[5 * i, : len(scaled)], scaled)
+        assert not rows[5 * i, len(scaled) :].any()
+    again = mitdb.read_fine(tmp_path, 1, 0, no_progress)
+    assert np.bincount(again[2]).tolist() == [1] * 5
+
+
 def test_the_last_annotation_makes_no_row_but_ends_one(tmp_path):
     signal = write_record(tmp_path, 100, 1000, [100, 400], "NN")
     rows, labels = read_record(tmp_path, 100)

@@ -39,6 +39,7 @@ CLASS_NAMES = (
 SAMPLING_HZ = 360  # of the signals, before every third sample is taken
 DECIMATION = 3
 ROW_LENGTH = 187
+FINE_LENGTH = ROW_LENGTH * DECIMATION  # of a row with every sample
 UNKNOWN_RECORD = -1
 
 
@@ -83,16 +84,16 @@ def _require(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dty
         )
 
 
-def segments(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def segments(a: np.ndarray, b: np.ndarray, c: np.ndarray, step: int = DECIMATION) -> tuple[np.ndarray, np.ndarray]:
     """Which samples (at 360 Hz) make the rows of beats at `a`, with the next two annotations at `b` and `c`.
 
     All three are (n,) integers with a < b < c. A segment runs from a (inclusive) to b + ⌊(c - b)/5⌋
-    (exclusive), in steps of three samples. Returns the samples of all segments, one segment after the other,
-    and the lengths (n,).
+    (exclusive), in steps of three samples, or of `step`. Returns the samples of all segments, one segment
+    after the other, and the lengths (n,).
     """
     stop = b + (c - b) // 5
-    lengths = -((a - stop) // DECIMATION)  # rounded up
-    return np.repeat(a, lengths) + DECIMATION * _position_in_segment(lengths), lengths
+    lengths = -((a - stop) // step)  # rounded up
+    return np.repeat(a, lengths) + step * _position_in_segment(lengths), lengths
 
 
 def _position_in_segment(lengths: np.ndarray) -> np.ndarray:
@@ -101,14 +102,14 @@ def _position_in_segment(lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum()) - np.repeat(first, lengths)
 
 
-def scale_rows(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Segments of any length → rows (n, 187) float32 in [0, 1].
+def scale_rows(values: np.ndarray, lengths: np.ndarray, width: int = ROW_LENGTH) -> np.ndarray:
+    """Segments of any length → rows (n, 187) float32 in [0, 1], or (n, width).
 
     `values` holds the segments one after the other, `lengths` (n,) says how long each is (at least 1).
     Each segment is scaled by its own minimum and maximum, over its whole length and before it is cut to 187
     values; shorter ones are padded with zeros. A flat segment gives a row of zeros.
     """
-    rows = np.zeros((len(lengths), ROW_LENGTH), np.float32)
+    rows = np.zeros((len(lengths), width), np.float32)
     if len(lengths) == 0:
         return rows
     first = np.cumsum(lengths) - lengths
@@ -118,6 +119,6 @@ def scale_rows(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     position = _position_in_segment(lengths)
     row = np.repeat(np.arange(len(lengths)), lengths)
     scaled = (values - low[row]) / span[row]  # float64, so the one rounding to float32 is the correct one
-    keep = position < ROW_LENGTH
+    keep = position < width
     rows[row[keep], position[keep]] = scaled[keep]
     return rows

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,8 @@ from odenets.data.beats import CLASS_NAMES, CLASSES, UNKNOWN_RECORD, Beats
 from odenets.data.cache import cache_folder
 from odenets.data.errors import DataError, NoNetwork
 from odenets.data.kaggle import FILE_NAMES, KAGGLE_URL, read_kaggle
-from odenets.data.mitdb import BASE_URL, DS1, DS2, RECORDS, cached_mitdb, download_mitdb, read_mitdb
-from odenets.data.synthetic import PATIENTS, make_synthetic
+from odenets.data.mitdb import BASE_URL, DS1, DS2, RECORDS, cached_mitdb, download_mitdb, read_fine, read_mitdb
+from odenets.data.synthetic import PATIENTS, make_fine, make_synthetic
 from odenets.progress import Progress, progress_bar
 
 __all__ = [
@@ -94,6 +95,22 @@ def load_ecg(
     if data_dir is not None:
         _require_data(folder)
     return split_beats(_records(folder, cache_dir, progress, or_synthetic=data == "auto"), split, seed)
+
+
+def load_fine(
+    count: int, seed: int = 0, progress: Progress = progress_bar
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """At most `count` beats of each class at all 360 Hz: rows (n, 561) in [0, 1], padded with zeros, their lengths (n,)
+    and labels (n,), and whether they are synthetic.
+
+    They are drawn from the records in ODENETS_DATA, or those that were downloaded; from the model without them.
+    """
+    folder = _find_records(_data_folder(None)) or _find_records(cache_folder(None))
+    if folder is not None:
+        return *read_fine(folder, count, seed, progress), False
+    rows, lengths, labels = make_fine(max(200, 8 * count), seed)
+    kept = np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(len(CLASSES))])
+    return rows[kept], lengths[kept], labels[kept], True
 
 
 def _require_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from odenets.data.beats import SAMPLING_HZ, Beats, scale_rows, segments
+from odenets.data.beats import FINE_LENGTH, SAMPLING_HZ, Beats, scale_rows, segments
 from odenets.data.cache import cache_folder, load_beats, save_beats
 from odenets.data.download import content_hash, download_files, read_hash_table
 from odenets.data.errors import DataError
@@ -227,6 +227,42 @@ def _cut(signal: np.ndarray, at: np.ndarray, label: np.ndarray) -> tuple[np.ndar
     beat = label[:-1] != NOT_A_BEAT  # the last annotation of a record has no next one and makes no row
     index, lengths = segments(a[beat], b[beat], c[beat])
     return scale_rows(signal[index], lengths), label[:-1][beat]
+
+
+def read_fine(
+    folder: str | os.PathLike[str], count: int, seed: int, progress: Progress = progress_bar
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Beats at all 360 Hz, at most `count` of each class, drawn from all records.
+
+    Returns:
+        Rows (n, `FINE_LENGTH`) in [0, 1], scaled as the others and padded with zeros, their lengths (n,) and labels.
+
+    Raises:
+        DataError: As `read_record`.
+    """
+    folder = Path(folder)
+    _record_files(folder, RECORDS)
+    marks = {record: _read_annotations(folder, record) for record in RECORDS}
+    found = [
+        (record, k, label)
+        for record, (_, codes) in marks.items()
+        for k, label in enumerate(_class_of_code()[codes][:-1].tolist())
+        if label != NOT_A_BEAT
+    ]
+    random, labels = np.random.default_rng(seed), np.array([label for *_, label in found])
+    chosen = [random.permutation(np.flatnonzero(labels == label))[:count] for label in range(len(SYMBOLS))]
+    wanted: dict[int, list[int]] = {}
+    for i in sorted(np.concatenate(chosen).tolist()):
+        wanted.setdefault(found[i][0], []).append(i)
+    parts = []
+    for record, mine in progress(list(wanted.items()), "Reading records"):
+        at = np.append(marks[record][0], _read_header(folder, record).sig_len)
+        k = np.array([found[i][1] for i in mine])
+        index, lengths = segments(at[k], at[k + 1], at[k + 2], step=1)
+        rows = scale_rows(_read_signal(folder, record)[index], lengths, FINE_LENGTH)
+        parts.append((rows, lengths.clip(max=FINE_LENGTH), labels[mine]))
+    rows, lengths, labels = (np.concatenate(part) for part in zip(*parts))
+    return rows, lengths, labels
 
 
 def _read_header(folder: Path, record: int) -> Any:

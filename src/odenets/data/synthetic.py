@@ -21,12 +21,13 @@ beat belongs to one of 44 made-up patients with a rhythm, wave shapes, noise and
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from odenets.data.beats import CLASSES, SAMPLING_HZ, Beats, scale_rows, segments
+from odenets.data.beats import CLASSES, DECIMATION, FINE_LENGTH, ROW_LENGTH, SAMPLING_HZ, Beats, scale_rows, segments
 from odenets.solve import solve
 
 __all__ = ["PATIENTS", "SHARES", "make_synthetic"]
@@ -76,6 +77,20 @@ def make_synthetic(beats: int = 12_000, seed: int = 0, why: str = "") -> Beats:
     added to the source sentence: say there why no real data is used. Takes about two seconds for the default
     number. Raises `ValueError` for fewer than 200 beats, which would leave a class without any.
     """
+    rng, label, who, *drawn = _drawn(beats, seed)
+    rows = _record(rng, *drawn)[0]
+    source = f"SYNTHETIC beats ({beats:,}) from the model of McSharry et al. (2003), of no human heart. {why}"
+    return Beats(torch.from_numpy(rows), torch.from_numpy(label), torch.from_numpy(who), source.strip(), synthetic=True)
+
+
+def make_fine(beats: int = 12_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same at all 360 Hz: rows (n, `FINE_LENGTH`) in [0, 1], their lengths (n,) and labels (n,)."""
+    rng, label, _, *drawn = _drawn(beats, seed)
+    return *_record(rng, *drawn, step=1, width=FINE_LENGTH), label
+
+
+def _drawn(beats: int, seed: int) -> tuple[np.random.Generator, np.ndarray, np.ndarray, Any, Any, Any]:
+    """What to go on drawing from, labels (n,), patients (n,), curves (times, n), intervals (n, 3) and noise (n,)."""
     if beats < 200:
         raise ValueError(f"`beats` must be at least 200 so that every class has some, got {beats}")
     rng = np.random.default_rng(seed)
@@ -85,9 +100,7 @@ def make_synthetic(beats: int = 12_000, seed: int = 0, why: str = "") -> Beats:
     rr = _draw_intervals(rng, patients, label, following, who)
     waves = np.stack([_draw_waves(rng, patients, kind, who) for kind in (label, following)], 1)
     z = _integrate(waves, rr, rng.uniform(0, 2 * np.pi, beats))
-    rows = _record(rng, z, rr, _noise(rng, patients, label, who))
-    source = f"SYNTHETIC beats ({beats:,}) from the model of McSharry et al. (2003), of no human heart. {why}"
-    return Beats(torch.from_numpy(rows), torch.from_numpy(label), torch.from_numpy(who), source.strip(), synthetic=True)
+    return rng, label, who, z, rr, _noise(rng, patients, label, who)
 
 
 # ---- who and what
@@ -264,15 +277,22 @@ def _unwrap(angle: Tensor, near: Tensor) -> Tensor:
 # ---- the recorder
 
 
-def _record(rng: np.random.Generator, z: np.ndarray, rr: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Curves `z` (times, n) in mV at `_phases()` → rows (n, 187), through the rule of the real records."""
+def _record(
+    rng: np.random.Generator,
+    z: np.ndarray,
+    rr: np.ndarray,
+    noise: np.ndarray,
+    step: int = DECIMATION,
+    width: int = ROW_LENGTH,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Curves `z` (times, n) in mV at `_phases()` → rows (n, 187) and lengths, through the rule of the real records."""
     jitter = rng.normal(0, 1.5, (3, len(rr))).round().clip(-6, 6).astype(np.int64)  # annotators are human
     peaks = np.stack([0 * rr[:, 1], rr[:, 1], rr[:, 1] + rr[:, 2]])  # (3, n) s
-    samples, lengths = segments(*((SAMPLING_HZ * peaks).round().astype(np.int64) + jitter))
+    samples, lengths = segments(*((SAMPLING_HZ * peaks).round().astype(np.int64) + jitter), step)
     beat = np.repeat(np.arange(len(rr)), lengths)
     values = _at(z, _phase(samples / SAMPLING_HZ, rr[beat]), beat)
     values = values + noise[beat] * rng.normal(size=len(values))
-    return scale_rows((values * UNITS_PER_MV).round(), lengths)
+    return scale_rows((values * UNITS_PER_MV).round(), lengths, width), lengths.clip(max=width)
 
 
 def _phase(seconds: np.ndarray, rr: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What irregular sampling costs, and what helps: networks that are told the gaps and one that is not (section 6).
 
 Run it:     odenets run gaps                           (oscillators: 3 minutes for each seed on one core)
-            odenets run gaps --data ecg                (heartbeats, with the records in ODENETS_DATA)
+            odenets run gaps --data ecg                (heartbeats, with the records in ODENETS_DATA; 20 minutes a seed)
 Expect:     with 0 to 80 % of the rows dropped a GRU that is told the gaps is as good as an ODE between the rows. With
             90 %, three rows of a series, neural CDE and ODE-RNN are right for 86 %, the GRU for 68 %, a GRU that is not
             told the gaps for 41 %, and who knows the equation for 99 %.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from odenets.data.beats import CLASSES, SAMPLING_HZ, Beats
-from odenets.data.ecg import load_ecg
+from odenets.data.ecg import load_ecg, load_fine
 from odenets.data.systems import oscillation
 from odenets.experiments import gaps_shown as shown
 from odenets.experiments.driver import Row, collect, means, numbers_of, seeds_of
@@ -68,7 +68,7 @@ def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = 
         **{
             f"{i}-{j}-{seed}": partial(model_row, config, name, sampling, seed)
             for seed in seeds_of(config)
-            for i, sampling in enumerate(SAMPLINGS)
+            for i, sampling in enumerate([*SAMPLINGS, *[shown.RATES] * (config.data == "ecg")])
             for j, name in enumerate(names)
         },
     }
@@ -80,7 +80,12 @@ def run(config: Config, folder: Path, *, resume: bool = False, progress: bool = 
         config=dataclasses.asdict(config),
         source=problem["source"],
         synthetic=problem["synthetic"],
-        sections=(shown.dropped(rows, problem["chance"]), shown.sampled(rows), shown.cost(rows)),
+        sections=(
+            shown.dropped(rows, problem["chance"]),
+            shown.sampled(rows),
+            *([shown.rates(rows)] if config.data == "ecg" else []),
+            shown.cost(rows),
+        ),
         summary={"table": means(rows, ["sampling", "model"], shown.QUANTITIES), "runs": numbers_of(rows)},
     )
 
@@ -136,6 +141,26 @@ def load(data: str, count: int, seed: int) -> Problem:
     ecg = _ecg()
     train, test = heartbeats(ecg.train, count, seed), heartbeats(ecg.test, count // 2, seed)
     return Problem(train, test, ecg.train.source, ecg.synthetic)
+
+
+@functools.lru_cache(maxsize=1)
+def load_rates(count: int, seed: int) -> Problem:
+    """About as many beats of each class at all 360 Hz, with times in tenths of a second; a third of them for test."""
+    rows, lengths, labels, synthetic = load_fine(count // len(CLASSES) * 3 // 2, seed, no_progress)
+    lengths, y = torch.as_tensor(lengths), torch.as_tensor(labels)
+    row = torch.arange(int(lengths.max()))
+    x = torch.as_tensor(rows)[:, : len(row)].masked_fill(row >= lengths[:, None], torch.nan)
+    series = Series(row.minimum(lengths[:, None] - 1) * (10 / SAMPLING_HZ), (x - 0.3)[..., None] / 0.3, lengths)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    test, train = order[::3], torch.cat([order[1::3], order[2::3]])
+    return Problem((series[train], y[train]), (series[test], y[test]), "Heartbeats at 360 Hz.", synthetic)
+
+
+def at_a_rate(series: Series, seed: int) -> Series:
+    """A rate for each beat, every row of 360 Hz or every third, fourth or eighth: 360, 120, 90 or 45 Hz."""
+    generator = torch.Generator().manual_seed(seed)
+    step = torch.tensor(shown.STEPS)[torch.randint(len(shown.STEPS), (len(series), 1), generator=generator)]
+    return series.kept((torch.arange(series.times.shape[1]) % step == 0) & series.rows, "a row")
 
 
 _ecg = functools.cache(partial(load_ecg, "auto", "random", progress=no_progress))
@@ -226,9 +251,13 @@ def least_squares(series: Series) -> Tensor:
 
 def model_row(config: Config, name: str, sampling: str, seed: int) -> Row:
     """Train one network on series sampled in one way, and test it on others sampled in the same way."""
-    (x, y), (test_x, test_y), *_ = load(config.data, config.samples, seed)
-    x, test_x = SAMPLINGS[sampling](x, 2 * seed), SAMPLINGS[sampling](test_x, 2 * seed + 1)
+    rates = sampling == shown.RATES
+    problem = load_rates(config.samples, seed) if rates else load(config.data, config.samples, seed)
+    (x, y), (test_x, test_y), *_ = problem
+    sampled = at_a_rate if rates else SAMPLINGS[sampling]
+    x, test_x = sampled(x, 2 * seed), sampled(test_x, 2 * seed + 1)
     row = {"model": name, "sampling": sampling, "seed": seed, "rows": float(x.lengths.double().mean())}
+    row |= {"synthetic": True} if problem.synthetic else {}
     if name == shown.KNOWN:
         return {**row, "accuracy": float((least_squares(test_x).argmax(1) == test_y).float().mean())}
     torch.manual_seed(seed)
