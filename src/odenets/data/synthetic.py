@@ -288,7 +288,7 @@ def _record(
     """Curves `z` (times, n) in mV at `_phases()` → rows (n, 187) and lengths, through the rule of the real records."""
     jitter = rng.normal(0, 1.5, (3, len(rr))).round().clip(-6, 6).astype(np.int64)  # annotators are human
     peaks = np.stack([0 * rr[:, 1], rr[:, 1], rr[:, 1] + rr[:, 2]])  # (3, n) s
-    samples, lengths = segments(*((SAMPLING_HZ * peaks).round().astype(np.int64) + jitter), step)
+    samples, lengths = segments(*((SAMPLING_HZ * peaks).round().astype(np.int64) + jitter), step=step)
     beat = np.repeat(np.arange(len(rr)), lengths)
     values = _at(z, _phase(samples / SAMPLING_HZ, rr[beat]), beat)
     values = values + noise[beat] * rng.normal(size=len(values))
