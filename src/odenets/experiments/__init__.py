@@ -105,7 +105,7 @@ EXPERIMENTS = {
         ),
         Experiment(
             "interpolation",
-            "Intensive-care stays of which 5 to 50 % of the rows are shown: latent ODEs fill in the others.",
+            "Intensive-care stays of which 5 to 90 % of the rows are shown: latent ODEs fill in the others.",
             interpolation.Config,
             interpolation.run,
             interpolation.SMALL,

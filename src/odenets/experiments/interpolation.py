@@ -45,11 +45,11 @@ class Config:
     hours: float = option(0.5, "Times are rounded down to multiples of so many hours; 0 leaves them.")
     latent: int = option(16, "Dimension of the latent state.")
     hidden: int = option(64, "Width of the encoders' states.")
-    iterations: int = option(800, "Steps of the optimizer.")
+    iterations: int = option(1500, "Steps of the optimizer.")
     batch_size: int = option(64, "Stays in a step.")
     lr: float = option(5e-3, "Highest learning rate of Adam.")
     seed: int = option(0, "First seed, of weights, order and what is shown.")
-    seeds: int = option(2, "Number of seeds.")
+    seeds: int = option(3, "Number of seeds.")
 
     def __post_init__(self) -> None:
         check_choices(self)
