@@ -14,14 +14,19 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def descend(model: nn.Module, loss: Callable[[float], Tensor], iterations: int, lr: float) -> list[float]:
-    """Steps of Adam, its rate rising to `lr` and falling again; the mean loss in each twentieth of them.
+def descend(
+    model: nn.Module, loss: Callable[[float], Tensor], iterations: int, lr: float, *, falling: bool = True
+) -> list[float]:
+    """Steps of Adam; the mean loss in each twentieth of them.
 
     Args:
         loss: Gets the share of the steps that are done, from 0.
+        falling: Whether the rate rises to `lr` and falls again; else it is `lr` in all steps.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=iterations + 1, pct_start=0.1)
+    schedulers = torch.optim.lr_scheduler
+    cycle = {"total_steps": iterations + 1, "pct_start": 0.1}
+    rate = schedulers.OneCycleLR(optimizer, lr, **cycle) if falling else schedulers.ConstantLR(optimizer, factor=1.0)
     losses = []
     for i in range(iterations):
         value = loss(i / iterations)
