@@ -72,8 +72,8 @@ def errors(rows: Sequence[Row]) -> Section:
         "its own predictions. “As published” is the model and the loss of torchdiffeq's example on these spirals, with "
         "as many spirals and steps: the bound leaves open what z does at later times than are seen. Ours has the same "
         "bound and two terms more, of the points seen alone: the flow meets the encoder's state behind later rows, and "
-        "z stays where spirals begin. They, their weights and the steps were chosen by a fifth of the first seed's "
-        "spirals to train with, held out; test spirals chose nothing.",
+        "z stays where spirals begin. They and their weights were chosen by spirals of the first seed that were "
+        "drawn to train with and held out; test spirals chose nothing. The example takes 2,000 steps of all its spirals.",
         (
             means_table(
                 "RMSE of a coordinate on the 100 points behind those seen",
