@@ -139,3 +139,10 @@ def test_time_enters_as_named():
     for time, depends in (("add", True), ("concat", True), ("none", False)):
         field = MLPField(3, (4,), time=time)
         assert torch.equal(field(early, y), field(late, y)) is not depends
+
+
+@pytest.mark.parametrize("given", [{"inputs": 0}, {"outputs": 2.5}, {"width": 0}, {"head_layers": 0}, {"depth": -1}])
+def test_sizes_of_twins_are_whole_numbers(given):
+    (name,) = given
+    with pytest.raises((TypeError, ValueError), match=f"`{name}` must be an integer"):
+        twins(**({"inputs": 2, "outputs": 3} | given), verbose=False)

@@ -354,6 +354,24 @@ def test_what_is_no_table_says_what_to_write():
         from_long(long.assign(what=["x", None, "x"]), id="who", time="t", values="v", variable="what")
 
 
+def test_numbers_that_are_none_are_refused():
+    one, x = from_arrays([[0.0]], [[1.0]]), torch.zeros(2, 3, 2)
+    for call, words in (
+        (lambda: one.until("noon"), "`time` must be a number"),
+        (lambda: one.thinned("half"), "`share` must be from 0 to 1, got 'half'"),
+        (lambda: one.thinned(0.5, "a"), "`seed` must be an integer"),
+        (lambda: gaussian_nll(one.values, one.values, 0.0), "`sigma` must be a positive number, got 0.0"),
+        (lambda: Scaling.fit(x), r"`series` must be an `odenets\.Series`"),
+        (lambda: Scaling.fit(one)(x), r"`series` must be an `odenets\.Series`"),
+        *(
+            (lambda n=n: from_torchcde(x, lengths=n), r"`lengths` must be \(2,\)")
+            for n in ([1], [1, 4], [0, 1], [1.0, 2.0])
+        ),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            call()
+
+
 def test_what_does_not_belong_together_is_refused():
     one = from_arrays([[0.0]], [[1.0]], static=[[1.0]])
     two = from_arrays([[0.0]], [[[1.0, 2.0]]])

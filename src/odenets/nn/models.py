@@ -156,6 +156,9 @@ def twins(
         block_options: Options of `ODEBlock`.
     """
 
+    count("inputs", inputs), count("outputs", outputs), count("width", width)
+    count("head_layers", head_layers), count("depth", depth, least=0)
+
     def head() -> MLP:
         return MLP((inputs, *[width] * head_layers), activation)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from odenets.arguments import count
+from odenets.nn.field import layer_sizes
 
 
 class _Layer(nn.Module):
@@ -46,10 +47,10 @@ class ConcatSquashField(nn.Module):
     Source: the layer of Grathwohl et al., "FFJORD", ICLR 2019, appendix B.1, in its published code "concatsquash".
     """
 
-    def __init__(self, width: int, hidden: Sequence[int] = (64, 64)) -> None:
+    def __init__(self, width: int, hidden: int | Sequence[int] = (64, 64)) -> None:
         super().__init__()
         self.width = count("width", width)
-        sizes = [self.width, *(count(f"hidden[{i}]", size) for i, size in enumerate(hidden)), self.width]
+        sizes = [self.width, *layer_sizes("hidden", hidden), self.width]
         if len(sizes) < 3:
             raise ValueError("`hidden` must name at least one hidden layer, got (): write hidden=(64, 64)")
         self.layers = nn.ModuleList(_Layer(*pair) for pair in itertools.pairwise(sizes))

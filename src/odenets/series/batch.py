@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
-from odenets.arguments import shown
+from odenets.arguments import count, number, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +200,9 @@ class Series:
         Raises:
             ValueError: If a sample has no row up to then.
         """
-        at = torch.as_tensor(time, dtype=torch.float64, device=self.device)
+        if not isinstance(time, Tensor):
+            time = torch.tensor(number("time", time, "a number, or a tensor (N,)", lambda x: not math.isnan(x)))
+        at = time.to(self.device, torch.float64)
         if at.shape not in ((), (1,), (len(self),)):
             raise ValueError(f"`time` must be a number, or ({len(self)},), one each, got shape {tuple(at.shape)}")
         at = at.expand(len(self))
@@ -218,9 +220,9 @@ class Series:
 
     def drawn(self, share: float, seed: int = 0) -> Tensor:
         """(N, L), True in the rows that `thinned` keeps."""
-        if not 0 <= share <= 1:
-            raise ValueError(f"`share` must be from 0 to 1, got {shown(share)}")
-        draw = torch.rand(self.times.shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        share = number("share", share, "from 0 to 1", lambda x: 0 <= x <= 1)
+        generator = torch.Generator().manual_seed(count("seed", seed, least=0))
+        draw = torch.rand(self.times.shape, generator=generator).to(self.device)
         draw[:, 0] = -1.0
         draw = draw.where(self.rows, math.inf)
         rank = draw.argsort(1).argsort(1)

@@ -196,6 +196,10 @@ def from_torchcde(x: Tensor, *, lengths: Tensor | None = None) -> Series:
     x = x if x.is_floating_point() else x.float()
     if lengths is None:
         lengths = (~x[..., 0].isnan()).sum(1)
+    lengths = torch.as_tensor(_plain(lengths))
+    whole = not lengths.is_floating_point() and lengths.shape == x.shape[:1]
+    if not whole or bool((lengths < 1).any()) or bool((lengths > x.shape[1]).any()):
+        raise ValueError(f"`lengths` must be ({len(x)},), numbers of rows from 1 to {x.shape[1]}, got {shown(lengths)}")
     each = [x[i, : int(n)] for i, n in enumerate(lengths)]
     return from_arrays([row[:, 0] for row in each], [row[:, 1:] for row in each], dtype=x.dtype)
 

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from odenets.arguments import number
+
 
 def masked_mse(predicted: Tensor, values: Tensor) -> Tensor:
     """The mean squared error per observed value: Σ (predicted − value)² / number of values that are not NaN.
@@ -32,8 +34,13 @@ def gaussian_nll(predicted: Tensor, values: Tensor, sigma: float | Tensor) -> Te
     Args:
         predicted: (..., N, K, C).
         values: (N, K, C), NaN where nothing was observed: what adds nothing.
-        sigma: The standard deviation of the observations, > 0: a number, or (C,).
+        sigma: The standard deviation of the observations, > 0: a number, or a tensor that broadcasts, such as (C,).
+
+    Raises:
+        TypeError, ValueError: A number that is none; shapes that do not fit.
     """
+    if not isinstance(sigma, Tensor):  # a tensor's numbers are not looked at: the device would have to be waited for
+        number("sigma", sigma, "a positive number", lambda x: x > 0)
     _check_fit(predicted, values)
     seen = ~values.isnan()
     sigma = torch.as_tensor(sigma, dtype=predicted.dtype, device=predicted.device)

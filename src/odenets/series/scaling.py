@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from odenets.arguments import shown
 from odenets.series.batch import Series
 
 
@@ -36,6 +37,7 @@ class Scaling:
         Raises:
             ValueError: If a channel, or a static number, was never observed in any of them.
         """
+        _check(series)
         mean, deviation = _scores(series.values.flatten(0, 1), series.channels, "channel")
         static = (None, None)
         if series.static is not None:
@@ -50,6 +52,7 @@ class Scaling:
         Raises:
             ValueError: If it has other channels or static numbers than that which this was fitted on.
         """
+        _check(series)
         static = series.static
         have = series.values.shape[2], None if static is None else static.shape[1]
         fitted = len(self.mean), None if self.static_mean is None else len(self.static_mean)
@@ -67,6 +70,11 @@ class Scaling:
     def values(self, scaled: Tensor) -> Tensor:
         """Values (..., C) in their own units again."""
         return scaled * self.deviation.to(scaled) + self.mean.to(scaled)
+
+
+def _check(series: Series) -> None:
+    if not isinstance(series, Series):
+        raise TypeError(f"`series` must be an `odenets.Series`, got {shown(series)}: see `odenets.series.from_arrays`")
 
 
 def _scores(x: Tensor, names: tuple[str, ...], what: str) -> tuple[Tensor, Tensor]:
