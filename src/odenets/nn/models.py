@@ -156,8 +156,9 @@ def twins(
         block_options: Options of `ODEBlock`.
     """
 
-    count("inputs", inputs), count("outputs", outputs), count("width", width)
-    count("head_layers", head_layers), count("depth", depth, least=0)
+    for name, size in {"inputs": inputs, "outputs": outputs, "width": width, "head_layers": head_layers}.items():
+        count(name, size)
+    count("depth", depth, least=0)
 
     def head() -> MLP:
         return MLP((inputs, *[width] * head_layers), activation)
