@@ -1,7 +1,7 @@
 """What irregular sampling costs, and what helps: networks that are told the gaps and one that is not (section 6).
 
 Run it:     odenets run gaps                           (oscillators: 3 minutes for each seed on one core)
-            odenets run gaps --data ecg                (heartbeats, with the records in ODENETS_DATA; 20 minutes a seed)
+            odenets run gaps --data ecg                (heartbeats, with the records in ODENETS_DATA; 16 minutes a seed)
 Expect:     with 0 to 80 % of the rows dropped a GRU that is told the gaps is as good as an ODE between the rows. With
             90 %, three rows of a series, neural CDE and ODE-RNN are right for 86 %, the GRU for 68 %, a GRU that is not
             told the gaps for 41 %, and who knows the equation for 99 %.
