@@ -192,6 +192,7 @@ def test_what_was_seen_until_a_time_and_a_share_of_the_rows():
     assert (before.end <= middle).all()
     assert torch.equal(before.lengths, ((series.times <= middle[:, None]) & series.rows).sum(1))
     same(series.until(series.end), series)
+    same(series.until(series.end.numpy()), series)
     thin = series.thinned(0.5, seed=3)
     same(thin, series.thinned(0.5, seed=3))
     assert torch.equal(thin.start, series.start)

@@ -200,9 +200,10 @@ class Series:
         Raises:
             ValueError: If a sample has no row up to then.
         """
-        if not isinstance(time, Tensor):
-            time = torch.tensor(number("time", time, "a number, or a tensor (N,)", lambda x: not math.isnan(x)))
-        at = time.to(self.device, torch.float64)
+        try:
+            at = torch.as_tensor(time, dtype=torch.float64, device=self.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"`time` must be a number, or ({len(self)},), one each, got {shown(time)}") from None
         if at.shape not in ((), (1,), (len(self),)):
             raise ValueError(f"`time` must be a number, or ({len(self)},), one each, got shape {tuple(at.shape)}")
         at = at.expand(len(self))
