@@ -10,7 +10,7 @@ import torch
 
 from odenets import transforms
 from odenets.engine import eager
-from odenets.engine.compile import known, told
+from odenets.engine.compile import known, told, waiting
 from odenets.engine.reverse import Replayed
 from odenets.engine.tensors.by_python import ByPython
 from odenets.engine.tensors.chunks import InChunks, Loops, solve_by_chunks
@@ -145,13 +145,18 @@ class Compiled:
         if problem.y0.numel() == 0 or told.refused(problem) or (compiler := known.compiler()) is None:
             return None
         problem = replace(problem, y0=problem.y0.contiguous())  # as the loops take it: one program for all layouts
-        with told.or_eagerly(problem):
-            loops = compiler.traced_loops(problem)
-            differentiable = any(x.requires_grad for x in (problem.y0, problem.t, *loops.tensors))
-            differentiable = torch.is_grad_enabled() and differentiable
-            trajectory = _by_loops(problem, loops, differentiable, keep, autocast_state(problem.y0), compiled=True)
-            if problem.per_sample or trajectory.failure is None:
-                return trajectory
+        try:
+            with told.or_eagerly(problem):
+                loops = compiler.traced_loops(problem)
+                differentiable = any(x.requires_grad for x in (problem.y0, problem.t, *loops.tensors))
+                differentiable = torch.is_grad_enabled() and differentiable
+                then = autocast_state(problem.y0)
+                trajectory = _by_loops(problem, loops, differentiable, keep, then, compiled=True)
+                loops.settle()
+                if problem.per_sample or trajectory.failure is None:
+                    return trajectory
+        finally:
+            waiting.end()
         problem.stats.reset()
         return None
 
@@ -184,6 +189,7 @@ def _by_loops(
         activations=activations,
     )
     if differentiable:
+        loops.forward(plan)  # the larger one first, so that it is compiled while the other is traced
         reverse = loops.backward(plan)  # made now, so that a failure to compile shows now
         what = "compile" if compiled else "per_sample"
         solve = InChunks(

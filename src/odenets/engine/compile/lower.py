@@ -1,19 +1,29 @@
 """A function of tensors compiled to a program without Python in it."""
 
-import copy
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._inductor
 from torch import Tensor
-from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+from torch._guards import TracingContext, tracing
+from torch._higher_order_ops.while_loop import while_loop_op
+from torch._inductor import config
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.utils import BoxedBool
+from torch._inductor.virtualized import V
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from odenets.engine.compile import waiting
+from odenets.engine.compile.cxx import in_background, vectors_are_known
 from odenets.engine.compile.failing import or_not_compiled
 from odenets.engine.compile.graph import Graph
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's compiler uses what PyTorch deprecates
+    from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner, get_cpp_wrapper_config
 
 _FEW = 4096  # multiplications: below, a matrix product is faster as loops that fuse with their neighbours
 
@@ -52,28 +62,56 @@ _FASTER = {
 
 def lowered(graph: Graph, function: Callable[..., Any], example: list[Any]) -> Callable[..., Any]:
     """The function as a program for arguments like these."""
+    waiting.begin()
     with or_not_compiled(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's compiler uses what PyTorch deprecates
+        warnings.simplefilter("ignore", DeprecationWarning)
         with graph.tracing():
-            module = make_fx(function, decomposition_table=_FASTER)(*example)
+            module = make_fx(function, decomposition_table={**select_decomp_table(), **_FASTER})(*example)
         _spell_out_constants(module)
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                node.meta.pop("val", None)  # the compiler takes the example instead, which knows its sizes
-        try:
-            program = torch._inductor.compile(copy.copy(module), example, options=dict(_OPTIONS))
-        except TensorifyScalarRestartAnalysis:
-            # Numbers among the inputs made the compiler start over; this time it leaves them as they are.
-            program = torch._inductor.compile(module, example, options=dict(_OPTIONS))
-        # Without the wrapper that keeps the tracer out, where the tracer never comes.
-        return getattr(program, "_torchdynamo_orig_callable", program)  # pyright: ignore[reportReturnType]
+        _written_into_at_once(module)
+        program = _compiled(graph, module, example)
+    return lambda *arguments: program(list(arguments))
 
 
-_OPTIONS = {
-    "cpp_wrapper": True,
-    # Lets the on-disk cache keep loops: their bodies are part of the graph that it is keyed by.
-    "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.while_loop": "1"},
-}
+def _compiled(graph: Graph, module: GraphModule, example: list[Any]) -> Callable[[list[Any]], Any]:
+    """The graph as a program.
+
+    It goes to the last stage of PyTorch's compiler at once: it is a graph of that stage's own operations already, which
+    the stages before would trace twice more to find.
+    """
+    with contextlib.ExitStack() as stack:
+        for context in (
+            in_background(),
+            config.patch(_options()),
+            config.patch(get_cpp_wrapper_config()),
+            V.set_fake_mode(graph.mode),
+            tracing(TracingContext(graph.mode)),
+        ):
+            stack.enter_context(context)
+        device = graph.inputs[graph.y].device
+        module = _recursive_joint_graph_passes(module, input_device=device)
+        compiled: Any = compile_fx_inner(
+            module, example, is_inference=True, cpp_wrapper=True, cudagraphs=BoxedBool(False)
+        )
+        return compiled.current_callable  # without what looks at its inputs, which are ours
+
+
+def _written_into_at_once(module: GraphModule) -> None:
+    """Let loops write into what they are given: no later stage has to be told of it."""
+    for part in (m for m in module.modules() if isinstance(m, GraphModule)):
+        for node in part.graph.find_nodes(op="call_function", target=while_loop_op):
+            node.kwargs = {}
+        part.graph.eliminate_dead_code()
+        part.recompile()
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "cpp_wrapper": True,
+        # Lets the on-disk cache keep loops: their bodies are part of the graph that it is keyed by.
+        "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.while_loop": "1"},
+        **({"cpp.vec_isa_ok": True} if vectors_are_known() else {}),  # or else it compiles a program to find out
+    }
 
 
 _MOST_NUMBERS = 256  # of a constant; each becomes an operation

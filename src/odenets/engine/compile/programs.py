@@ -12,6 +12,7 @@ from torch._higher_order_ops.cond import cond_op
 from torch._higher_order_ops.while_loop import while_loop_op
 from torch.fx.experimental.symbolic_shapes import DimDynamic
 
+from odenets.engine.compile.cxx import settle
 from odenets.engine.compile.graph import Graph
 from odenets.engine.compile.lower import lowered
 from odenets.engine.compile.told import tell_of_many
@@ -35,6 +36,14 @@ class CompiledLoops:
 
     def check(self) -> None:
         """Nothing: a graph has no state of its own."""
+
+    def settle(self) -> None:
+        """Wait for the programs that are still being compiled.
+
+        Raises:
+            NotCompiled: If one cannot be.
+        """
+        settle()
 
     def activations(self) -> tuple[Activation, ...]:
         key = (tuple(self.wanted), *self.inputs[self.graph.y].shape, *self.sizes)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.fx import GraphModule, Node
 
+from odenets.engine.compile import waiting
 from odenets.engine.compile.failing import NotCompiled, reason_of
 from odenets.engine.compile.graph import Graph
 from odenets.engine.compile.programs import CompiledLoops
@@ -144,6 +145,7 @@ _TRANSFORMS = ("torch._functorch", "torch._C._functorch")  # their calls name le
 
 
 def _backend(module: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+    waiting.begin()
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     if any(str(getattr(node.target, "__module__", "")).startswith(_TRANSFORMS) for node in module.graph.nodes):
         raise NotCompiled("`f` calls `torch.func` (`grad`, `vjp`, `jvp`, `jacrev`, `vmap`, …), which runs eagerly only")

@@ -1,0 +1,90 @@
+"""The C++ compiler at work while Python goes on: one program is compiled while the next is traced."""
+
+import contextlib
+import functools
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch._inductor import codecache
+
+from odenets.engine.compile.failing import or_not_compiled
+
+# A precompiled header takes as long to make as to do without in so many programs.
+_WITHOUT_HEADER = 2
+_made = itertools.count()
+
+
+_outstanding: list["Awaited"] = []
+
+
+class Awaited:
+    """A function of a library that is still being compiled."""
+
+    def __init__(self, get: Callable[[], Callable[..., Any]]) -> None:
+        self.get, self.function = get, None
+        _outstanding.append(self)
+
+    def there(self) -> Callable[..., Any]:
+        """The function, waited for.
+
+        Raises:
+            NotCompiled: If there is none.
+        """
+        if self.function is None:
+            with or_not_compiled():
+                self.function = self.get()
+        return self.function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return (self.function or self.there())(*arguments)
+
+
+def settle() -> None:
+    """Wait for all that is still being compiled.
+
+    Raises:
+        NotCompiled: If something cannot be.
+    """
+    while _outstanding:
+        _outstanding.pop().there()
+
+
+@contextlib.contextmanager
+def in_background() -> Iterator[None]:
+    """Let PyTorch's compiler hand its C++ to a thread, and not wait."""
+    cache = codecache.CppWrapperCodeCache
+    header = cache._get_uncompiled_header
+
+    def load(*arguments: Any, **options: Any) -> Awaited:
+        return Awaited(cache.load_pybinding_async(*arguments, submit_fn=_pool().submit, **options))
+
+    def known_header(device: str) -> str | None:
+        return header(device) if next(_made) >= _WITHOUT_HEADER or _has_headers() else None
+
+    with (
+        mock.patch.object(cache, "load_pybinding", load),
+        mock.patch.object(cache, "_get_uncompiled_header", known_header),
+    ):
+        yield
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="odenets-cxx")
+
+
+def _has_headers() -> bool:
+    folder = Path(codecache._HEADER_DIR)
+    return folder.is_dir() and any(folder.rglob("*.gch"))
+
+
+def vectors_are_known() -> bool:
+    """Whether the processor's vector instructions need no trial: PyTorch's own kernels tell which there are."""
+    return sys.platform == "linux" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
