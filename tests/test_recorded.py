@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from odenets import PID, Backsolve, Checkpointed, Direct, Event, Fixed, solve
-from odenets.pullback.function import Weight
 from problems import Net
 
 D = torch.float64
@@ -78,10 +78,16 @@ def test_the_room_is_kept_to():
     y0, net = torch.ones(50, 3, dtype=D, requires_grad=True), Net()
 
     def kept(room):
-        weight = Weight()
-        with weight:
+        found = {}
+
+        def weigh(x):
+            if not (x.is_leaf and x.requires_grad):
+                found[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
+            return x.detach()
+
+        with torch.autograd.graph.saved_tensors_hooks(weigh, lambda x: x):
             sol = solve(net, y0, [0.0, 1.0], method="rk4", controller=Fixed(steps=40), adjoint=Checkpointed(None, room))
-        return weight.nbytes, sol.stats.kept
+        return sum(found.values()), sol.stats.kept
 
     bare, none = kept(0)
     some, few = kept("200 kB")
@@ -146,3 +152,38 @@ def test_what_needs_the_steps_again_keeps_no_graph(what):
 
 def test_others_keep_none():
     assert gradients(Direct())[1].kept == gradients(Backsolve())[1].kept == 0
+
+
+@pytest.mark.parametrize("inside", [torch.func.grad, torch.func.jacrev, torch.func.vjp])
+def test_a_field_that_calls_a_transform(inside):
+    weight = torch.tensor([0.3, -0.5], dtype=D, requires_grad=True)
+
+    def field(t, y):
+        energy = lambda y: torch.tanh(y * weight).sum()  # noqa: E731
+        return -(inside(energy, y)[1](torch.ones((), dtype=D))[0] if inside is torch.func.vjp else inside(energy)(y))
+
+    found = []
+    for adjoint in (Checkpointed(), Checkpointed(activations=0), Direct()):
+        y0 = torch.ones(3, 2, dtype=D, requires_grad=True)
+        ys = solve(field, y0, [0.0, 1.0], method="rk4", controller=Fixed(steps=3), adjoint=adjoint).ys
+        found.append(torch.autograd.grad(ys[-1].sum(), (y0, weight)))
+    for grads in found[:2]:
+        torch.testing.assert_close(grads, found[2], rtol=1e-11, atol=1e-13)
+
+
+def test_a_field_that_is_checkpointed_by_torch_is_not_evaluated_to_be_weighed():
+    calls = []
+
+    def inner(y):
+        calls.append(1)
+        return torch.tanh(y).sin()
+
+    y0 = torch.ones(3, dtype=D, requires_grad=True)
+    f = lambda t, y: torch.utils.checkpoint.checkpoint(inner, y, use_reentrant=False)  # noqa: E731
+    sol = solve(f, y0, [0.0, 1.0], method="euler", controller=Fixed(steps=4))
+    assert len(calls) == 4
+    (found,) = torch.autograd.grad(sol.ys[-1].sum(), y0)
+    direct = solve(
+        lambda t, y: torch.tanh(y).sin(), y0, [0.0, 1.0], method="euler", controller=Fixed(steps=4), adjoint=Direct()
+    )
+    torch.testing.assert_close(found, *torch.autograd.grad(direct.ys[-1].sum(), y0))

@@ -21,6 +21,7 @@ from odenets.methods.multistep import VariableAdams as VariableAdams
 from odenets.methods.newton import rounding_of as rounding_of
 from odenets.methods.newton import wide as wide
 from odenets.methods.runge_kutta import RungeKutta as RungeKutta
+from odenets.methods.sums import Known as Known
 from odenets.methods.sums import Since as Since
 from odenets.methods.sums import Time as Time
 from odenets.methods.sums import combine as combine

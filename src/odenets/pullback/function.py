@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from odenets.evaluation import evaluate_at_start
 from odenets.problem import Problem, Trajectory
-from odenets.pullback.reached import Reached, reached_tensors, sequence_number
+from odenets.pullback.reached import Reached, kept_by_graph, reached_tensors, sequence_number
 from odenets.solution import Stats
 from odenets.transforms import refuse_in_backward
 
@@ -121,29 +121,10 @@ def prepare(problem: Problem, *, recorded: bool = False) -> Prepared:
 
 
 def _begin(problem: Problem) -> tuple[Begun, Reached]:
-    y0, weight, started = problem.y0.detach().requires_grad_(problem.y0.requires_grad), Weight(), sequence_number()
-    with weight:
-        f0, reached = _probe(problem, y0)
-    return Begun(y0, f0, started, weight.nbytes), reached
-
-
-class Weight(torch.autograd.graph.saved_tensors_hooks):
-    """Weighs what is kept for a backward pass while it holds, leaves that require grad left out: others have those."""
-
-    def __init__(self) -> None:
-        super().__init__(self._weigh, lambda x: x)
-        self._found: dict[int, int] = {}
-
-    def _weigh(self, x: Tensor) -> Tensor:
-        base = x if x._base is None else x._base
-        if not (base.is_leaf and base.requires_grad):
-            memory = x.untyped_storage()
-            self._found[memory._cdata] = memory.nbytes()
-        return x.detach()
-
-    @property
-    def nbytes(self) -> int:
-        return sum(self._found.values())
+    y0, started = problem.y0.detach().requires_grad_(problem.y0.requires_grad), sequence_number()
+    f0, reached = _probe(problem, y0)
+    known = {x.untyped_storage()._cdata for x in (y0, *reached.tensors)}
+    return Begun(y0, f0, started, sum(n for key, n in kept_by_graph(f0, started).items() if key not in known)), reached
 
 
 def _substitute(args: tuple) -> tuple[dict[int, Tensor], tuple]:

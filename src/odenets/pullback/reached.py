@@ -281,5 +281,31 @@ def _behind(out: Tensor) -> set[Any]:
     return seen
 
 
+def kept_by_graph(out: Tensor, started: int) -> dict[int, int]:
+    """What the graph of `out` keeps for its backward pass, from node number `started` on: bytes by storage."""
+    found: dict[int, int] = {}
+    seen: set[Node] = set()
+    stack = [out.grad_fn] if out.grad_fn is not None else []
+    while stack:
+        node = stack.pop()
+        if node in seen or node._sequence_nr() < started:
+            continue
+        seen.add(node)
+        for name in _kept_names(type(node)):
+            value = getattr(node, name)
+            for saved in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(saved.data, Tensor):  # what a hook has packed otherwise lies elsewhere, and stays packed
+                    memory = saved.data.untyped_storage()
+                    found[memory._cdata] = memory.nbytes()
+        stack.extend(following for following, _ in node.next_functions if following is not None)
+    return found
+
+
+@functools.cache
+def _kept_names(kind: type) -> tuple[str, ...]:
+    """The attributes of such a node in which it keeps tensors."""
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
 def _unique(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
     return tuple({id(t): t for t in tensors}.values())

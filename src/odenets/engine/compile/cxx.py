@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import torch
-from torch._inductor import codecache
+from torch._inductor import codecache, config
 
 from odenets.engine.compile.failing import or_not_compiled
 
@@ -59,20 +59,27 @@ def settle() -> None:
 @contextlib.contextmanager
 def in_background() -> Iterator[None]:
     """Let PyTorch's compiler hand its C++ to a thread, and not wait."""
-    cache = codecache.CppWrapperCodeCache
-    header = cache._get_uncompiled_header
-
-    def load(*arguments: Any, **options: Any) -> Awaited:
-        return Awaited(cache.load_pybinding_async(*arguments, submit_fn=_pool().submit, **options))
-
-    def known_header(device: str) -> str | None:
-        return header(device) if next(_made) >= _WITHOUT_HEADER or _has_headers() else None
-
-    with (
-        mock.patch.object(cache, "load_pybinding", load),
-        mock.patch.object(cache, "_get_uncompiled_header", known_header),
-    ):
+    with mock.patch.object(codecache.CppWrapperCodeCache, "load_pybinding", _load):
         yield
+
+
+class _AbsentError(Exception):
+    """There is no such library yet."""
+
+
+def _absent(_: Any) -> NoReturn:
+    raise _AbsentError
+
+
+def _load(*arguments: Any, **options: Any) -> Awaited:
+    cache = codecache.CppWrapperCodeCache
+    try:  # a library that is there needs no header, and to find a header takes half a second
+        with config.patch(cpp_cache_precompile_headers=False):
+            return Awaited(cache.load_pybinding_async(*arguments, submit_fn=_absent, **options))
+    except _AbsentError:
+        precompiled = next(_made) >= _WITHOUT_HEADER or _has_headers()
+        with config.patch(cpp_cache_precompile_headers=precompiled):
+            return Awaited(cache.load_pybinding_async(*arguments, submit_fn=_pool().submit, **options))
 
 
 @functools.cache

@@ -36,6 +36,8 @@ def traced_loops(problem: Problem) -> CompiledLoops:
     Raises:
         NotCompiled: If f cannot be traced, or is no function of (t, y) and what it reaches; the text is the reason.
     """
+    if problem.y0.is_complex():
+        raise NotCompiled("the state is complex, and PyTorch's compiler makes no code of complex numbers")
     for attempt in itertools.count():
         graph, inputs = _trace(problem, attempt)
         if graph.fits(inputs):
