@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -37,14 +38,15 @@ def straight(problem: Problem, y0: Tensor, f0: Tensor | None) -> Tensor:
     f, y = FieldInPieces(problem, problem.stats, 0.0), y0
     carry = () if f0 is None else (f0,)
     for dt, times in _steps(problem, y0):
-        y, carry = problem.method.step(f, Known(times), y, dt, carry).y, ()
+        known: Any = Known(times)  # a Runge–Kutta step asks nothing of its time but those of its nodes
+        y, carry = problem.method.step(f, known, y, dt, carry).y, ()
         problem.stats.accepted += 1
     return y
 
 
 def _steps(problem: Problem, y0: Tensor) -> Iterator[tuple[float, tuple[Tensor, ...]]]:
     """The size of each step, and the times of its nodes as f gets them."""
-    nodes, sizes = problem.method.nodes, _sizes(problem)
+    nodes, sizes = cast(RungeKutta, problem.method).nodes, _sizes(problem)
     while chunk := list(itertools.islice(sizes, _CHUNK)):
         values = [[problem.origin + (t + c * dt) for c in nodes] for t, dt in chunk]
         each = iter(torch.tensor(values, dtype=real_dtype(y0)).flatten().unbind())

@@ -36,10 +36,10 @@ class Known:
     times: Sequence[Tensor]
 
 
-Time = float | Tensor | Since | Known
+Time = float | Tensor | Since
 
 
-def stage_times(t: Time, dt: float | Tensor, nodes: Sequence[float], y: Tensor) -> Sequence[Tensor]:
+def stage_times(t: Time | Known, dt: float | Tensor, nodes: Sequence[float], y: Tensor) -> Sequence[Tensor]:
     """t + c dt for each node c, in y's real dtype; sums are made in float64. 0-dimensional, or of t's shape."""
     if isinstance(t, Known):
         return t.times
