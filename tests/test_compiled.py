@@ -410,6 +410,12 @@ def test_fields_that_run_eagerly_as_the_page_says(name):
     assert torch.equal(sol.ys, solve(f, y0, [0.0, 1.0], **EULER).ys)
 
 
+def test_times_that_are_every_other_of_a_grid():
+    times = torch.linspace(0.0, 1.0, 9, dtype=torch.float64)[::2]
+    eager, fast = (solve(lambda t, y: -y, torch.ones(2), times, compile=c, **EULER).ys for c in (False, True))
+    torch.testing.assert_close(fast, eager)
+
+
 def test_no_compiler_runs_eagerly_with_one_warning():
     rate = 3 + random.random()  # one that no cache has seen
     with torch._inductor.config.patch("cpp.cxx", ("/no/such/compiler",)), pytest.warns(UserWarning, match="compiler"):

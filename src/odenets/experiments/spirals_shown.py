@@ -72,9 +72,9 @@ def errors(rows: Sequence[Row]) -> Section:
         "its own predictions. “As published” is the model and the loss of torchdiffeq's example on these spirals, with "
         "as many spirals and steps: the bound leaves open what z does at later times than are seen. Ours has the same "
         "bound and two terms more, of the points seen alone: the flow meets the encoder's state behind later rows, and "
-        "z stays where spirals begin. They and their weights were chosen by spirals of the first seed that were "
-        "drawn to train with and held out; test spirals chose nothing. The example itself takes 2,000 steps of all "
-        "of its spirals.",
+        "z stays where spirals begin. They and their weights were chosen by spirals of the first seed that were drawn "
+        "to train with and held out; test errors of two stopped runs had been seen when the number of steps and the "
+        "batch were set. The example itself takes 2,000 steps of all of its spirals.",
         (
             means_table(
                 "RMSE of a coordinate on the 100 points behind those seen",

@@ -129,7 +129,7 @@ class Walk:
 
 def times_of(problem: Problem, plan: Plan) -> Tensor:
     """The times as a loop gets them, (T,) or (T, *S); without outputs it asks for none."""
-    times = problem.t.detach()
+    times = problem.t.detach().contiguous()  # the caller's own may be every fourth of a grid
     times = plan.each(times.T, plan.arranged(problem.y0)) if plan.own else times
     return times if plan.outputs else times[:1]
 
