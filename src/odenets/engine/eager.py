@@ -192,6 +192,11 @@ def _emit(
     step = taken.step
     if inside or problem.dense:
         step = stepper.complete(step)
+    if len(inside) >= _MANY and clock is None and not transforms.active():
+        thetas = [(problem.times[j] - taken.t) / taken.dt for j in inside]
+        ys.extend(problem.method.interpolate_all(taken.y, taken.dt, step.parts, thetas).unbind())  # ends come last
+        ys.extend([step.y] * len(ends))
+        return taken._replace(step=step, ends=ends, inside=inside)
     t, dt = taken.clock or (taken.t, taken.dt)
     for j in range(first, last):
         if j in ends:
@@ -202,6 +207,7 @@ def _emit(
     return taken._replace(step=step, ends=ends, inside=inside)
 
 
+_MANY = 4  # outputs inside of a step, from where on they are one product
 _ROUNDING = 2.0**-50  # of a time that is the sum of a few
 
 

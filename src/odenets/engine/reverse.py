@@ -109,7 +109,8 @@ class Replayed(Outside):
             return None
         state = problem.y0.numel() * problem.y0.element_size()
         a_step = problem.method.evaluations * (begun.nbytes + 2 * state)  # the input and the stage
-        steps = math.floor(min(self.room / max(a_step, 1), problem.max_steps))
+        room = self.room - state * len(problem.times)  # the outputs are kept, too
+        steps = math.floor(min(max(room, 0) / max(a_step, 1), problem.max_steps))
         return Recorded(begun, self.wanted, self.prepared.reached, steps) if steps else None
 
     @property
@@ -199,6 +200,10 @@ class _Sweep:
         bars = list(self.grad_dense[1][k].unbind()) if self.grad_dense else None
         direct = [self.grad_dense[0][k]] if self.grad_dense else []
         t_bar, dt_bar = self.grad_dense[2][k] if self.grad_dense and self.timed else (0.0, 0.0)
+        if inner is None and bars is None and not step.events and len(step.inside) > 1:
+            thetas = [(self.problem.times[j] - step.t) / step.dt for j in step.inside]
+            grads = self.grad_ys[step.inside[0] : step.inside[-1] + 1]
+            return self.problem.method.pull_outputs(step.dt, parts, thetas, grads), [grads.sum(0)], t_bar, dt_bar
         for time, grad, j in self._inside(step):
             theta = (time - step.t) / step.dt
             given, rise, d_dt = self.problem.method.pull_output(step.dt, parts, theta, grad, inner)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from odenets.methods.sums import Time, combine
@@ -259,6 +260,23 @@ class Method:
     def interpolate(self, y: Tensor, dt: float | Tensor, parts: Sequence[Tensor], theta: float | Tensor) -> Tensor:
         """y(t + θ dt) for 0 ≤ θ ≤ 1 in a complete step from y, of y's shape (with θ's axes where they broadcast)."""
         return combine(y, dt, self.dense_weights(theta)[: len(parts)], parts)
+
+    def interpolate_all(self, y: Tensor, dt: float, parts: Sequence[Tensor], thetas: Sequence[float]) -> Tensor:
+        """The same at many θ, which are numbers, (len(thetas), *y.shape), in one product."""
+        flat = torch.stack(list(parts)).reshape(len(parts), y.numel())
+        return y + (self._output_weights(dt, flat, thetas, len(parts)) @ flat).reshape(len(thetas), *y.shape)
+
+    def pull_outputs(self, dt: float, parts: Sequence[Tensor], thetas: Sequence[float], bars: Tensor) -> list[Tensor]:
+        """`interpolate_all` in reverse: ∂L/∂(each part) of ∂L/∂(each output); ∂L/∂y is the sum of these."""
+        flat = bars.reshape(len(thetas), bars[0].numel())
+        found = self._output_weights(dt, flat, thetas, len(parts)).mT @ flat
+        return list(found.reshape(len(parts), *bars.shape[1:]).unbind())
+
+    def _output_weights(self, dt: float, x: Tensor, thetas: Sequence[float], parts: int) -> Tensor:
+        """dt b_i(θ) of so many parts, a row each θ, in x's dtype."""
+        theta = torch.tensor(thetas, dtype=torch.float64)
+        columns: list[Any] = self.dense_weights(theta)[:parts]
+        return (dt * torch.stack(columns, dim=1)).to(x)
 
     def slope(self, dt: float | Tensor, parts: Sequence[Tensor], theta: float | Tensor) -> Tensor:
         """The derivative of the continuous extension, dy/dt at t + θ dt."""
