@@ -46,8 +46,9 @@ def take(run: Path, into: Path = FOLDER) -> Path:
         remade(kept)
     except LookupError as error:
         raise SystemExit(f"{run} is not finished, or of older code ({error}): go on with --resume") from None
-    data, usual = config.get("data"), dataclasses.asdict(experiment.config()).get("data")
-    path = into / f"{experiment.name}{'' if data == usual else f'-{data}'}.json"
+    usual = dataclasses.asdict(experiment.config())
+    which = (f"-{config[name]}" for name in ("data", "protocol") if config.get(name) != usual.get(name))
+    path = into / f"{experiment.name}{''.join(which)}.json"
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, written(kept))
     return path
