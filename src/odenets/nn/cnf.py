@@ -56,7 +56,7 @@ class CNF(nn.Module):
             or makes a row of other rows.
         RuntimeError: If `field` depends on z where autograd does not look on.
         SolveError: From any method, if the solve fails.
-        ReplayError: From the backward pass, if the field draws random numbers.
+        ReplayError: From the backward pass, if the field draws random numbers and is evaluated again there.
 
     Source: Chen, Rubanova, Bettencourt and Duvenaud, "Neural ordinary differential equations", NeurIPS 2018;
     Grathwohl, Chen, Bettencourt, Sutskever and Duvenaud, "FFJORD", ICLR 2019.
