@@ -430,3 +430,23 @@ def test_a_chain_of_events_without_end_ends_with_its_steps():
             solve(
                 lambda t, y: 1 + 0 * y, torch.zeros(1, 1), (0.0, 9.0), event=event, per_sample=per_sample, max_steps=30
             )
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()], ids=repr)
+def test_second_derivatives_by_a_parameter_of_the_condition(adjoint):
+    """t = log(y0 / p) / w of y' = −w y at y = p: those of p are there, or refused where the solve has none."""
+    p, w = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.5, 1.0))
+    options = {"event": Event(lambda t, y: y[0] - p), "rtol": 1e-10, "atol": 1e-12, "adjoint": adjoint}
+    y0 = torch.ones(1, dtype=torch.float64)
+    time = solve(lambda t, y: -y, y0, [0.0, 5.0], **options).events[0].t[0]
+    (once,) = torch.autograd.grad(time, p, create_graph=True)
+    assert torch.autograd.grad(once, p)[0].item() == pytest.approx(4.0, rel=1e-6)
+    time = solve(lambda t, y: -w * y, y0, [0.0, 5.0], **options).events[0].t[0]
+    assert torch.autograd.grad(time, p, retain_graph=True)[0].item() == pytest.approx(-2.0, rel=1e-6)
+    if isinstance(adjoint, Checkpointed):
+        with pytest.raises(NotImplementedError, match=r"no second derivative here .*use `adjoint=Direct\(\)`"):
+            torch.autograd.grad(time, p, create_graph=True)
+        return
+    (once,) = torch.autograd.grad(time, p, create_graph=True)
+    twice = torch.stack(torch.autograd.grad(once, (p, w)))
+    torch.testing.assert_close(twice, torch.tensor([4.0, 2.0], dtype=torch.float64), rtol=1e-6, atol=0)

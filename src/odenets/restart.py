@@ -244,11 +244,28 @@ def differentiable(watched: Watched, origin: float, t: Tensor, located: Located)
         rate = _rate(watched.value, time, y, slope, again=located.at is not None)
         size = abs(_number(rate))
         if math.isfinite(size) and size >= torch.finfo(rate.dtype).tiny:
-            t = t - ((g - g.detach()) / rate).to(t.dtype)
+            moved = ((g - g.detach()) / rate).to(t.dtype)
+            t = t - (moved if located.at is not None or transforms.active() else Once.apply(moved))
         else:
             held = watched.event.without_slope(t, y, size)
             t = _refusing(t, y) if held is None else held
     return Happened(located.of, t, at(t)[0])
+
+
+class Once(torch.autograd.Function):
+    """A number as it is, whose derivative has none itself: that of an event's time by its first derivatives alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        if torch.is_grad_enabled():  # only with create_graph=True
+            raise NotImplementedError(
+                "the time of an event has no second derivative here (create_graph=True); use `adjoint=Direct()`"
+            )
+        return grad_outputs[0]
 
 
 def _along(t0: Tensor, located: Located) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -154,7 +154,7 @@ def _located(problem: Problem, f: Field, taken: Accepted, place: Place) -> Locat
         if step.y.requires_grad and not transforms.active():  # f may differentiate by it
             state = state.requires_grad_()
         return Located(place.of, t, there[0], f(problem.field_time(t), state).detach())
-    return Located(place.of, t, *there, at if transforms.is_differentiated(step.y) else None)
+    return Located(place.of, t, *there, at)
 
 
 def extension_of(steps: list[Accepted]) -> Extension:
