@@ -1,6 +1,7 @@
 """One work, all contestants, in this process: times, errors, counts, limits."""
 
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -109,6 +110,7 @@ def limits(rows: list[dict[str, Any]], ms: dict[str, float]) -> dict[str, Any]:
 def first_step(name: str, contestant: str, cache: Path) -> float:
     """Seconds of a process's first training step, its compilation included, imports not."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
+    tempfile.tempdir = str(cache)  # where PyTorch keeps precompiled headers, whatever its cache
     jax.config.update("jax_compilation_cache_dir", str(cache / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return first_call(contestants(name)[contestant])
