@@ -1,5 +1,6 @@
 """What is fixed in a loop in tensors, and the tensors that go in and out of it, by name."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -61,7 +62,7 @@ class Plan:
         }
         return Plan(problem.method, problem.controller, problem.per_sample, **given, **rest)
 
-    @property
+    @functools.cached_property
     def key(self) -> tuple[Any, ...]:
         """What tells the program of one plan from that of another: all of it but what is an input of the loop."""
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("controller", "activations")}
