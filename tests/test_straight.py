@@ -99,3 +99,21 @@ def test_an_euler_step_is_an_addition_beside_f():
             solve(lambda t, y: y.neg(), torch.ones(2), [0.0, 1.0], method="euler", controller=Fixed(steps=steps))
         counts.append(operations.count)
     assert counts[1] - counts[0] <= 16 * 2
+
+
+class _Looking(ExplicitRungeKutta):
+    """A method of one's own, which looks at its time."""
+
+    def step(self, f, t, y, dt, carry):
+        assert float(getattr(t, "absolute", t)) >= 0.0
+        return super().step(f, t, y, dt, carry)
+
+
+def test_a_method_of_ones_own_takes_the_usual_loop(asked):
+    rk4 = METHODS["rk4"]
+    own = _Looking("own", rk4.order, rk4.a, rk4.b, rk4.c)
+    ys = solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0], method=own, controller=Fixed(steps=3)).ys
+    assert torch.equal(
+        ys, solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0], method="rk4", controller=Fixed(steps=3)).ys
+    )
+    assert asked == [False, True]

@@ -10,7 +10,7 @@ from torch import Tensor
 from odenets.controller import Fixed
 from odenets.engine.clock import shortened
 from odenets.evaluation import FieldInPieces
-from odenets.methods import Known, RungeKutta, real_dtype
+from odenets.methods import ExplicitRungeKutta, Known, real_dtype
 from odenets.problem import Problem
 from odenets.transforms import is_recorded
 
@@ -24,8 +24,8 @@ def goes_straight(problem: Problem, y0: Tensor) -> bool:
     """
     return (
         isinstance(problem.controller, Fixed)
-        and isinstance(problem.method, RungeKutta)
-        and not (problem.method.iterates or torch.compiler.is_compiling() or is_recorded())
+        and type(problem.method).step is ExplicitRungeKutta.step  # a method of one's own may ask for more than `Known`
+        and not (torch.compiler.is_compiling() or is_recorded())
         and not (problem.has_outputs or problem.dense or problem.stops or problem.events or problem.told)
         and y0.device.type == "cpu"
         and len(problem.times) > problem.at_start
@@ -46,7 +46,7 @@ def straight(problem: Problem, y0: Tensor, f0: Tensor | None) -> Tensor:
 
 def _steps(problem: Problem, y0: Tensor) -> Iterator[tuple[float, tuple[Tensor, ...]]]:
     """The size of each step, and the times of its nodes as f gets them."""
-    nodes, sizes = cast(RungeKutta, problem.method).nodes, _sizes(problem)
+    nodes, sizes = cast(ExplicitRungeKutta, problem.method).nodes, _sizes(problem)
     while chunk := list(itertools.islice(sizes, _CHUNK)):
         values = [[problem.origin + (t + c * dt) for c in nodes] for t, dt in chunk]
         each = iter(torch.tensor(values, dtype=real_dtype(y0)).flatten().unbind())
