@@ -12,6 +12,8 @@ from torch import nn
 
 from odenets import PID, Fixed, solve
 from odenets.engine.compile import told, trace
+from odenets.engine.compile.cxx import Awaited, settle
+from odenets.engine.compile.failing import NotCompiled
 from odenets.nn import MLPField
 
 EULER = {"method": "euler", "controller": Fixed(steps=2)}  # the smallest loop
@@ -26,6 +28,19 @@ def forget():
     """What is known of fields is forgotten, so that another shape is no third program of the one before."""
     trace._regions.clear()
     told.forget()
+
+
+def test_what_fails_to_compile_is_no_other_fields_affair():
+    def fail():
+        raise RuntimeError("no such compiler")
+
+    one, other = [Awaited(fail), Awaited(fail)], [Awaited(lambda: abs)]
+    with pytest.raises(NotCompiled, match="no such compiler"):
+        one[0]()
+    settle(other)
+    assert other == []
+    with pytest.raises(NotCompiled, match="no such compiler"):
+        settle(one)
 
 
 class _MadeError(BaseException):

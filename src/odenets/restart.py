@@ -263,7 +263,8 @@ class Once(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         if torch.is_grad_enabled():  # only with create_graph=True
             raise NotImplementedError(
-                "the time of an event has no second derivative here (create_graph=True); use `adjoint=Direct()`"
+                "the time of an event has no second derivative here (create_graph=True); use `adjoint=Direct()`, "
+                "or `odeint` in odenets.torchdiffeq"
             )
         return grad_outputs[0]
 

@@ -189,7 +189,6 @@ def _by_loops(
         activations=activations,
     )
     if differentiable:
-        loops.forward(plan)  # the larger one first, so that it is compiled while the other is traced
         reverse = loops.backward(plan)  # made now, so that a failure to compile shows now
         what = "compile" if compiled else "per_sample"
         solve = InChunks(

@@ -21,15 +21,11 @@ _WITHOUT_HEADER = 2
 _made = itertools.count()
 
 
-_outstanding: list["Awaited"] = []
-
-
 class Awaited:
     """A function of a library that is still being compiled."""
 
     def __init__(self, get: Callable[[], Callable[..., Any]]) -> None:
         self.get, self.function = get, None
-        _outstanding.append(self)
 
     def there(self) -> Callable[..., Any]:
         """The function, waited for.
@@ -46,20 +42,25 @@ class Awaited:
         return (self.function or self.there())(*arguments)
 
 
-def settle() -> None:
-    """Wait for all that is still being compiled.
+def settle(awaited: list[Awaited]) -> None:
+    """Wait for all of these, and forget them.
 
     Raises:
-        NotCompiled: If something cannot be.
+        NotCompiled: If something cannot be compiled.
     """
-    while _outstanding:
-        _outstanding.pop().there()
+    while awaited:
+        awaited.pop().there()
 
 
 @contextlib.contextmanager
-def in_background() -> Iterator[None]:
-    """Let PyTorch's compiler hand its C++ to a thread, and not wait."""
-    with mock.patch.object(codecache.CppWrapperCodeCache, "load_pybinding", _load):
+def in_background(awaited: list[Awaited]) -> Iterator[None]:
+    """Let PyTorch's compiler hand its C++ to a thread, and not wait; what is to be waited for is added to these."""
+
+    def load(*arguments: Any, **options: Any) -> Awaited:
+        awaited.append(Awaited(_load(*arguments, **options)))
+        return awaited[-1]
+
+    with mock.patch.object(codecache.CppWrapperCodeCache, "load_pybinding", load):
         yield
 
 
@@ -71,15 +72,16 @@ def _absent(_: Any) -> NoReturn:
     raise _AbsentError
 
 
-def _load(*arguments: Any, **options: Any) -> Awaited:
+def _load(*arguments: Any, **options: Any) -> Callable[[], Callable[..., Any]]:
+    """What waits for a function of a library, and gives it."""
     cache = codecache.CppWrapperCodeCache
     try:  # a library that is there needs no header, and to find a header takes half a second
         with config.patch(cpp_cache_precompile_headers=False):
-            return Awaited(cache.load_pybinding_async(*arguments, submit_fn=_absent, **options))
+            return cache.load_pybinding_async(*arguments, submit_fn=_absent, **options)
     except _AbsentError:
         precompiled = next(_made) >= _WITHOUT_HEADER or _has_headers()
         with config.patch(cpp_cache_precompile_headers=precompiled):
-            return Awaited(cache.load_pybinding_async(*arguments, submit_fn=_pool().submit, **options))
+            return cache.load_pybinding_async(*arguments, submit_fn=_pool().submit, **options)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from odenets.engine.compile.cxx import Awaited
 from odenets.engine.compile.failing import or_not_compiled
 from odenets.evaluation import checked
 from odenets.methods import Field
@@ -38,6 +39,7 @@ class Graph:
     checked: dict[Any, bool] = field(default_factory=dict)
     halves: dict[Any, Halves] = field(default_factory=dict)
     activations: dict[Any, tuple[Activation, ...]] = field(default_factory=dict)  # for each set of sizes
+    awaited: list[Awaited] = field(default_factory=list)  # what of the programs is still being compiled
 
     @functools.cached_property
     def rest(self) -> list[int]:

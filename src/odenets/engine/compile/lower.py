@@ -81,7 +81,7 @@ def _compiled(graph: Graph, module: GraphModule, example: list[Any]) -> Callable
     """
     with contextlib.ExitStack() as stack:
         for context in (
-            in_background(),
+            in_background(graph.awaited),
             config.patch(_options()),
             config.patch(get_cpp_wrapper_config()),
             V.set_fake_mode(graph.mode),

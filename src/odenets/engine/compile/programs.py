@@ -43,7 +43,7 @@ class CompiledLoops:
         Raises:
             NotCompiled: If one cannot be.
         """
-        settle()
+        settle(self.graph.awaited)
 
     def activations(self) -> tuple[Activation, ...]:
         key = (tuple(self.wanted), *self.inputs[self.graph.y].shape, *self.sizes)
@@ -76,6 +76,8 @@ class CompiledLoops:
         wanted = () if name == "forward" and plan.activations is None else tuple(self.wanted)
         key = (name, wanted, *plan.key)
         if key not in self.graph.programs:
+            if name == "backward":
+                self.forward(plan)  # the larger one first, so that it is compiled while the other is traced
             tell_of_many(self.f, key, self.graph.why)
             self.graph.programs[key] = lowered(self.graph, function(plan), example(plan))
         return functools.partial(_run, self.graph.programs[key], self.sizes)
