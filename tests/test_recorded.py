@@ -187,3 +187,13 @@ def test_a_field_that_is_checkpointed_by_torch_is_not_evaluated_to_be_weighed():
         lambda t, y: torch.tanh(y).sin(), y0, [0.0, 1.0], method="euler", controller=Fixed(steps=4), adjoint=Direct()
     )
     torch.testing.assert_close(found, *torch.autograd.grad(direct.ys[-1].sum(), y0))
+
+
+def test_a_weight_that_is_frozen_between_the_passes_moves_no_other_gradient():
+    """The gradients of the others are never those of another tensor."""
+    net, y0 = Net(), torch.ones(2, 3, dtype=D)
+    sol = solve(net, y0, [0.0, 1.0])
+    first, *_ = net.parameters()
+    first.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        sol.ys.sum().backward()

@@ -106,8 +106,8 @@ def run(
             if problem.dense:
                 dense.append(taken)
             if slopes is not None and taken.step is not None:
-                theta = {j: (times[j] - taken.t) / taken.dt for j in taken.inside}
-                slopes |= {j: problem.method.slope(taken.dt, taken.step.parts, x) for j, x in theta.items()}
+                pairs = zip(taken.inside, taken.thetas(times))
+                slopes |= {j: problem.method.slope(taken.dt, taken.step.parts, x) for j, x in pairs}
             if tape is not None and taken.y is not None:
                 tape.add(taken.light, taken.state)
             if recorded is not None and recorded.leave(taken):
@@ -192,19 +192,20 @@ def _emit(
     step = taken.step
     if inside or problem.dense:
         step = stepper.complete(step)
+    y, taken = taken.y, taken._replace(step=step, ends=ends, inside=inside)
     if len(inside) >= _MANY and clock is None and not transforms.active():
-        thetas = [(problem.times[j] - taken.t) / taken.dt for j in inside]
-        ys.extend(problem.method.interpolate_all(taken.y, taken.dt, step.parts, thetas).unbind())  # ends come last
+        thetas = taken.thetas(problem.times)
+        ys.extend(problem.method.interpolate_all(y, taken.dt, step.parts, thetas).unbind())  # ends come last
         ys.extend([step.y] * len(ends))
-        return taken._replace(step=step, ends=ends, inside=inside)
+        return taken
     t, dt = taken.clock or (taken.t, taken.dt)
     for j in range(first, last):
         if j in ends:
             ys.append(step.y)
         else:
             t_out = problem.times[j] if clock is None else clock[j]
-            ys.append(problem.method.interpolate(taken.y, dt, step.parts, (t_out - t) / dt))
-    return taken._replace(step=step, ends=ends, inside=inside)
+            ys.append(problem.method.interpolate(y, dt, step.parts, (t_out - t) / dt))
+    return taken
 
 
 _MANY = 4  # outputs inside of a step, from where on they are one product

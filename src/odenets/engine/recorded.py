@@ -69,8 +69,9 @@ class Recorded:
         pairs = [*zip(self.end, bars), *zip(self.outputs, output_bars.unbind())]
         pairs = [(x, bar) for x, bar in pairs if bar is not None and x.grad_fn is not None]
         self.outputs, self.end = [], ()
-        wrt = [x for x in (self.begun.y0, *self.wanted.tensors) if x.requires_grad]
+        y0 = [self.begun.y0] if self.begun.y0.requires_grad else []
+        wrt = [*y0, *self.wanted.tensors]
         found: Sequence[Tensor | None] = [None] * len(wrt)
-        if pairs:
+        if pairs and wrt:
             found = torch.autograd.grad([x for x, _ in pairs], wrt, [bar for _, bar in pairs], allow_unused=True)
-        return found if self.begun.y0.requires_grad else [None, *found]
+        return found if y0 else [None, *found]

@@ -201,9 +201,9 @@ class _Sweep:
         direct = [self.grad_dense[0][k]] if self.grad_dense else []
         t_bar, dt_bar = self.grad_dense[2][k] if self.grad_dense and self.timed else (0.0, 0.0)
         if inner is None and bars is None and not step.events and len(step.inside) > 1:
-            thetas = [(self.problem.times[j] - step.t) / step.dt for j in step.inside]
             grads = self.grad_ys[step.inside[0] : step.inside[-1] + 1]
-            return self.problem.method.pull_outputs(step.dt, parts, thetas, grads), [grads.sum(0)], t_bar, dt_bar
+            bars = self.problem.method.pull_outputs(step.dt, parts, step.thetas(self.problem.times), grads)
+            return bars, [grads.sum(0)], t_bar, dt_bar
         for time, grad, j in self._inside(step):
             theta = (time - step.t) / step.dt
             given, rise, d_dt = self.problem.method.pull_output(step.dt, parts, theta, grad, inner)

@@ -27,6 +27,10 @@ class Accepted(NamedTuple):
     events: tuple[int, ...] = ()  # the events that happen in it
     carry: Carry = ()  # what it was made of beside y, where its method has a memory
 
+    def thetas(self, times: Sequence[float]) -> list[float]:
+        """Where in it the outputs inside of it lie, of these times: the θ of each."""
+        return [(times[j] - self.t) / self.dt for j in self.inside]
+
     @property
     def light(self) -> "Accepted":
         """What is needed to make it again, but for tensors."""

@@ -8,10 +8,8 @@ import time
 from odenets.advance import Written
 
 _QUIET = "ODENETS_QUIET"  # an environment variable: anything but "" asks for silence
-_FIRST, _PAUSE = (
-    1.0,
-    0.2,
-)  # seconds before the first line, for what is compiled already is there at once; and between two
+_FIRST = 1.0  # seconds before the first line: what is compiled already is there sooner
+_PAUSE = 0.2  # and between two
 
 
 class _Line:
