@@ -3,14 +3,16 @@
 import math
 import random
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from odenets import PID, Backsolve, Checkpointed, Direct, Fixed, SolveError, solve, transforms
+from odenets import METHODS, PID, Backsolve, Checkpointed, Direct, Fixed, SolveError, solve, transforms
 from odenets.engine.compile import lower, programs, told, trace
 from odenets.engine.compile.failing import NotCompiled
+from odenets.engine.tensors.plan import Buffers, Plan
 from odenets.nn import MLPField, ODEBlock
 from problems import ROUTES, assert_nothing_is_left
 
@@ -466,3 +468,13 @@ def test_second_derivative_is_refused(adjoint):
     sol = solve(Net(), y0, [0.0, 1.0], (shift,), compile=True, adjoint=adjoint, method="heun")
     with pytest.raises(NotImplementedError, match="second derivative"):
         torch.autograd.grad(sol.ys.sum(), y0, create_graph=True)
+
+
+def test_a_step_keeps_no_more_than_its_reverse_reads():
+    """f at the end of a step is for what lies inside of it: outputs, and dense output."""
+    plan = Plan(METHODS["rk4"], Fixed(steps=1), per_sample=False, keep=True, outputs=False, parts=True, timed=False)
+    y = torch.zeros(2, 3)
+    for given, states in ((plan, 5), (replace(plan, outputs=True), 6), (replace(plan, dense=True), 6)):
+        kept = Buffers.empty(given, y, 7).tensors[1:]  # the times aside
+        assert sum(x.numel() for x in kept) == 7 * states * y.numel()
+        assert given.row_bytes(y) == states * y.nbytes

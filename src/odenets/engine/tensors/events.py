@@ -46,7 +46,7 @@ def events_of_each(
         residuals: Behind which events each sample begins, and their conditions' size before the jump; taken away.
     """
     problem = replace(problem, y0=problem.y0.detach(), t=problem.t.detach())
-    plan = Plan.of(problem, keep=True, outputs=False, parts=True, timed=False)
+    plan = Plan.of(replace(problem, dense=True), keep=True, outputs=False, parts=True, timed=False)
     walk = Walk(problem, plan, ByPython(problem), ())
     entry, first, going = walk.begin(), True, True
     watch = _Watch(problem, left, residuals)

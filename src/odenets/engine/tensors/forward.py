@@ -229,7 +229,7 @@ def _advance(trial: _Trial, buffers: Buffers | None, now: Now) -> Now:
     places = stops.passed(now.places, t1)
     if buffers is not None:
         none = torch.zeros_like(now.y)
-        parts = (*step.parts, *[none] * (plan.method.parts - len(step.parts)))
+        parts = (*step.parts, *[none] * plan.method.parts)[: plan.kept_parts]
         cut = torch.where(final, torch.where(goal < given.t_end, 2.0, 1.0).to(t1.dtype), 0.0)
         times = (now.t, torch.where(accept, dt, 0.0), t1, cut)
         buffers.write(now.row, times, now.y, parts, step.kept[: plan.pulled])

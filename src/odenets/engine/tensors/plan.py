@@ -114,9 +114,14 @@ class Plan:
         return self.method.parts - 1 + int(self.outputs)
 
     @property
+    def kept_parts(self) -> int:
+        """How many parts of each step the buffers keep: the backward pass alone has no use for f at its end."""
+        return (self.method.parts if self.outputs or self.dense else self.pulled) if self.parts else 0
+
+    @property
     def row_states(self) -> int:
         """The states that a step takes in the buffers: its own, its parts, and f at its start for those behind it."""
-        return 1 + (self.method.parts if self.parts else 0) + int(self.keeps_past)
+        return 1 + self.kept_parts + int(self.keeps_past)
 
     @property
     def entry_states(self) -> int:
@@ -263,7 +268,7 @@ class Buffers(NamedTuple):
     # (capacity · 4, *S): t, dt (0 for a sample that took no step), t + dt, where it was cut: 1 at the end, 2 at a stop
     times: Tensor
     y: Tensor  # (capacity, *y.shape)
-    parts: Tensor | None  # (capacity · parts, *y.shape)
+    parts: Tensor | None  # (capacity · Plan.kept_parts, *y.shape)
     activations: tuple[Tensor, ...]  # each (capacity · Plan.pulled, *its shape)
     # f where steps began: those before the chunk first, the oldest of them first; (Plan.past + capacity, *y.shape)
     slopes: Tensor | None = None
@@ -274,7 +279,7 @@ class Buffers(NamedTuple):
         times = torch.empty((capacity * 4, *plan.time_shape(y)), dtype=torch.float64, device=y.device)
         if plan.outputs:
             times.fill_(math.inf)  # of rows that are not written yet: no output lies before their end
-        parts = y.new_empty((capacity * plan.method.parts, *y.shape)) if plan.parts else None
+        parts = y.new_empty((capacity * plan.kept_parts, *y.shape)) if plan.parts else None
         activations = (
             y.new_empty((capacity * plan.pulled, *shape), dtype=dtype) for shape, dtype in plan.activations or ()
         )
