@@ -43,7 +43,7 @@ from odenets.train import (
 from odenets.train.batches import shares
 from odenets.train.checkpoint import Label
 from odenets.train.display import Display
-from train_script import CONFIG, SEVERAL, Hook, data, network
+from train_script import CONFIG, ODE, SEVERAL, STEPS, Hook, data, example, network, odenet
 
 LOSS = nn.CrossEntropyLoss()
 SCRIPT = Path(__file__).with_name("train_script.py")
@@ -584,7 +584,7 @@ def test_an_ignored_ctrl_c_stays_ignored():
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """Whole and accumulated batches, batches of one sample, "auto" on CPUs, and a stop that one process gets."""
+    """Whole and accumulated batches, batches of one sample, "auto" on CPUs, a stop that one process gets, ODE-Nets."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     ran = run_script("several", tmp_path, launcher=launcher)
     assert ran.returncode == 0, ran.stderr
@@ -609,6 +609,25 @@ def test_two_processes_train_as_one(tmp_path):
             assert two.train_loss == pytest.approx(record.train_loss, rel=1e-6)
             assert two.test_loss == pytest.approx(record.test_loss, rel=1e-6)
             assert (two.test_accuracy, two.samples) == (record.test_accuracy, samples)
+    odenets = {name: after_training_an_odenet(name, tmp_path) for name in STEPS}
+    assert odenets["fixed"] < 1e-12
+    assert odenets["per-sample"] < 1e-12
+    assert 1e-9 < odenets["shared"] < 1e-2  # each process chooses by its own samples
+    lost = "`f` is or has a module whose weights FSDP gathers at each call; their gradients would be lost: shard the"
+    for rank in range(2):
+        assert f"rank {rank}: sharded True, {lost} module that calls the solve, such as" in ran.stdout
+        (found,) = re.findall(rf"rank {rank}: example (\{{.*?\}})", ran.stdout)
+        assert json.loads(found)["loss"] == pytest.approx(example()["loss"], rel=1e-4)  # in float32
+        assert json.loads(found)["processes"] == 2
+
+
+def after_training_an_odenet(steps: str, folder: Path) -> float:
+    """The largest difference of a weight that two processes have trained from that of one, relative to the largest."""
+    one = odenet(steps)
+    fit(one, nn.CrossEntropyLoss(), data(), data(20, 1), ODE, progress=False)
+    two = load_file(folder / "odenets" / f"{steps}-seed0.safetensors")
+    apart = [float((two[name] - x).abs().max() / x.abs().max()) for name, x in one.state_dict().items()]
+    return max(apart)
 
 
 # -- checkpoints that are refused, one test a message

@@ -7,6 +7,7 @@ over the Python objects that f refers to, which also finds tensors that f uses o
 
 import functools
 import math
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def reached_tensors(
 
     Raises:
         LostGradientError: If f uses the result of an earlier computation that requires grad and cannot be found
-            among the objects that f refers to.
+            among the objects that f refers to; or if FSDP shards the weights of f alone.
     """
     objects, of_f = list(_objects(watched)), {id(t) for t in own}
     found = [item for item in objects if isinstance(item, Tensor) and item.requires_grad]
@@ -104,7 +105,36 @@ def reached_tensors(
     hidden = set().union(*behind.values())
     spare = [t for t in found if t.is_leaf and id(t) not in hidden]
     modules = tuple(item for item in objects if isinstance(item, nn.Module))
+    _check_whole(modules)
     return Reached(_unique([*leaves, *spare]), results, entangled, modules)
+
+
+def _check_whole(modules: Iterable[nn.Module]) -> None:
+    """Refuse modules whose sharded weights FSDP gathers at each call: what a solve calls outside of autograd it misses.
+
+    One whose own forward pass is under way has its weights together, for the solve and for its reverse.
+
+    Raises:
+        LostGradientError: Naming the remedy.
+    """
+    for module in modules:
+        state = _of_fsdp(module)
+        if state is not None and state.name == "IDLE":
+            raise LostGradientError(
+                "`f` is or has a module whose weights FSDP gathers at each call; their gradients would be lost",
+                "shard the module that calls the solve, such as `fully_shard(block)`, or use `adjoint=Direct()`",
+            )
+
+
+def _of_fsdp(module: Any) -> Any:
+    """What FSDP does with a module at present; None where it does not shard it."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return None
+    # Private in torch 2.13: no public attribute says whether a module is being called.
+    if isinstance(module, fsdp.FullyShardedDataParallel):
+        return module.training_state
+    return module._get_fsdp_state()._training_state if isinstance(module, fsdp.FSDPModule) else None
 
 
 def check_reached(
