@@ -130,3 +130,27 @@ def test_compiled_as_eager(dtype):
         found.append([ys.double(), *(g.double() for g in torch.autograd.grad(ys[-1].sum(), [y0, *net.parameters()]))])
     for one, other in zip(*found):
         assert torch.allclose(one, other, atol=12 * eps(dtype))
+
+
+@pytest.mark.slow
+@HALF
+@pytest.mark.parametrize("inside", [True, False])
+def test_autocast_compiles(dtype, inside):
+    """In f or around the solve: as far from the gradients of float32 as the eager solve is, and no further."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(40, 64), nn.LayerNorm(64), nn.Softplus(), nn.Linear(64, 40))
+    start = torch.randn(32, 40)
+
+    def found(cast, **options):
+        def f(t, y):
+            with torch.autocast("cpu", dtype=dtype, enabled=cast and inside):
+                return net(y).float() if inside else net(y)
+
+        y0 = start.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype, enabled=cast and not inside):
+            ys = solve(f, y0, (0.0, 1.0), method="rk4", controller=Fixed(steps=3), **options).ys
+        return [ys, *torch.autograd.grad(ys[-1].square().sum(), [y0, *net.parameters()])]
+
+    for exact, eager, ours in zip(found(False), found(True), found(True, compile=True)):
+        assert (eager - exact).abs().max() > 0
+        assert (ours - exact).abs().max() < 1.5 * (eager - exact).abs().max() + eps(torch.float32) * exact.abs().max()

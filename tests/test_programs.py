@@ -243,7 +243,7 @@ def test_a_third_program_is_told_once_with_its_reason(programs):
     f, y0 = Scaled(), torch.ones(2, 3)
     calls = [functools.partial(setattr, f, "scale", scale) for scale in (1.0, 2.0, 3.0, 4.0)]
     calls = [call for change in calls for call in (change, a_call(f, y0))]
-    with pytest.warns(UserWarning, match=r"a third program is made for one `f`.*scale") as caught:
+    with pytest.warns(UserWarning, match=r"A third program is compiled for one `f`.*scale") as caught:
         found = counts(programs, calls)
     assert found == [0, 1] * 4
     assert len(caught) == 1

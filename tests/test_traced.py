@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from odenets import Fixed, Reversible, solve
+from odenets.engine.compile import known
 from odenets.nn import MLPField, ODEBlock
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -52,6 +53,50 @@ def test_what_no_graph_holds_is_refused_there_with_its_reason(options, why):
     traced = torch.compile(model(controller=Fixed(steps=2), **options), fullgraph=True, backend="eager")
     with pytest.raises(torch._dynamo.exc.Unsupported, match=why):
         traced(torch.ones(5, 3))
+
+
+class Named:
+    """A backend that says it is PyTorch's own compiler, and compiles nothing."""
+
+    __name__ = "inductor"
+
+    def __call__(self, module, _):
+        return module
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's tracer looks at it wherever a graph has ended
+@pytest.mark.parametrize(("backend", "compiles"), [(Named(), True), ("eager", False)])
+def test_adaptive_steps_are_left_to_the_own_loops_where_the_graph_may_end(monkeypatch, backend, compiles):
+    asked = []
+    monkeypatch.setattr(known, "compiler", lambda: asked.append(True))  # and has none: the solve runs eagerly
+    network, x = model(rtol=1e-2), torch.randn(5, 3)
+    compiled = torch.compile(network, backend=backend)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), network(x))
+    for ours, eager in zip(gradients(compiled, x), gradients(network, x)):
+        torch.testing.assert_close(ours, eager)
+    assert network[1].stats.nfe > 0
+    assert bool(asked) is compiles
+
+
+def test_fixed_steps_stay_in_the_graph_though_it_may_end():
+    network, x = model(method="rk4", controller=Fixed(steps=2)), torch.randn(5, 3)
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(network, backend="aot_eager")
+    for ours, eager in zip(gradients(compiled, x), gradients(network, x)):
+        torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_a_model_with_adaptive_steps_compiled_by_parts():
+    network, x = model(), torch.randn(5, 3)
+    compiled = torch.compile(network)
+    for ours, eager in zip(gradients(compiled, x), gradients(network, x)):
+        torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
+    gradients(compiled, x)
+    assert (network[1].stats.kept, network[1].stats.nfe_backward) == (network[1].stats.accepted, 0)
 
 
 def test_adaptive_steps_inside_a_graph_of_inductor():

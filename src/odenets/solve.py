@@ -133,28 +133,30 @@ def solve(
     asked = {"event": bool(events), "own_times": own, "progress": progress is not False}
     asked["own_stops"] = has_rows(stops) or has_rows(jumps)
     request = support.Request(method, controller, adjoint, per_sample, dense, compile, place, **asked)
-    if torch.compiler.is_dynamo_compiling() and not support.fits_a_graph(request):
-        from odenets.engine.between_graphs import outside  # noqa: PLC0415 — imports PyTorch's compiler
+    if torch.compiler.is_dynamo_compiling():
+        from odenets.engine import between_graphs  # noqa: PLC0415 — imports PyTorch's compiler
 
-        return outside(
-            solve,
-            f,
-            y0,
-            t,
-            args,
-            method=method,
-            controller=controller,
-            adjoint=adjoint,
-            per_sample=per_sample,
-            dense=dense,
-            stops=stops,
-            jumps=jumps,
-            event=event,
-            max_steps=max_steps,
-            on_failure=on_failure,
-            compile=compile,
-            progress=progress,
-        )
+        apart, compiled = between_graphs.called_outside(request)
+        if apart:
+            return between_graphs.outside(
+                solve,
+                f,
+                y0,
+                t,
+                args,
+                method=method,
+                controller=controller,
+                adjoint=adjoint,
+                per_sample=per_sample,
+                dense=dense,
+                stops=stops,
+                jumps=jumps,
+                event=event,
+                max_steps=max_steps,
+                on_failure=on_failure,
+                compile=compiled,
+                progress=progress,
+            )
     flat, unflatten = flatten_state(y0, per_sample, widen=not method.iterates)
     method.check_state(y0)
     if not torch.compiler.is_compiling() and flat.is_inference() and torch.is_grad_enabled():

@@ -82,19 +82,8 @@ class ODEBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """z(t[-1]) for z(t[0]) = x, or all states: see `t`."""
         times = self.t if isinstance(self.t, Tensor) else tuple(self.t)
-        state = self.augmented(x)
-        try:
-            solution, ys, self.regularisation = self._solve(state, times)
-        except SolveError:
-            raise
-        except (RuntimeError, ValueError) as error:
-            if self.augment and self._takes(x) and not self._takes(state):
-                raise ValueError(
-                    f"`field` takes the input's shape {tuple(x.shape)} and not the augmented state's, which has "
-                    f"{state.shape[self._augmented_axis(x)]} along axis {self._augmented_axis(x)}: make it for width + "
-                    "augment"
-                ) from error
-            raise
+        solve_from = self._solve_augmented if self.augment else self._solve
+        solution, ys, self.regularisation = solve_from(x, times)
         self.stats = solution.stats
         return ys[-1] if self.last else ys
 
@@ -105,6 +94,21 @@ class ODEBlock(nn.Module):
         axis = self._augmented_axis(x)
         extra = x.new_zeros([self.augment if i == axis else size for i, size in enumerate(x.shape)])
         return torch.cat([x, extra], dim=axis)
+
+    def _solve_augmented(self, x: Tensor, times: Any) -> tuple[Solution, Tensor, dict[str, Tensor]]:
+        state = self.augmented(x)
+        try:
+            return self._solve(state, times)
+        except SolveError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            if self._takes(x) and not self._takes(state):
+                raise ValueError(
+                    f"`field` takes the input's shape {tuple(x.shape)} and not the augmented state's, which has "
+                    f"{state.shape[self._augmented_axis(x)]} along axis {self._augmented_axis(x)}: make it for width + "
+                    "augment"
+                ) from error
+            raise
 
     def _solve(self, state: Tensor, times: Any) -> tuple[Solution, Tensor, dict[str, Tensor]]:
         if not (self.regularise and self.training):

@@ -16,9 +16,9 @@ from odenets.problem import Problem
 
 _FEW_PROGRAMS = 2  # of one kind and one f: those for one sample and for several, say; more are told
 _MANY = (
-    "`compile=True`: a third program is made for one `f`, and each takes seconds. What changed: {why}. Let `f` read a "
+    "A third program is compiled for one `f`, and each takes seconds. What changed: {why}. Let `f` read a "
     "tensor in place of a number that changes, keep to few shapes and layouts in memory (pad, or `.contiguous()`), or "
-    "leave out `compile=True`."
+    "leave out what compiles: `compile=True`, or `torch.compile` of the model around it."
 )
 
 _failed: "weakref.WeakKeyDictionary[Any, set[Any]]" = weakref.WeakKeyDictionary()  # which variants of f
@@ -97,7 +97,7 @@ def or_eagerly(problem: Problem) -> Iterator[None]:
         variants.add(_variant(problem))
         if not told:
             warnings.warn(
-                f"`compile=True`: `f` could not be compiled, so this solve and all later ones of this `f` run "
+                f"`f` could not be compiled, so this solve and all later ones of this `f` run "
                 f"eagerly. The reason: {error}",
                 stacklevel=7,
             )
