@@ -134,11 +134,11 @@ def solve(
     asked["own_stops"] = has_rows(stops) or has_rows(jumps)
     request = support.Request(method, controller, adjoint, per_sample, dense, compile, place, **asked)
     if torch.compiler.is_dynamo_compiling():
-        from odenets.engine import between_graphs  # noqa: PLC0415 — imports PyTorch's compiler
+        from odenets.engine.between_graphs import outside  # noqa: PLC0415 — imports PyTorch's compiler
 
-        apart, compiled = between_graphs.called_outside(request)
+        apart, compiled = _called_outside(request)
         if apart:
-            return between_graphs.outside(
+            return outside(
                 solve,
                 f,
                 y0,
@@ -235,6 +235,20 @@ def _place(y0: Any) -> support.Place:
     leaves = (y0,) if isinstance(y0, Tensor) else pytree.tree_leaves(y0)
     captured = any(isinstance(leaf, Tensor) and transforms.is_captured(leaf) for leaf in leaves)
     return support.Place.CUDA_GRAPH if captured else support.Place.PLAIN
+
+
+def _called_outside(request: support.Request) -> tuple[bool, bool]:
+    """Whether a solve in somebody else's graph is called between two graphs, and whether its loops are compiled there.
+
+    Adaptive steps are, wherever the graph may end: the library's own loops are faster than a loop inside the graph, and
+    PyTorch differentiates that one in a graph of one piece only.
+    """
+    from odenets.engine.between_graphs import graph_becomes_code, graph_may_end  # noqa: PLC0415 — as above
+
+    apart = (request.compile or request.controller.adaptive) and graph_may_end()
+    loops = request._replace(compile=True, place=support.Place.PLAIN)
+    compiled = apart and graph_becomes_code() and not any(support.clashes(loops))
+    return apart or not support.fits_a_graph(request), request.compile or compiled
 
 
 def _engine(request: support.Request) -> Engine:

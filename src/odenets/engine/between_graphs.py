@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
-from odenets import support
-
 
 @torch.compiler.disable(
     reason="an implicit method iterates by values, some adjoints have their own backward pass, and adaptive steps "
@@ -18,27 +16,15 @@ def outside(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-def called_outside(request: support.Request) -> tuple[bool, bool]:
-    """Whether the solve is called between two graphs, and whether its loops are compiled there.
-
-    Adaptive steps are, wherever the graph may end: the library's own loops are faster than a loop inside the graph, and
-    PyTorch differentiates that one in a graph of one piece only.
-    """
-    apart = (request.compile or request.controller.adaptive) and _graph_may_end()
-    loops = request._replace(compile=True, place=support.Place.PLAIN)
-    compiled = apart and _graph_becomes_code() and not any(support.clashes(loops))
-    return apart or not support.fits_a_graph(request), request.compile or compiled
-
-
 @torch.compiler.assume_constant_result
-def _graph_may_end() -> bool:
+def graph_may_end() -> bool:
     """Whether what is traced now may be several graphs: not with `fullgraph=True`, nor where it is exported."""
     translator: Any = InstructionTranslator.current_tx()
     return not (translator.one_graph or translator.error_on_graph_break)
 
 
 @torch.compiler.assume_constant_result
-def _graph_becomes_code() -> bool:
+def graph_becomes_code() -> bool:
     """Whether PyTorch's own compiler gets the graph that is traced now."""
     compiler: Any = InstructionTranslator.current_tx().output.compiler_fn
     return getattr(getattr(compiler, "_torchdynamo_orig_backend", compiler), "compiler_name", None) == "inductor"
