@@ -189,6 +189,7 @@ def test_any_monotone_times(times, reverse, name):
             ValueError,
             r"`f` must return a tensor of y's shape \(2,\), returned \(1,\) at t = 0",
         ),
+        ({"f": lambda t, y: y[:1], "t": [3.0, 1.0]}, ValueError, r"returned \(1,\) at t = 3"),
         (
             {"f": lambda t, y: y.float()},
             TypeError,

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from odenets.arguments import shown
 from odenets.methods import Field, real_dtype, wide
-from odenets.returned import as_tensor, explain, in_dtype_of, leaves_like
+from odenets.returned import as_tensor, explain, in_dtype_of, leaves_like, refuse_shape
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,12 @@ def field_of(f: Callable[..., Any], args: tuple, unflatten: Callable[[Tensor], A
         return torch.cat([k.reshape((*batch, math.prod(k.shape[len(batch) :]))) for k in leaves], dim=-1)
 
     field = forward if unflatten is same else nested
-    if sign > 0:
-        return field
-    return lambda t, y: -field(-t, y)
+
+    def backward(t: Tensor, y: Tensor) -> Tensor:
+        out = field(-t, y)
+        return -out if out.shape == y.shape else refuse_shape(out, -t, y)  # in the caller's time
+
+    return field if sign > 0 else backward
 
 
 def _of_wide(f: Field, dtype: torch.dtype) -> Field:

@@ -28,7 +28,7 @@ class Checkpointed:
     step, never for a rejected one; with `memory`, also to make the states again that were not kept: n steps cost about
     n r evaluations of the step more, where r is the least number with (k + r)! / (k! r!) ≥ n and k is half the states
     that may be kept. Activations are not kept where gradients to the times are wanted, with `dense`, events, implicit
-    methods and `per_sample`.
+    methods, `per_sample` and weights in half precision.
     With `compile=True` and without `memory`, the stages of a step are kept too, and the activations of f that its
     pullback reads, where together they take no more than 4 MiB a step: then nothing is evaluated again. Stages are
     kept wherever states inside the interval are wanted. There, and with `per_sample=True`, `memory` holds pieces of

@@ -14,7 +14,7 @@ from odenets.engine.eager import run
 from odenets.engine.recorded import Recorded
 from odenets.engine.tape import Accepted, Tape, reversal
 from odenets.evaluation import FieldInPieces
-from odenets.methods import slopes_of
+from odenets.methods import HALVES, slopes_of
 from odenets.problem import Extension, Trajectory
 from odenets.pullback.by_autograd import ByAutograd, GradientSum, Summed, Wanted, inner_product, plus
 from odenets.pullback.function import Around, Outside, Prepared
@@ -106,6 +106,8 @@ class Replayed(Outside):
         """What is recorded of a solve without derivatives to the times; nothing where there is no room for a step."""
         problem, begun = self.prepared.problem, self.prepared.begun
         if begun is None or problem.dense or problem.events or self.wanted.places:
+            return None
+        if any(x.dtype in HALVES for x in self.wanted.tensors):  # whose gradients autograd would add up in that dtype
             return None
         state = problem.y0.numel() * problem.y0.element_size()
         a_step = problem.method.evaluations * (begun.nbytes + 2 * state)  # the input and the stage

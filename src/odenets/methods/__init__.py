@@ -18,6 +18,7 @@ from odenets.methods.implicit import ImplicitRungeKutta as ImplicitRungeKutta
 from odenets.methods.multistep import MULTISTEP
 from odenets.methods.multistep import Adams as Adams
 from odenets.methods.multistep import VariableAdams as VariableAdams
+from odenets.methods.newton import HALVES as HALVES
 from odenets.methods.newton import rounding_of as rounding_of
 from odenets.methods.newton import wide as wide
 from odenets.methods.runge_kutta import RungeKutta as RungeKutta

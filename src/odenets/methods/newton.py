@@ -310,6 +310,7 @@ def _cycle(apply: Function, residual: Tensor, size: float, goal: float) -> tuple
 
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
+HALVES = frozenset(_WIDE)
 
 
 def wide(x: Tensor) -> Tensor:

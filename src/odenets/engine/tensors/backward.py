@@ -15,7 +15,7 @@ from odenets.engine.tensors.outputs import Bars, product, take_up_outputs
 from odenets.engine.tensors.plan import BackClock, Buffers, Flow, Plan, rows_of
 from odenets.engine.tensors.stops import Stops
 from odenets.methods import Bars as Gradients
-from odenets.methods import Carry, Past, Pull, Since, Time
+from odenets.methods import Carry, Past, Pull, Since, Time, wide
 from odenets.pullback.bound import Vjp
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def backward(
     dense, rest = (Bars(*rest[:2]), rest[2:]) if plan.dense else (None, rest)
     buffers, tensors = Buffers.split(plan, rest)
     buffers = _certain(buffers)
-    sums = [torch.zeros_like(tensors[i]) for i in wanted]
+    sums = [torch.zeros_like(wide(tensors[i])) for i in wanted]
     bars, grad_times = None, ()
     if grad_ys is not None:
         bars, output, *grad_times = take_up_outputs(plan, flow.loop, times, clock[0], lam, grad_ys, buffers, dense)
