@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ class Graph:
     y: int
     why: str | None = None  # why the graphs made before did not do
     proven: bool = False  # held against f
+    work: float = math.inf  # floating-point operations of its products for each number of the state, once it is proven
     traced: int = 0  # how many assumptions the tracer made, which it checks itself
     programs: dict[Any, Callable[..., Any]] = field(default_factory=dict)
     checked: dict[Any, bool] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from odenets.engine.compile import waiting
 from odenets.engine.compile.cxx import in_background, vectors_are_known
 from odenets.engine.compile.failing import or_not_compiled
 from odenets.engine.compile.graph import Graph
+from odenets.engine.compile.threads import SHARED
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's compiler uses what PyTorch deprecates
@@ -108,6 +109,7 @@ def _written_into_at_once(module: GraphModule) -> None:
 def _options() -> dict[str, Any]:
     return {
         "cpp_wrapper": True,
+        "cpp.min_chunk_size": SHARED,
         # Lets the on-disk cache keep loops: their bodies are part of the graph that it is keyed by.
         "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.while_loop": "1"},
         **({"cpp.vec_isa_ok": True} if vectors_are_known() else {}),  # or else it compiles a program to find out

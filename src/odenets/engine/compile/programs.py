@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic
 from odenets.engine.compile.cxx import settle
 from odenets.engine.compile.graph import Graph
 from odenets.engine.compile.lower import lowered
+from odenets.engine.compile.threads import is_little, one_thread
 from odenets.engine.compile.told import tell_of_many
 from odenets.engine.tensors.backward import backward
 from odenets.engine.tensors.forward import forward
@@ -80,7 +81,9 @@ class CompiledLoops:
                 self.forward(plan)  # the larger one first, so that it is compiled while the other is traced
             tell_of_many(self.f, key, self.graph.why)
             self.graph.programs[key] = lowered(self.graph, function(plan), example(plan))
-        return functools.partial(_run, self.graph.programs[key], self.sizes)
+        y = self.inputs[self.graph.y]
+        alone = is_little(self.graph.work * y.numel(), y.device.type)
+        return functools.partial(_run, self.graph.programs[key], self.sizes, alone)
 
     def _forward_example(self, plan: Plan) -> list[Any]:
         make = self._fakes(plan)
@@ -202,8 +205,9 @@ class _Fakes:
         return environment.create_symintnode(symbol, hint=37, source=source)
 
 
-def _run(program: Callable[..., Any], sizes: Sequence[int], *arguments: Tensor) -> Sequence[Tensor]:
-    return program(*arguments, *sizes)
+def _run(program: Callable[..., Any], sizes: Sequence[int], alone: bool, *arguments: Tensor) -> Sequence[Tensor]:
+    with one_thread(alone):
+        return program(*arguments, *sizes)
 
 
 def _while(condition: Any, body: Any, carry: tuple, constants: tuple, mutated: Sequence[int]) -> Any:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.fx import GraphModule, Node
+from torch.utils.flop_counter import FlopCounterMode
 
 from odenets.engine.compile import waiting
 from odenets.engine.compile.failing import NotCompiled, reason_of
@@ -79,7 +80,8 @@ def _prove(problem: Problem, graph: Graph, inputs: Sequence[Any], attempt: int) 
     values[graph.t] = t
     versions = [x._version for x in values if isinstance(x, Tensor)]
     with torch.no_grad(), torch.random.fork_rng([problem.y0.device] if problem.y0.is_cuda else []):
-        replayed = graph.module(*values)[0]
+        with FlopCounterMode(display=False) as counted:
+            replayed = graph.module(*values)[0]
         if versions != [x._version for x in values if isinstance(x, Tensor)]:
             raise NotCompiled("`f` writes into y, or into another tensor that it reaches, a buffer for example")
         once, twice = (problem.f(t, problem.y0.detach().clone()) for _ in range(2))
@@ -89,6 +91,7 @@ def _prove(problem: Problem, graph: Graph, inputs: Sequence[Any], attempt: int) 
         raise NotCompiled("`f` and its traced graph differ: it depends on something that the tracer does not see")
     if _trace(problem, attempt)[0] is not graph:
         raise NotCompiled(f"each evaluation of `f` changes what the next depends on ({_why_anew()})")
+    graph.work = counted.get_total_flops() / problem.y0.numel()
     graph.proven = True
 
 
