@@ -74,7 +74,6 @@ class Problem:
     options: Mapping[str, Any] = field(default_factory=dict)
     strategies: tuple[str, ...] = ("plain", "growing", "multiple_shooting", "collocation", "auto", PUBLISHED)
     starts: int | None = None  # None for as many as the config says
-    seeds: int | None = None  # at most, where a fit takes minutes
 
 
 _STIFF = {"method": "trbdf2", "rtol": 1e-3, "fit_y0": False}
@@ -115,7 +114,6 @@ PROBLEMS = {
         options=_STIFF | {"y0": (1.0, 0.0, 0.0), "sigma": (0.01, 1e-6, 0.01)},
         strategies=("plain", "auto"),
         starts=1,
-        seeds=2,
     ),
     "network": Problem(
         spiral,
