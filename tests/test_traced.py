@@ -99,6 +99,7 @@ def test_a_model_with_adaptive_steps_compiled_by_parts():
     assert (network[1].stats.kept, network[1].stats.nfe_backward) == (network[1].stats.accepted, 0)
 
 
+@pytest.mark.slow
 def test_adaptive_steps_inside_a_graph_of_inductor():
     """Without gradients and layers around it: most of the time is inductor's, for each operation."""
 
