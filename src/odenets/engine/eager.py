@@ -164,7 +164,8 @@ def extension_of(steps: list[Accepted]) -> Extension:
     each = [step.step.parts for step in steps if step.step is not None]
     most = max(map(len, each))
     none = torch.zeros_like(y[0])  # in the place of parts that a step of lower order has not
-    parts = torch.stack([torch.stack([*parts, *[none] * (most - len(parts))]) for parts in each])
+    parts = torch.stack([part for parts in each for part in (*parts, *[none] * (most - len(parts)))])
+    parts = parts.unflatten(0, (len(each), most))
     clock = None
     if steps[0].clock is not None:
         as_time = functools.partial(torch.as_tensor, dtype=torch.float64, device=y.device)

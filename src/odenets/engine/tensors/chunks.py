@@ -325,8 +325,10 @@ class InChunks(Outside):
             if chunk.rows == 0:
                 continue
             rows = constant((chunk.rows,), torch.int64, t.device)
+            # What the outputs give to the steps has a place for each row, so rows that were not taken cost.
+            taken = chunk.buffers.first(max(FEWEST, chunk.rows)) if given_out is None else chunk.buffers
             bars = () if given_out is None else Bars.of_dense(given_out.buffers)
-            given = (*stops, *behind, *with_outputs, *bars, *chunk.buffers.tensors, *tensors)
+            given = (*stops, *behind, *with_outputs, *bars, *taken.tensors, *tensors)
             state, lam, nfe, *rest = self.reverse(rows, times, state, lam, *given)
             behind, rest = rest[: len(behind)], rest[len(behind) :]
             if plan.outputs:

@@ -305,6 +305,18 @@ class Buffers(NamedTuple):
         count = 2 + int(plan.parts) + 2 * int(plan.keeps_past) + len(plan.activations or ())
         return Buffers.of(plan, items[:count]), tuple(items[count:])
 
+    def first(self, rows: int) -> "Buffers":
+        """The first rows of these, or all where there are no more."""
+        capacity = len(self.y)
+
+        def begin(x: Tensor | None) -> Any:
+            return None if x is None else x[: len(x) // capacity * rows]
+
+        slopes = None if self.slopes is None else self.slopes[: len(self.slopes) - capacity + rows]
+        activations = tuple(begin(x) for x in self.activations)
+        times, y, parts, sizes = (begin(x) for x in (self.times, self.y, self.parts, self.sizes))
+        return self if rows >= capacity else Buffers(times, y, parts, activations, slopes, sizes)
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         some = (x for x in (self.parts, self.slopes, self.sizes) if x is not None)
