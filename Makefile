@@ -46,7 +46,7 @@ demo: .venv/ready  ## set up, then train both twins on both problems and write t
 .PHONY: bench
 bench: .venv/bench  ## every peer on every work, scaling, memory, then the tables of the pages (about 25 minutes)
 	$(BIN)/python benchmarks/bench.py run
-	$(BIN)/python benchmarks/bench.py scaling
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/bench.py memory
 	$(BIN)/python benchmarks/bench.py gradients
 	$(BIN)/python benchmarks/bench.py multistep

@@ -1,9 +1,9 @@
-"""One training step beside every peer, and how its cost grows. Read `works`, `contest` and `curves` for what is done.
+"""One training step beside every peer, and its memory. Read `works`, `contest` and `curves` for what is done.
 
 Run it:  make bench                                 (all of it, about 25 minutes on one core, and the README's tables)
          python benchmarks/bench.py run --only ecg  (one work, a few minutes; the others in the file stay)
-It needs the extra `bench`. Results go to results/: bench.json, bench-scaling.json, bench-memory.json, gradients.json
-and multistep.json.
+It needs the extra `bench`. Results go to results/: bench.json, bench-memory.json, gradients.json and multistep.json.
+How time grows is measured by scale.py.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from contest import contest, first_step
-from curves import ALL, CURVES, SLOPE, USUAL, curve, memory, overheads
+from curves import ALL, STEPS, USUAL, memory
 from gradients import OUTPUTS, costs, equations, errors, evaluations
 from measure import all_versions, in_fresh_process, use_one_core
 from multistep import evaluations as at_equal_errors
@@ -90,19 +90,6 @@ def gpu(rounds: Rounds = 15, only: Annotated[list[str] | None, typer.Option()] =
         write(RESULTS / "bench-gpu.json", {"method": METHOD, "works": works})
 
 
-@app.command()
-def scaling(rounds: Rounds = 7) -> None:
-    """Time a training step while the steps, the batch or the width grow."""
-    use_one_core()
-    points = {quantity: in_fresh_process(curve, quantity, rounds) for quantity in CURVES}
-    report = {
-        "what": "the field of ecg alone, rk4 with fixed steps, mean square of the end state, float32",
-        **{"usual": USUAL, "rounds": rounds, "curves": points},
-        **{"slope_between": SLOPE, "overhead_us": in_fresh_process(overheads, rounds), "versions": all_versions()},
-    }
-    write(RESULTS / "bench-scaling.json", report)
-
-
 @app.command("memory")
 def memory_() -> None:
     """Measure the peak memory of a training step while the steps grow."""
@@ -110,7 +97,7 @@ def memory_() -> None:
     rows = {name: in_fresh_process(memory, name) for name in ALL}
     what = "peak resident memory of one training step beyond that before it, in bytes; the field of ecg, rk4, float32"
     usual = {"batch": USUAL["batch"], "width": USUAL["width"]}
-    report = {"what": what, **usual, "steps": CURVES["steps"], "bytes": rows, "versions": all_versions()}
+    report = {"what": what, **usual, "steps": STEPS, "bytes": rows, "versions": all_versions()}
     write(RESULTS / "bench-memory.json", report)
 
 

@@ -7,11 +7,9 @@ stands beside and says how much is noise.
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -22,7 +20,7 @@ import typer
 from torch import Tensor
 
 import odenets
-from measure import ONE_THREAD, use_one_core
+from measure import ONE_THREAD, least, use_one_core
 from odenets.experiments.result import versions
 from odenets.files import write_atomically
 from works import METHOD, WORKS, Work, make
@@ -89,15 +87,7 @@ def time_one(name: str) -> dict[str, Any]:
     steps[PEER] = peer
     for step in steps.values():
         step()
-    best = dict.fromkeys(steps, math.inf)
-    begun = time.perf_counter()
-    for _ in range(TURNS):
-        for way, step in steps.items():
-            started = time.thread_time()
-            step()
-            best[way] = min(best[way], 1e3 * (time.thread_time() - started))
-        if time.perf_counter() - begun > SECONDS:
-            break
+    best = least(steps, TURNS, SECONDS)
     counts = {}
     for way, options in WAYS.items():
         stats = odenets.solve(work.network.field, work.y0, work.times, **_options(work, options)).stats

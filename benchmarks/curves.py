@@ -1,4 +1,4 @@
-"""How cost grows: time with steps, batch and width, memory with steps. The field is that of `ecg`, the method rk4."""
+"""How memory grows with the steps. The field is that of `ecg`, the method rk4. (How time grows: `scale`.)"""
 
 import ctypes
 import gc
@@ -12,19 +12,12 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import odenets
-from contestants_torch import Evaluations, Solve, Solver, Step, diffeq, ours
-from measure import interleaved
+from contestants_torch import Solve, Solver, Step, diffeq, ours
 from odenets.nn import MLPField
 from works import Network, Work
 
-STAGES = 4  # evaluations of f in a step of rk4
-CURVES: dict[str, tuple[int, ...]] = {
-    "steps": (1, 4, 16, 64, 256, 1024),
-    "batch": (2, 8, 32, 128, 512, 2048, 8192),
-    "width": (2, 8, 32, 128, 512, 1024),
-}
-USUAL = {"steps": 8, "batch": 128, "width": 64}  # what is held while another grows
-SLOPE = (16, 256)  # the numbers of steps between which the cost of a step is taken
+STEPS = (1, 4, 16, 64, 256, 1024)
+USUAL = {"steps": 8, "batch": 128, "width": 64}
 
 Contestants = dict[str, Callable[[int], Solver]]  # number of steps -> solver
 
@@ -35,16 +28,6 @@ def fixed(**options: Any) -> Callable[[int], Solver]:
 
 def fixed_diffeq(odeint: Callable[..., Any]) -> Callable[[int], Solver]:
     return lambda steps: diffeq(odeint, method="rk4", options={"step_size": 1 / steps})
-
-
-CONTESTANTS: Contestants = {
-    "odenets Checkpointed": fixed(adjoint=odenets.Checkpointed()),
-    "odenets Direct": fixed(adjoint=odenets.Direct()),
-    "odenets Checkpointed, compiled": fixed(adjoint=odenets.Checkpointed(), compile=True),
-    "torchdiffeq odeint_adjoint": fixed_diffeq(torchdiffeq.odeint_adjoint),
-    "torchdiffeq odeint": fixed_diffeq(torchdiffeq.odeint),
-}
-DIRECT = ("odenets Direct", "torchdiffeq odeint")
 
 
 def residual_network(work: Work, field: nn.Module, layers: int) -> Solve:
@@ -59,9 +42,12 @@ def residual_network(work: Work, field: nn.Module, layers: int) -> Solve:
     return solve
 
 
-# Of these the memory is of interest, the time less so.
 ALL: Contestants = {
-    **CONTESTANTS,
+    "odenets Checkpointed": fixed(adjoint=odenets.Checkpointed()),
+    "odenets Direct": fixed(adjoint=odenets.Direct()),
+    "odenets Checkpointed, compiled": fixed(adjoint=odenets.Checkpointed(), compile=True),
+    "torchdiffeq odeint_adjoint": fixed_diffeq(torchdiffeq.odeint_adjoint),
+    "torchdiffeq odeint": fixed_diffeq(torchdiffeq.odeint),
     "odenets Checkpointed(memory=10)": fixed(adjoint=odenets.Checkpointed(memory=10)),
     "odenets Interpolated": fixed(adjoint=odenets.Interpolated()),
     "odenets Backsolve": fixed(adjoint=odenets.Backsolve()),
@@ -87,44 +73,11 @@ def field_work(batch: int, width: int, hidden: Sequence[int] = ()) -> Work:
     )
 
 
-def curve(quantity: str, rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of a training step while one quantity grows."""
-    return [point(**{**USUAL, quantity: value}, rounds=rounds) for value in CURVES[quantity]]
-
-
-def point(steps: int, batch: int, width: int, rounds: int) -> dict[str, Any]:
-    work = field_work(batch, width)
-    times = interleaved({name: Step(work, make(steps)) for name, make in CONTESTANTS.items()}, rounds)
-    ms = {name: row["ms"] for name, row in times.items()}
-    print(f"{steps} steps, batch {batch}, width {width}:", {k: round(v, 2) for k, v in ms.items()}, flush=True)
-    return {"steps": steps, "batch": batch, "width": width, "ms": ms}
-
-
-def overheads(rounds: int) -> dict[str, dict[str, float]]:
-    """Microseconds of one more step, forward and backward: all, f's own evaluations, and what is left.
-
-    Few steps, many steps and f are timed in the same rounds, so that a change of the machine's speed hits all alike.
-    """
-    work = field_work(USUAL["batch"], USUAL["width"])
-    few, many = SLOPE
-    solves = {(name, n): Step(work, make(n)) for name, make in CONTESTANTS.items() for n in SLOPE}
-    pieces = {("f", backward): Evaluations(work, STAGES, backward=backward) for backward in (False, True)}
-    micros = {key: 1e3 * row["ms"] for key, row in interleaved({**solves, **pieces}, rounds).items()}
-    forward, both = micros["f", False], micros["f", True]
-    out = {}
-    for name in CONTESTANTS:
-        slope = (micros[name, many] - micros[name, few]) / (many - few)
-        # A direct solve evaluates f once a stage; the others evaluate it again in the backward pass.
-        field = both if name in DIRECT else forward + both
-        out[name] = {"step": slope, "field": field, "overhead": slope - field}
-    return out
-
-
 def memory(name: str) -> list[int]:
     """Bytes at the peak of one training step beyond those before it, for each number of steps; Linux only."""
     work = field_work(USUAL["batch"], USUAL["width"])
     Step(work, ALL[name](1))()  # what is loaded or compiled once is not meant
-    return [peak(Step(work, ALL[name](steps))) for steps in CURVES["steps"]]
+    return [peak(Step(work, ALL[name](steps))) for steps in STEPS]
 
 
 def peak(step: Step) -> int:

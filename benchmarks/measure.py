@@ -1,5 +1,6 @@
 """Times that can be compared: one core, one thread, all contestants in turn in each round, fresh processes."""
 
+import math
 import multiprocessing
 import os
 import statistics
@@ -51,6 +52,25 @@ def interleaved(steps: Mapping[Key, Callable[[], None]], rounds: int) -> dict[Ke
                 timed(step, calls[name] // 2)  # the others have filled the caches
             seconds[name].append(timed(step, calls[name]))
     return {name: spread(values) for name, values in seconds.items()}
+
+
+def least(steps: Mapping[Key, Callable[[], object]], turns: int, seconds: float) -> dict[Key, float]:
+    """Least processor time of one call of each, in milliseconds, in turn: other work disturbs it least.
+
+    So many turns, or as many as fit into so many seconds of the processor, but three; the first, in which caches fill
+    and programs are compiled, aside.
+    """
+    best = dict.fromkeys(steps, math.inf)
+    begun = 0.0
+    for turn in range(turns):
+        begun = time.thread_time() if turn == 1 else begun
+        for name, step in steps.items():
+            started = time.thread_time()
+            step()
+            best[name] = min(best[name], 1e3 * (time.thread_time() - started))
+        if turn > 1 and time.thread_time() - begun > seconds:
+            break
+    return best
 
 
 def calls_a_turn(step: Callable[[], None]) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from odenets.files import write_atomically
-from pages import adjoints, changed, experiments, findings, multistep, pictures, series, speed, together
+from pages import adjoints, changed, experiments, findings, multistep, pictures, scale, series, speed, together
 from pages.text import ROOT
 
 PAGES = (
@@ -29,6 +29,7 @@ PAGES = (
             "how-it-works",
             "introduction",
             "irregular",
+            "scale",
             "solve",
         )
     ),
@@ -44,7 +45,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench": speed.every_row,
     "bench-gpu": speed.gpu,
     "bench-limits": speed.limits,
-    "bench-scaling": speed.scaling,
     "bench-memory": speed.memory,
     "changed": changed.ratios,
     "ecg-both": findings.both_splits,
@@ -60,6 +60,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "together": together.pairs,
     "multistep": multistep.evaluations,
     "series": series.steps,
+    "scale-axes": scale.axes,
+    "scale-laws": scale.laws,
+    "scale-steps": scale.steps,
+    "scale-processes": scale.processes,
+    "scale-many": scale.many,
     "gradient-errors": adjoints.errors,
     "gradient-evaluations": adjoints.evaluations,
     "gradient-costs": adjoints.costs,

@@ -16,6 +16,7 @@ from odenets import Status
 from odenets.cli import app
 from odenets.data.synthetic import make_synthetic
 from odenets.experiments import EXPERIMENTS
+from train_script import EXAMPLE
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,6 +80,8 @@ def test_commands_work(command, tmp_path, monkeypatch):
             assert result.exit_code == 0, result.output
         case ["make", target]:
             subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+        case ["torchrun", "--standalone", "--nproc-per-node", "1" | "2", script]:
+            assert ROOT / script == EXAMPLE  # a test of training runs it so
         case ["python", script, *arguments]:
             monkeypatch.syspath_prepend((ROOT / script).parent)
             monkeypatch.setattr(sys, "argv", [script, *arguments, "--help"])

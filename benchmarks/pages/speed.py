@@ -120,23 +120,6 @@ def limit_row(name: str, row: dict[str, Any], limits: dict[str, float]) -> tuple
     )
 
 
-def scaling() -> str:
-    """How time grows with steps, batch and width, and what a step costs beyond f."""
-    result = load("bench-scaling")
-    names = list(result["overhead_us"])
-    blocks = [scaling_curve(quantity, points, names, result["usual"]) for quantity, points in result["curves"].items()]
-    rows = [(name, *(f"{result['overhead_us'][name][k]:.0f}" for k in ("step", "field", "overhead"))) for name in names]
-    few, many = result["slope_between"]
-    head = (f"µs of one more step, from {few} to {many}", "all", "f's evaluations", "overhead")
-    return with_versions("\n".join([*blocks, markdown(head, rows)]), result, "torchdiffeq")
-
-
-def scaling_curve(quantity: str, points: list[dict[str, Any]], names: list[str], usual: dict[str, int]) -> str:
-    held = ", ".join(f"{name} {value}" for name, value in usual.items() if name != quantity)
-    head = (f"ms; {held}; {quantity}:", *(f"{point[quantity]:,}" for point in points))
-    return markdown(head, [(name, *(f"{point['ms'][name]:.2f}" for point in points)) for name in names])
-
-
 def memory() -> str:
     """Peak memory of a training step while the steps grow."""
     result = load("bench-memory")
