@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -275,7 +276,11 @@ def main(only: Annotated[list[str] | None, typer.Option()] = None) -> None:
     if "step" in wanted:
         report["step"] = {"few": FEW, "many": MANY, "kinds": in_fresh_process(one_more_step)}
     report["axes"] = {axis: report["axes"][axis] for axis in AXES if axis in report["axes"]}
-    result = {**report, "usual": dataclasses.asdict(USUAL), "versions": versions()}
+    result = {
+        **report,
+        "usual": dataclasses.asdict(USUAL),
+        "versions": {**versions(), "torchdiffeq": version("torchdiffeq")},
+    }
     write_atomically(path, json.dumps(result, indent=1) + "\n")
 
 

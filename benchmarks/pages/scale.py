@@ -4,15 +4,6 @@ from typing import Any
 
 from pages.text import load, markdown, with_versions
 
-UNITS = {
-    "steps": "step",
-    "batch": "sample",
-    "width": "weight",
-    "layers": "layer of 4,160 weights",
-    "outputs": "output",
-    "solves": "solve of one step",
-}
-
 
 def axes() -> str:
     """Milliseconds of a training step in every way along each axis, a table each."""
@@ -47,9 +38,14 @@ def laws() -> str:
             if not way.startswith("torchdiffeq"):
                 ends = [_from(name, law[bound]) if bound in law else "" for bound in ("half", "tenth")]
                 fixed, unit = law["fixed_us"] / 1e3, law["unit_us"]
-                rows.append((f"{name}: {_named(way)}", f"{law['exponent']:.2f}", _ms(fixed), f"{unit:#.3g}", *ends))
+                rows.append((f"{name}: {_named(way)}", f"{law['exponent']:.2f}", _ms(fixed), _short(unit), *ends))
     head = ("", "exponent", "fixed, ms", "one more, µs", "solver below 50 % from", "below 10 % from")
     return markdown(head, rows)
+
+
+def _short(value: float) -> str:
+    """Three digits, all of a whole number."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _from(axis: str, value: float | None) -> str:
