@@ -58,7 +58,7 @@ def test_the_page_says_what_was_measured():
             changes = (axis, way) == ("steps", "Checkpointed")  # from steps that are kept to those that are not
             assert law["exponent"] < (1.5 if changes else 1.15), (axis, way)
     one, two = (RESULT["processes"][count] for count in ("1", "2"))
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)  # in float32, after 128 steps
     assert one["processor_seconds"] / two["processor_seconds"] > 1.5
     kinds = RESULT["step"]["kinds"]
     for kind in ("rk4, fixed steps", "tsit5, adaptive"):
