@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from odenets import METHODS, PID, Backsolve, Checkpointed, Direct, Fixed, SolveError, solve, transforms
-from odenets.engine.compile import lower, programs, told, trace
+from odenets.engine.compile import known, lower, programs, told, trace
 from odenets.engine.compile.failing import NotCompiled
 from odenets.engine.tensors.plan import Buffers, Plan
 from odenets.nn import MLPField, ODEBlock
@@ -414,7 +414,8 @@ def test_fields_that_run_eagerly_as_the_page_says(name):
     assert torch.equal(sol.ys, solve(f, y0, [0.0, 1.0], **EULER).ys)
 
 
-def test_no_compiler_runs_eagerly_with_one_warning():
+def test_a_compiler_that_fails_later_runs_eagerly_with_one_warning():
+    assert known.compiler() is not None  # it has been there
     rate = 3 + random.random()  # one that no cache has seen
     with torch._inductor.config.patch("cpp.cxx", ("/no/such/compiler",)), pytest.warns(UserWarning, match="compiler"):
         sol = solve(lambda t, y: -rate * y, torch.ones(2), [0.0, 1.0], compile=True, **EULER)

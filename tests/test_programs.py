@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import importlib
+import os
+import threading
 import types
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 from odenets import PID, Fixed, solve
-from odenets.engine.compile import told, trace
+from odenets.engine.compile import cxx, known, told, trace
 from odenets.engine.compile.cxx import Awaited, settle
 from odenets.engine.compile.failing import NotCompiled
 from odenets.nn import MLPField
@@ -41,6 +43,40 @@ def test_what_fails_to_compile_is_no_other_fields_affair():
     assert other == []
     with pytest.raises(NotCompiled, match="no such compiler"):
         settle(one)
+
+
+@pytest.fixture
+def started_anew():
+    known.compiler.cache_clear()
+    yield
+    known.compiler.cache_clear()
+
+
+@pytest.mark.parametrize("missing", ["compiler", "folder"])
+def test_a_machine_without_a_compiler_is_told_once(missing, started_anew, monkeypatch, tmp_path):
+    """For all fields, before anything is traced."""
+    monkeypatch.setattr(trace, "traced_loops", None)
+    (tmp_path / "file").touch()
+    if missing == "folder":
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
+    compilers = {"compiler": ("/no/such/compiler",), "folder": torch._inductor.config.cpp.cxx}[missing]
+    says = {"compiler": r"no C\+\+ compiler .*install one", "folder": "folder .*set TORCHINDUCTOR_CACHE_DIR"}[missing]
+    with torch._inductor.config.patch("cpp.cxx", compilers):
+        with pytest.warns(UserWarning, match=f"`compile=True`: .*{says}"):
+            ys = solve(lambda t, y: -y, torch.ones(2), (0.0, 1.0), compile=True, **EULER).ys
+        solve(lambda t, y: 2 * y, torch.ones(2), (0.0, 1.0), compile=True, **EULER)
+    torch.testing.assert_close(ys[-1], torch.full((2,), 0.25))
+
+
+def test_a_forked_child_has_threads_of_its_own_to_compile_in():
+    assert cxx._pool().submit(abs, -1).result() == 1
+    child = os.fork()
+    if child == 0:
+        found = 1
+        with contextlib.suppress(BaseException):
+            found = cxx._pool().submit(abs, 0).result(timeout=20)
+        os._exit(found)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 class _MadeError(BaseException):
@@ -92,6 +128,17 @@ def counts(made, calls):
 
 def a_call(f, y0, times=(0.0, 1.0), args=(), **options):
     return functools.partial(solve, f, y0, times, args, compile=True, **(EULER | options))
+
+
+def test_threads_trace_one_after_the_other(programs):
+    """Two at once took what the other traced for a change of their own f."""
+    fields = [lambda t, y: torch.sin(y), lambda t, y: torch.cos(y) - t]
+    threads = [threading.Thread(target=counts, args=(programs, [a_call(f, torch.ones(3))])) for f in fields]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(programs) == len(fields)
 
 
 def state(shape, dtype=torch.float32, grad=True, layout="contiguous"):

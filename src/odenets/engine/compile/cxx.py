@@ -89,6 +89,10 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="odenets-cxx")
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its threads, and would wait for ever
+
+
 def _has_headers() -> bool:
     folder = Path(codecache._HEADER_DIR)
     return folder.is_dir() and any(folder.rglob("*.gch"))

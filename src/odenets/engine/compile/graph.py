@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from odenets.engine.compile.cxx import Awaited
 from odenets.engine.compile.failing import or_not_compiled
+from odenets.engine.compile.turns import in_turn
 from odenets.evaluation import checked
 from odenets.methods import Field
 from odenets.pullback.bound import Activation
@@ -72,7 +73,9 @@ class Graph:
     def split(self, wanted: Sequence[int]) -> Halves:
         """f, split from its pullback to these of `rest`."""
         key = tuple(wanted)
-        if key not in self.halves:
+        with in_turn():
+            if key in self.halves:
+                return self.halves[key]
             t, y, *rest = (self.inputs[i] for i in (self.t, self.y, *self.rest))
             with or_not_compiled(), torch.no_grad(), self.tracing():
                 y = torch.empty(y.shape, dtype=y.dtype, device=y.device)

@@ -17,6 +17,7 @@ from odenets.engine.compile.graph import Graph
 from odenets.engine.compile.lower import lowered
 from odenets.engine.compile.threads import is_little, one_thread
 from odenets.engine.compile.told import tell_of_many
+from odenets.engine.compile.turns import in_turn
 from odenets.engine.tensors.backward import backward
 from odenets.engine.tensors.forward import forward
 from odenets.engine.tensors.history import HistoryBars
@@ -77,10 +78,12 @@ class CompiledLoops:
         wanted = () if name == "forward" and plan.activations is None else tuple(self.wanted)
         key = (name, wanted, *plan.key)
         if key not in self.graph.programs:
-            if name == "backward":
-                self.forward(plan)  # the larger one first, so that it is compiled while the other is traced
-            tell_of_many(self.f, key, self.graph.why)
-            self.graph.programs[key] = lowered(self.graph, function(plan), example(plan))
+            with in_turn():
+                if name == "backward":
+                    self.forward(plan)  # the larger one first, so that it is compiled while the other is traced
+                if key not in self.graph.programs:  # another thread may have made it meanwhile
+                    tell_of_many(self.f, key, self.graph.why)
+                    self.graph.programs[key] = lowered(self.graph, function(plan), example(plan))
         y = self.inputs[self.graph.y]
         alone = is_little(self.graph.work * y.numel(), y.device.type)
         return functools.partial(_run, self.graph.programs[key], self.sizes, alone)

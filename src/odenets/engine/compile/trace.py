@@ -25,6 +25,7 @@ from odenets.engine.compile.failing import NotCompiled, reason_of
 from odenets.engine.compile.graph import Graph
 from odenets.engine.compile.programs import CompiledLoops
 from odenets.engine.compile.told import unwrapped
+from odenets.engine.compile.turns import in_turn
 from odenets.methods import real_dtype
 from odenets.problem import Problem, sample_shape
 
@@ -39,12 +40,13 @@ def traced_loops(problem: Problem) -> CompiledLoops:
     """
     if problem.y0.is_complex():
         raise NotCompiled("the state is complex, and PyTorch's compiler makes no code of complex numbers")
-    for attempt in itertools.count():
-        graph, inputs = _trace(problem, attempt)
-        if graph.fits(inputs):
-            if not graph.proven:
-                _prove(problem, graph, inputs, attempt)
-            return CompiledLoops(graph, inputs, problem.watched)
+    with in_turn():
+        for attempt in itertools.count():
+            graph, inputs = _trace(problem, attempt)
+            if graph.fits(inputs):
+                if not graph.proven:
+                    _prove(problem, graph, inputs, attempt)
+                return CompiledLoops(graph, inputs, problem.watched)
     raise RuntimeError("no end of attempts")
 
 
