@@ -110,7 +110,7 @@ def _why_anew() -> str:
     """Which assumption of the graphs before did not hold, when the newest was traced."""
     reasons = [metrics.recompile_reason for metrics in torch._dynamo.utils.get_compilation_metrics()[-1:]]
     text = " ".join(str(reasons[0] or "").split()) if reasons else ""
-    return text.partition(": ")[2][:300]  # without the number of the graph
+    return text.partition(": ")[2].partition(" User stack trace")[0][:300]  # without the number of the graph
 
 
 @functools.lru_cache(maxsize=64)
