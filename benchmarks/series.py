@@ -1,11 +1,11 @@
 """A training step of models of irregular series, beside the same model on torchdiffeq and torchcde, equal weights.
 
-Run it:  python benchmarks/series.py                (some minutes on one core; needs the extra `bench`)
-It writes results/series.json. Both have the same weights, batch, method and tolerance. Theirs is what is published: one
-solve from each time of the batch to the next, over all times that any sample has (Rubanova et al. 2019), and `cdeint`
-over the rows (Kidger et al. 2020). Ours is the model as it is in `odenets.nn`. Errors are relative, against the
-same model solved to 1e-9 in float64. They take turns; what is compared is the
-least processor time of a step, which other work on the machine disturbs least.
+Run it:  python benchmarks/series.py                (ten minutes on one core; needs the extra `bench`)
+It writes results/series.json. All have the same weights, batch, method and tolerance. The peer's is what is published:
+one solve from each time of the batch to the next, over all times that any sample has (Rubanova et al. 2019), and
+`cdeint` over the rows (Kidger et al. 2020). Ours is the model as it is in `odenets.nn`, eager and compiled. Errors are
+relative, against the same model solved to 1e-9 in float64. They take turns; what is compared is the least processor
+time of a step, which other work on the machine disturbs least.
 """
 
 import copy
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torchcde  # pyright: ignore[reportMissingImports] — of the extra `bench`
@@ -104,32 +104,40 @@ def works(channels: int) -> dict[str, tuple[str, torch.nn.Module, Callable[..., 
     }
 
 
-def main(rounds: int = 7) -> None:
-    """Time every work."""
+def main(rounds: int = 7, only: Annotated[list[str] | None, typer.Option()] = None) -> None:
+    """Time every work, or those alone, which are then not kept."""
     use_one_core()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     report = {}
     for name, (kind, model, theirs) in works(8).items():
+        if only and name not in only:
+            continue
         series = stays(HOURS[kind])
         series = replace(series, static=None) if isinstance(model, NeuralCDE) else series
         report[name] = compared(model, series, theirs, rounds)
         print(name, json.dumps(report[name]), flush=True)
+    if only:
+        return
     versions = {**all_versions(), "torchcde": version("torchcde")}
     result = {"batch": BATCH, "rtol": RTOL, "atol": ATOL, "works": report, "versions": versions}
     write_atomically(Path(__file__).parent.parent / "results" / "series.json", json.dumps(result, indent=1) + "\n")
 
 
 def compared(model: Any, series: Series, theirs: Callable[..., Tensor], rounds: int) -> dict[str, Any]:
-    """Least milliseconds of a step of both, in turn, the evaluations of f, and how far the outputs differ."""
-    seconds: dict[str, list[float]] = {"odenets": [], "peer": []}
+    """Least milliseconds of a step of each, in turn, the evaluations of f, and how far the outputs are off."""
+    compiled = copy.deepcopy(model)
+    compiled.solve_options = {**model.solve_options, "compile": True}
+    compiled(series).square().nanmean().backward()  # which compiles
+    runs = (("odenets", model, model), ("compiled", compiled, compiled), ("peer", model, lambda x: theirs(model, x)))
+    seconds: dict[str, list[float]] = {who: [] for who, *_ in runs}
     counts: dict[str, int] = {}
-    calls = [0]
+    calls = [0]  # not of the compiled field, which would have to be traced with what counts
     model.field.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     outputs = {}
     for _ in range(rounds):
-        for who, run in (("odenets", model), ("peer", lambda x: theirs(model, x))):
-            model.zero_grad()
+        for who, weights, run in runs:
+            weights.zero_grad()
             calls[0], begun = 0, time.process_time()
             out = run(series)
             counts[who] = calls[0]
@@ -142,7 +150,7 @@ def compared(model: Any, series: Series, theirs: Callable[..., Tensor], rounds: 
     errors = {who: float((out - exact)[rows].abs().max() / exact[rows].abs().max()) for who, out in outputs.items()}
     return {
         "ms": ms,
-        "ratio": ms["peer"] / ms["odenets"],
+        "ratio": {who: ms["peer"] / ms[who] for who in ("odenets", "compiled")},
         "nfe": counts,
         "error": errors,
         "rows": series.times.shape[1],
