@@ -14,7 +14,7 @@ from odenets.engine import failures
 from odenets.engine.events import Place, Watch
 from odenets.engine.going import Going, failure_of_fixed_steps
 from odenets.engine.recorded import Recorded
-from odenets.engine.straight import forget_casts, goes_straight, straight
+from odenets.engine.straight import cast_anew, goes_straight, straight
 from odenets.engine.tape import Accepted, Tape
 from odenets.evaluation import evaluate_at_start
 from odenets.methods import Field, real_dtype
@@ -88,7 +88,7 @@ def run(
         if recorded is not None:
             recording.enter_context(recorded.wanted.enable_grad())
         while stepper.t < furthest and not ended:
-            forget_casts()
+            cast_anew()
             if recorded is not None:
                 recorded.enter(stepper)
             taken = stepper.advance(t_end)

@@ -38,14 +38,14 @@ def straight(problem: Problem, y0: Tensor, f0: Tensor | None) -> Tensor:
     f, y = FieldInPieces(problem, problem.stats, 0.0), y0
     carry = () if f0 is None else (f0,)
     for dt, times in _steps(problem, y0):
-        forget_casts()
+        cast_anew()
         known: Any = Known(times)  # a Runge–Kutta step asks nothing of its time but those of its nodes
         y, carry = problem.method.step(f, known, y, dt, carry).y, ()
         problem.stats.accepted += 1
     return y
 
 
-def forget_casts() -> None:
+def cast_anew() -> None:
     """Let autocast cast anew what has a graph: gradients through one cast for all steps add up in half precision."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         torch.clear_autocast_cache()
