@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from odenets import PID, Fixed, solve
-from odenets.engine.compile import cxx, known, told, trace
+from odenets.engine.compile import cxx, known, lower, told, trace
 from odenets.engine.compile.cxx import Awaited, settle
 from odenets.engine.compile.failing import NotCompiled
 from odenets.nn import MLPField
@@ -294,3 +296,13 @@ def test_a_third_program_is_told_once_with_its_reason(programs):
         found = counts(programs, calls)
     assert found == [0, 1] * 4
     assert len(caught) == 1
+
+
+def test_numbers_in_a_loop_become_operations_that_say_their_shape():
+    """As the later stages of PyTorch's compiler ask of every operation: a loop with stops has such numbers."""
+    module = make_fx(lambda x: x * torch.tensor([[2.0], [3.0]]), tracing_mode="fake")(torch.ones(2, 1))
+    lower._spell_out_constants(module, FakeTensorMode())
+    calls = [node for node in module.graph.nodes if node.op == "call_function"]
+    assert all("val" in node.meta for node in calls)
+    assert not any(node.target == torch.ops.aten.lift_fresh_copy.default for node in calls)
+    torch.testing.assert_close(module(torch.ones(2, 1)), torch.tensor([[2.0], [3.0]]))

@@ -13,8 +13,10 @@ from torch._inductor import config
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.utils import BoxedBool
 from torch._inductor.virtualized import V
-from torch.fx import GraphModule
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 
 from odenets.engine.compile import waiting
 from odenets.engine.compile.cxx import in_background, vectors_are_known
@@ -68,7 +70,7 @@ def lowered(graph: Graph, function: Callable[..., Any], example: list[Any]) -> C
         warnings.simplefilter("ignore", DeprecationWarning)
         with graph.tracing():
             module = make_fx(function, decomposition_table={**select_decomp_table(), **_FASTER})(*example)
-        _spell_out_constants(module)
+        _spell_out_constants(module, graph.mode)
         _written_into_at_once(module)
         program = _compiled(graph, module, example)
     return lambda *arguments: program(list(arguments))
@@ -119,11 +121,18 @@ def _options() -> dict[str, Any]:
 _MOST_NUMBERS = 256  # of a constant; each becomes an operation
 
 
-def _spell_out_constants(module: GraphModule) -> None:
+def _spell_out_constants(module: GraphModule, mode: FakeTensorMode) -> None:
     """Make `torch.tensor(numbers)` of operations: PyTorch's compiler takes no constant inside a loop."""
-    full, stack, view = torch.ops.aten.full.default, torch.ops.aten.stack.default, torch.ops.aten.view.default
+    full, cat, view = torch.ops.aten.full.default, torch.ops.aten.cat.default, torch.ops.aten.view.default
     for part in (m for m in module.modules() if isinstance(m, GraphModule)):
         graph = part.graph
+
+        def add(operation: Any, *args: Any, **kwargs: Any) -> Node:
+            node = graph.call_function(operation, args, kwargs)  # noqa: B023 — called in this round alone
+            with mode:  # what later stages read the shape from
+                node.meta["val"] = operation(*map_arg(args, lambda of: of.meta["val"]), **kwargs)
+            return node
+
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.lift_fresh_copy.default):
             (source,) = node.all_input_nodes
             constant = getattr(part, str(source.target), None) if source.op == "get_attr" else None
@@ -131,8 +140,8 @@ def _spell_out_constants(module: GraphModule) -> None:
                 continue
             kwargs = {"dtype": constant.dtype, "device": constant.device}
             with graph.inserting_before(node):
-                each = [graph.call_function(full, ((), x), kwargs) for x in constant.flatten().tolist()]
-                made = graph.call_function(view, (graph.call_function(stack, (each,)), list(constant.shape)))
+                each = [add(full, [1], x, **kwargs) for x in constant.flatten().tolist()]
+                made = add(view, add(cat, each), list(constant.shape))
             node.replace_all_uses_with(made)
             graph.erase_node(node)
             if not source.users:
